@@ -1,0 +1,101 @@
+"""Every exception of pathovit. A message says what is wrong, in which file, and what to do.
+
+PathovitError
+├── SettingsError        an option, a settings file or a manifest is wrong                     exit 2
+│   └── WeightsError     weights that are missing, refused, or do not fit the encoder          exit 2
+├── NoSlidesError        nothing to do: no slide file was found                                exit 4
+├── OutputInUseError     another run is writing to this folder                                 exit 5
+├── StorageError         the output cannot be written (full, read-only, faulty)                exit 6
+└── SlideError           one slide cannot go on; the others do                                 exit 3
+    ├── SlideOpenError       not a slide, damaged, truncated, or unreadable
+    ├── ResolutionError      pixel size missing, absurd, or too coarse for the encoder
+    ├── TileReadError        pixels that cannot be decoded
+    ├── NoTissueError        nothing to analyse
+    └── StoreError           stored features are damaged, or belong to another recipe
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class PathovitError(Exception):
+    """Base of all errors that a user can act on."""
+
+    exit_code = 1
+
+
+class SettingsError(PathovitError, ValueError):
+    """An option, a settings file or a manifest is wrong."""
+
+    exit_code = 2
+
+
+class WeightsError(SettingsError):
+    """Weights are missing, refused, or do not fit the encoder."""
+
+
+class NoSlidesError(PathovitError, FileNotFoundError):
+    """No slide file was found under the given paths."""
+
+    exit_code = 4
+
+
+class OutputInUseError(PathovitError, BlockingIOError):
+    """Another run is writing to this output folder."""
+
+    exit_code = 5
+
+
+class StorageError(PathovitError, OSError):
+    """The output cannot be written."""
+
+    exit_code = 6
+
+
+class SlideError(PathovitError):
+    """One slide cannot go on; `path` names it, `reason` says why and what to do."""
+
+    exit_code = 3
+
+    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+        super().__init__(f"{Path(path).name}: {reason}")
+        self.path = Path(path)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[SlideError], tuple[Path, str]]:  # crosses process borders whole
+        return type(self), (self.path, self.reason)
+
+
+class SlideOpenError(SlideError, OSError):
+    """Not a slide, damaged, truncated, or unreadable."""
+
+
+class ResolutionError(SlideError, ValueError):
+    """Pixel size missing, absurd, or too coarse for the encoder."""
+
+
+class TileReadError(SlideError, OSError):
+    """Pixels that cannot be decoded."""
+
+
+class NoTissueError(SlideError, ValueError):
+    """The slide holds nothing to analyse."""
+
+
+class StoreError(SlideError, ValueError):
+    """Stored features are damaged, or belong to another recipe."""
+
+
+@contextmanager
+def slide_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Put the slide's name on an operating-system error that passes through."""
+    try:
+        yield
+    except SlideError:
+        raise
+    except OSError as error:
+        raise SlideOpenError(path, f"{error.strerror or error}. Check the file and the drive it lies on.") from error

@@ -1,0 +1,182 @@
+"""Look at a file before OpenSlide does: some files hang it, abort the process, or eat the memory.
+
+Measured: a FIFO hangs it for ever; a 1 kB TIFF that declares one 60,000 x 60,000 tile ends the process with SIGABRT
+when memory is refused; a truncated slide opens without complaint and fails tile by tile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+import unicodedata
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pathovit.errors import NoSlidesError, SlideOpenError, slide_errors
+
+SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".tif", ".tiff", ".dcm", ".vms", ".vmu", ".svslide", ".czi")
+FLAT_SUFFIXES = (".png", ".jpg", ".jpeg")
+MAX_TILE_BYTES = 256 * 2**20  # a tile is decoded whole, 4 bytes a pixel
+MAX_SIDE_PX = 2**24
+
+
+def find_slides(paths: Iterable[Path]) -> list[Path]:
+    """Slide files under the given files and folders, sorted within a folder, each once.
+
+    Files named one by one are taken whatever their suffix (preflight says what is wrong with them). Of a DICOM
+    series, which is many files, the first stands for all.
+
+    Raises
+    ------
+    NoSlidesError : nothing was found
+    """
+    found: dict[Path, None] = {}
+    asked = list(paths)
+    for path in asked:
+        if path.is_dir():
+            found.update(dict.fromkeys(_slides_in(path)))
+        else:
+            found[path] = None
+    slides = _one_file_per_series(found)
+    if not slides:
+        names = ", ".join(str(p) for p in asked) or "no path given"
+        raise NoSlidesError(f"No slide found in {names}. Give slide files ({', '.join(SLIDE_SUFFIXES)}) or a folder of them.")
+    return slides
+
+
+def _slides_in(folder: Path) -> Iterator[Path]:
+    """Slide files below a folder; links to folders are not followed, data folders of MRXS slides are skipped."""
+    for root, folders, files in os.walk(folder, followlinks=False):
+        mirax_data = {Path(name).stem for name in files if name.lower().endswith(".mrxs")}
+        folders[:] = sorted(name for name in folders if name not in mirax_data and not name.endswith(".zarr"))
+        for name in sorted(files):
+            if name.lower().endswith(SLIDE_SUFFIXES + FLAT_SUFFIXES) and not name.startswith("."):
+                yield Path(root) / name
+
+
+def _one_file_per_series(paths: Iterable[Path]) -> list[Path]:
+    kept: list[Path] = []
+    seen: set[tuple[Path, str]] = set()
+    for path in paths:
+        if path.suffix.lower() == ".dcm":
+            series = (path.parent, dicom_series(path))
+            if series[1] and series in seen:
+                continue
+            seen.add(series)
+        kept.append(path)
+    return kept
+
+
+def dicom_series(path: Path) -> str:
+    """SeriesInstanceUID of a DICOM file, from its first 64 KiB; "" if there is none.
+
+    Read here, and not with a DICOM library, because nothing else of the file is needed: explicit and implicit
+    little-endian files both hold the tag (0020,000E) followed by its length and text.
+    """
+    if not path.is_file():
+        return ""
+    with slide_errors(path), path.open("rb") as file:
+        head = file.read(65536)
+    at = head.find(b"\x20\x00\x0e\x00")
+    if at < 0:
+        return ""
+    match = re.match(rb"(?:UI..|....)([0-9.]{1,64})", head[at + 4 : at + 80], re.DOTALL)
+    return match.group(1).decode("ascii") if match else ""
+
+
+def check_file(path: Path) -> None:
+    """Refuse what must not reach a decoder.
+
+    Raises
+    ------
+    SlideOpenError : missing, not a regular file, unreadable, empty, truncated, or of absurd dimensions
+    """
+    with slide_errors(path):
+        if not path.exists():
+            raise SlideOpenError(path, "there is no such file. Check the path; a link may point nowhere.")
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise SlideOpenError(path, "this is a folder. Give a slide file.")
+        if not stat.S_ISREG(mode):
+            raise SlideOpenError(path, "not a regular file (a pipe, socket or device). Give a slide file.")
+        with path.open("rb") as file:
+            head = file.read(4)
+        size = path.stat().st_size
+    if size == 0:
+        raise SlideOpenError(path, "the file is empty (0 bytes). Copy it again from its source.")
+    if head[:2] in (b"II", b"MM"):
+        _check_tiff(path, size)
+
+
+def _check_tiff(path: Path, file_bytes: int) -> None:
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            for page in tiff.pages:
+                if not isinstance(page, tifffile.TiffPage):  # a frame: same geometry as the page before
+                    continue
+                _check_page(path, page, file_bytes)
+    except SlideOpenError:
+        raise
+    except Exception as error:  # a fuzzed TIFF can raise anything in a parser; whatever it is, the file is refused
+        raise SlideOpenError(path, f"damaged or not a TIFF slide ({error}). Copy or export it again.") from error
+
+
+def _check_page(path: Path, page: object, file_bytes: int) -> None:
+    import tifffile
+
+    assert isinstance(page, tifffile.TiffPage)
+    width, height = page.imagewidth, page.imagelength
+    if not (0 < width <= MAX_SIDE_PX and 0 < height <= MAX_SIDE_PX):
+        raise SlideOpenError(path, f"declares an image of {width} x {height} pixels. The file is damaged.")
+    if page.is_tiled and page.tilewidth * page.tilelength * 4 > MAX_TILE_BYTES:
+        raise SlideOpenError(
+            path,
+            f"its tiles are {page.tilewidth} x {page.tilelength} pixels, more than can be decoded safely. "
+            "Re-tile it, e.g. with `vips tiffsave --tile --pyramid`.",
+        )
+    end = max((o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
+    if end > file_bytes:
+        raise SlideOpenError(
+            path,
+            f"truncated: it has {file_bytes:,} bytes, and pixel data up to byte {end:,} are announced. "
+            "Copy it again from its source.",
+        )
+
+
+def slide_files(path: Path) -> list[Path]:
+    """All files that make up a slide: the file itself, MRXS and VMS data beside it, the files of a DICOM series."""
+    suffix = path.suffix.lower()
+    if suffix == ".dcm":
+        series = dicom_series(path)
+        beside = sorted(p for p in path.parent.iterdir() if p.suffix.lower() == ".dcm" and p.is_file())
+        return [p for p in beside if dicom_series(p) == series] or [path]
+    if suffix in (".mrxs", ".vms", ".vmu"):
+        data = path.with_suffix("")
+        inside = sorted(p for p in data.rglob("*") if p.is_file()) if data.is_dir() else []
+        return [path, *inside]
+    return [path]
+
+
+def content_sha256(path: Path) -> str:
+    """SHA-256 (64 hex digits) of all bytes of a slide; of several files: names and bytes, in order of name."""
+    files = slide_files(path)
+    digest = hashlib.sha256()
+    with slide_errors(path):
+        for part in files:
+            if len(files) > 1:
+                digest.update(part.name.encode("utf-8", "surrogateescape") + b"\0")
+            with part.open("rb") as file:
+                while block := file.read(2**22):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+def slide_id(path: Path, sha256: str) -> str:
+    """ASCII slug of the stem and 12 hex digits of the content: safe in paths, tables and HTML, never ambiguous."""
+    ascii_stem = unicodedata.normalize("NFKD", path.stem).encode("ascii", "ignore").decode()
+    slug = re.sub(r"[^A-Za-z0-9_]+", "-", ascii_stem).strip("-")[:60] or "slide"
+    return f"{slug}-{sha256[:12]}"

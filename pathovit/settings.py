@@ -1,0 +1,157 @@
+"""One frozen record per step; every default has its home here. Read from one TOML file with a table per record.
+
+A record goes whole into the recipe of what it made and into the RunRecord, so a changed setting is never mistaken
+for a finished slide.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pathovit.errors import SettingsError
+
+
+@dataclass(frozen=True)
+class TissueSettings:
+    """How tissue is found; sizes in micrometres, whatever the slide's levels are."""
+
+    mask_mpp: float = 8.0  # um per mask pixel
+    min_area_um2: float = 6_000.0  # smaller islands are dust (6,000 um2: a disc of 87 um)
+    max_hole_um2: float = 60_000.0  # smaller holes are lumina and fat, part of the tissue
+    closing_um: float = 24.0  # joins the walls of fat cells
+    opening_um: float = 12.0  # removes threads, edges of bubbles and cover slips
+    drop_pen: bool = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.mask_mpp <= 64:
+            raise SettingsError(f"tissue.mask_mpp is {self.mask_mpp}, expected 1 to 64 um per pixel.")
+
+
+@dataclass(frozen=True)
+class TileSpec:
+    """The tiles asked for. None means: what the encoder was trained at."""
+
+    tile_px: int | None = None
+    mpp: float | None = None
+    stride_px: int | None = None  # None: tile_px, no overlap
+    min_coverage: float = 0.25  # share of a tile that must lie on tissue
+    snap_tolerance: float = 0.02  # a level within 2 % of the asked mpp is read as it is
+    max_upsampling: float = 1.1  # a slide coarser than asked by more than this fails
+
+    def __post_init__(self) -> None:
+        if self.tile_px is not None and not 8 <= self.tile_px <= 8192:
+            raise SettingsError(f"tiles.tile_px is {self.tile_px}, expected 8 to 8192 pixels.")
+        if self.mpp is not None and not 0.05 <= self.mpp <= 20:
+            raise SettingsError(f"tiles.mpp is {self.mpp}, expected 0.05 to 20 um per pixel.")
+        if self.stride_px is not None and self.stride_px < 1:
+            raise SettingsError(f"tiles.stride_px is {self.stride_px}, expected at least 1 pixel.")
+        if not 0 <= self.min_coverage <= 1:
+            raise SettingsError(f"tiles.min_coverage is {self.min_coverage}, expected 0 to 1.")
+        if self.max_upsampling < 1:
+            raise SettingsError(f"tiles.max_upsampling is {self.max_upsampling}, expected at least 1.")
+
+
+@dataclass(frozen=True)
+class EmbedSettings:
+    """How tiles become features."""
+
+    encoder: str = "reference"
+    weights: str | None = None  # a .safetensors file; None: the record's own
+    precision: str = "auto"  # auto, fp32 or bf16
+    batch_tiles: int = 64
+    part_tiles: int = 4096  # one Dask task; whole chunks
+    chunk_tiles: int = 1024  # one commit on disk
+    max_tiles: int | None = None  # a cap per slide, for trials; spread evenly over the grid
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise SettingsError(f"embed.precision is {self.precision!r}, expected auto, fp32 or bf16.")
+        if self.batch_tiles < 1 or self.chunk_tiles % self.batch_tiles:
+            raise SettingsError(
+                f"embed.batch_tiles is {self.batch_tiles}; it must divide chunk_tiles ({self.chunk_tiles}), so that "
+                "batches are the same wherever a run goes on."
+            )
+        if self.part_tiles % self.chunk_tiles:
+            raise SettingsError(f"embed.part_tiles ({self.part_tiles}) must be a multiple of {self.chunk_tiles}.")
+        if self.max_tiles is not None and self.max_tiles < 1:
+            raise SettingsError(f"embed.max_tiles is {self.max_tiles}, expected at least 1.")
+
+
+@dataclass(frozen=True)
+class HeatmapSettings:
+    """How scores become pictures."""
+
+    model: str = "reference"  # a model folder, or the bundled one
+    hot_score: float = 0.5  # regions at or above this score are outlined
+    top_tiles: int = 12
+    overview_px: int = 1600  # longer side of the overview picture
+    max_geojson_tiles: int = 20_000  # above this, tiles of one score band are dissolved into polygons
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Who does the work, and how bad a slide may be."""
+
+    workers: int | None = None  # None: one per GPU, or one
+    readers: int | None = None  # reading threads per worker; None: the cores this process may use
+    scheduler: str | None = None  # address of a running Dask scheduler
+    scheduler_file: str | None = None
+    read_timeout_s: float = 120.0  # a tile that takes longer costs its worker
+    max_unreadable: float = 0.01  # share of tissue tiles; above it the slide counts as degraded
+    device: str = "auto"  # auto, cpu, cuda, mps
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a run, one record per step."""
+
+    tissue: TissueSettings = field(default_factory=TissueSettings)
+    tiles: TileSpec = field(default_factory=TileSpec)
+    embed: EmbedSettings = field(default_factory=EmbedSettings)
+    heatmap: HeatmapSettings = field(default_factory=HeatmapSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        return dataclasses.asdict(self)
+
+
+def load_settings(path: Path) -> Settings:
+    """Settings from a TOML file. Unknown names are refused, and the nearest known name is offered."""
+    try:
+        tables = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}. Give an existing TOML file with --settings.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not a TOML file: {error}.") from error
+    return settings_from_dict(tables, str(path))
+
+
+def settings_from_dict(tables: dict[str, Any], origin: str) -> Settings:
+    """Settings from nested tables, e.g. {"tiles": {"mpp": 0.5}}; `origin` is named in errors."""
+    records = {f.name: f.default_factory for f in dataclasses.fields(Settings)}
+    _refuse_unknown(set(tables), set(records), origin, "table")
+    made: dict[str, Any] = {}
+    for name, values in tables.items():
+        record = records[name]
+        assert callable(record)
+        if not isinstance(values, dict):
+            raise SettingsError(f"{origin}: [{name}] must be a table.")
+        known = {f.name for f in dataclasses.fields(record)}  # type: ignore[arg-type]  # a dataclass type, by construction
+        _refuse_unknown(set(values), known, f"{origin}, [{name}]", "setting")
+        try:
+            made[name] = record(**values)  # type: ignore[call-arg]  # names checked above
+        except TypeError as error:
+            raise SettingsError(f"{origin}, [{name}]: a value has the wrong type ({error}).") from error
+    return Settings(**made)
+
+
+def _refuse_unknown(given: set[str], known: set[str], origin: str, kind: str) -> None:
+    for name in sorted(given - known):
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(sorted(known))}."
+        raise SettingsError(f"{origin}: unknown {kind} {name!r}.{hint}")
