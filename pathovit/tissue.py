@@ -57,14 +57,14 @@ def find_tissue(slide: Slide, settings: TissueSettings) -> TissueMask:
 
 
 def read_overview(slide: Slide, mpp: float) -> tuple[RGB, Mask, Mask, XY]:
-    """The whole slide at `mpp` or a little sharper, read block by block.
+    """The whole slide at about `mpp`, a whole multiple of a level, read block by block.
 
     Returns
     -------
     uint8 (H, W, 3); bool (H, W) scanned; bool (H, W) unreadable; level-0 pixels per overview pixel
     """
     level = slide.best_level((mpp, mpp), tolerance=0.0)
-    shrink = max(1, int(mpp / max(level.mpp)))
+    shrink = max(1, round(mpp / max(level.mpp)))
     shape = -(-level.size[1] // shrink), -(-level.size[0] // shrink)
     overview = np.empty((*shape, 3), np.uint8)
     overview[:] = slide.background
@@ -163,16 +163,17 @@ def _find_pen(density: NDArray[np.float32], um: float) -> Mask:
     highest = np.maximum(np.maximum(red, green), blue)
     lowest = np.minimum(np.minimum(red, green), blue)
     blue_ink = (red > 0.45) & (red > 1.3 * green) & (green > 0.9 * blue)
+    dark_blue_ink = (red > 0.8) & (red > 0.85 * green) & (blue < 0.75 * red)
     green_ink = (red > 0.35) & (red > 1.25 * green) & (blue > 1.02 * green)
     red_ink = (green > 0.9) & (blue > 0.8 * green) & (red < 0.22 * green)
-    black_ink = (lowest > 0.9) & (highest - lowest < 0.25 * highest)
-    ink = blue_ink | green_ink | red_ink | black_ink
+    black_ink = (lowest > 1.0) | (lowest > 0.8) & (highest - lowest < 0.25 * highest)
+    ink = blue_ink | dark_blue_ink | green_ink | red_ink | black_ink
     ink = morphology.opening(ink, morphology.disk(1)) if min(ink.shape) > 3 else ink
     ink = morphology.remove_small_objects(ink, max_size=max(4, int(20_000 / um**2)))
     if not ink.any():
         return np.asarray(ink, bool)
     # Ink fades out at its edge: grow into whatever is still ink-coloured, then a little beyond.
-    fading = (red > 0.12) & (red > 1.12 * green) | ink
+    fading = (red > 0.12) & (red > 1.12 * green) | (lowest > 0.75) | ink
     ink = ndimage.binary_propagation(ink, mask=fading)
     return np.asarray(ndimage.distance_transform_edt(~ink) * um <= 30, bool)
 

@@ -50,6 +50,7 @@ LAYERS = (  # from the bottom; what none of them covers is stroma-0
 )
 BLUR_UM = 2.5
 LENS_UM = 0.2
+SPECK_NODES = 2.0  # outlines of less than this area, in nodes, are left out
 ROOT_STEPS = 128  # of the root of density, so that uint8 holds densities up to 4
 EDGE_UM = 4.0  # width over which one tissue passes into the next
 ROUGH_UM = 3.0  # how far fine roughness moves a drawn border from its field
@@ -394,7 +395,7 @@ def root_density(light: Floats) -> Pixels:
 
 def draw_library(spec: SampleSpec, stain: Stain, rng: Rng) -> Library:
     """Draw one patch of every kind; light is averaged, never dye, so that the levels agree."""
-    side_px = min(3072, max(512, 2 ** round(math.log2(max(spec.size) / 4))))  # a multiple of every downsample
+    side_px = min(3072, max(512, round(max(spec.size) / 5 / 256) * 256))  # its half too divides by 64
     patches: dict[tuple[str, int], Pixels] = {}
     rough = ROUGH_UM * smooth_noise((side_px, side_px), (2.0 / spec.mpp,) * 2, rng)
     planes = {1: wrapped(rough)}
@@ -620,7 +621,7 @@ def lay_flaws(
     short_um = min(ground.size_um)
     tumour = np.maximum.reduce([kinds[f"tumour-{k}"] for k in range(QUILT)])
     interior = np.minimum.reduce([tissue, -tumour, -kinds["fat"]])
-    interior = interior > min(150.0, 0.8 * float(interior.max()))
+    interior = interior >= min(150.0, float(np.quantile(interior, 0.95)))
     sway = [short_um * 0.01 * ground.cloud(short_um * 0.05, rng, 3) for _ in range(2)]
     maps: dict[str, Floats] = {}
     if spec.pen:
@@ -872,7 +873,7 @@ def write_slide(path: Path, scene: Scene) -> None:
     with tifffile.TiffWriter(path, bigtiff=bigtiff) as out, ThreadPoolExecutor(2) as pool:
         write_level(out, scene, first, pool)
         size = f"{thumbnail.width}x{thumbnail.height}"
-        write_picture(out, thumbnail, f"{APERIO}{spec.size[0]}x{spec.size[1]} -> {size} - |AppMag = 40", 0)
+        write_picture(out, thumbnail, f"{APERIO}{spec.size[0]}x{spec.size[1]} -> {size} - ", 0)
         for downsample in others:
             write_level(out, scene, downsample, pool)
         label = draw_label(spec)
@@ -884,12 +885,12 @@ def write_slide(path: Path, scene: Scene) -> None:
 def tumour_rings(fields: Fields) -> list[npt.NDArray[np.float64]]:
     """Closed rings (N, 2) xy in level-0 pixels around the tumour and around the holes in it."""
     inside = np.pad(np.minimum(fields.maps["tumour"], fields.maps["tissue"]), 1, constant_values=-250)
-    rings = [approximate_polygon(ring, 0.2) for ring in find_contours(inside, 0.0)]
-    return [(ring[:, ::-1] - 1) * fields.step_px for ring in rings if len(ring) >= 4]
+    rings = [approximate_polygon(ring[:, ::-1] - 1, 0.2) for ring in find_contours(inside, 0.0)]
+    return [ring * fields.step_px for ring in rings if abs(ring_area(ring)) > SPECK_NODES]
 
 
 def ring_area(ring: npt.NDArray[np.float64]) -> float:
-    """Signed area in pixels."""
+    """Area of a closed ring; positive around tumour, negative around a hole, as find_contours winds them."""
     x, y = ring.T
     return float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum() / 2)
 
