@@ -48,12 +48,12 @@ LAYERS = (  # from the bottom; what none of them covers is stroma-0
     "lymphoid",
     *(f"tumour-{k}" for k in range(QUILT)),
 )
-BLUR_UM = 2.5
-LENS_UM = 0.2
-SPECK_NODES = 2.0  # outlines of less than this area, in nodes, are left out
-ROOT_STEPS = 128  # of the root of density, so that uint8 holds densities up to 4
 EDGE_UM = 4.0  # width over which one tissue passes into the next
 ROUGH_UM = 3.0  # how far fine roughness moves a drawn border from its field
+LENS_UM = 0.2  # sigma of the blur of a scanner in focus ...
+BLUR_UM = 2.5  # ... and out of focus
+ROOT_STEPS = 128  # of the root of density, so that uint8 holds densities up to 4
+SPECK_NODES = 2.0  # outlines of less than this area, in nodes, are left out
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -94,8 +94,8 @@ def large_spec(size_px: int, seed: int, mpp: float = 0.25) -> SampleSpec:
 
 
 def downsamples(spec: SampleSpec) -> list[int]:
-    """Downsample of every level: 1, 4, 16, 64, ending once the whole level fits on a screen."""
-    return [1] + [d for d in (4, 16, 64) if max(spec.size) * 4 / d > 1024]
+    """Downsample of every level: 1, 4, 16, 64, ending once a level is at most 512 px wide."""
+    return [1] + [d for d in (4, 16, 64) if max(spec.size) * 4 / d > 512]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -395,7 +395,7 @@ def root_density(light: Floats) -> Pixels:
 
 def draw_library(spec: SampleSpec, stain: Stain, rng: Rng) -> Library:
     """Draw one patch of every kind; light is averaged, never dye, so that the levels agree."""
-    side_px = min(3072, max(512, round(max(spec.size) / 5 / 256) * 256))  # its half too divides by 64
+    side_px = min(2560, max(512, round(max(spec.size) / 5 / 256) * 256))  # its half too divides by 64
     patches: dict[tuple[str, int], Pixels] = {}
     rough = ROUGH_UM * smooth_noise((side_px, side_px), (2.0 / spec.mpp,) * 2, rng)
     planes = {1: wrapped(rough)}
@@ -686,8 +686,9 @@ def make_scene(spec: SampleSpec) -> Scene:
     stain = Stain.draw(rng)
     ink = np.array(list(INKS.values())[int(rng.integers(len(INKS)))], np.float32)[:, None, None]
     grain = 0.7 * smooth_noise((TILE_PX, TILE_PX), (0.7, 0.7), rng)
-    fields = lay_fields(spec, rng)
-    return Scene(spec, stain, draw_library(spec, stain, rng), fields, grain, ink)
+    for_library, for_fields = rng.spawn(2)
+    library = draw_library(spec, stain, for_library)  # first, while memory is free: drawing needs the most
+    return Scene(spec, stain, library, lay_fields(spec, for_fields), grain, ink)
 
 
 def cover(field_um: Floats, edge_um: float) -> Floats:
@@ -897,22 +898,21 @@ def ring_area(ring: npt.NDArray[np.float64]) -> float:
 
 def tumour_features(fields: Fields) -> list[dict[str, object]]:
     """GeoJSON features in QuPath's form, one polygon per separate tumour area."""
-    rings = tumour_rings(fields)
-    holes = [ring for ring in rings if ring_area(ring) < 0]
-    features: list[dict[str, object]] = []
-    shells = sorted((ring for ring in rings if ring_area(ring) > 0), key=lambda ring: abs(ring_area(ring)))
-    polygons = [[shell] for shell in shells]
-    for hole in holes:
-        home = next((p for p in polygons if points_in_poly(hole[:1], p[0])[0]), None)
-        if home is not None:
+    rings = sorted(tumour_rings(fields), key=ring_area)
+    polygons = [[ring] for ring in rings if ring_area(ring) > 0]
+    for hole in (ring for ring in rings if ring_area(ring) < 0):
+        home = next((polygon for polygon in polygons if points_in_poly(hole[:1], polygon[0])[0]), None)
+        if home is not None:  # its ring may have been too small to keep
             home.append(hole)
-    for polygon in reversed(polygons):
-        features.append({
+    properties = {"objectType": "annotation", "classification": {"name": "Tumor", "color": [200, 0, 0]}}
+    return [
+        {
             "type": "Feature",
             "geometry": {"type": "Polygon", "coordinates": [np.round(ring, 1).tolist() for ring in polygon]},
-            "properties": {"objectType": "annotation", "classification": {"name": "Tumor", "color": [200, 0, 0]}},
-        })  # fmt: skip
-    return features
+            "properties": properties,
+        }
+        for polygon in reversed(polygons)  # the largest first
+    ]
 
 
 def make_slide(folder: Path, spec: SampleSpec) -> Path:

@@ -1,0 +1,55 @@
+"""Which device, which precision, how many cores: found on the machine, recorded in the recipe."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pathovit.errors import SettingsError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def allowed_cores() -> int:
+    """Cores this process may really use: affinity and cgroup limit, not what the machine has."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = Path("/sys/fs/cgroup/cpu.max")
+    if limit.is_file():
+        quota, period = limit.read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    return max(1, cores)
+
+
+def pick_device(wanted: str) -> torch.device:
+    """"auto" is a CUDA GPU, else Apple's GPU, else the CPU."""
+    import torch
+
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise SettingsError(f"--device {wanted}: no such device. Use auto, cpu, cuda or mps.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SettingsError(f"--device {wanted}: no CUDA GPU is visible. Use --device cpu, or check the driver.")
+    return device
+
+
+def pick_precision(wanted: str, device: torch.device, prefers_fp32: bool = False) -> torch.dtype:
+    """bf16 where the device computes in it, fp32 otherwise; `prefers_fp32` marks encoders that bf16 slows down on a CPU."""
+    import torch
+
+    if wanted == "fp32":
+        return torch.float32
+    if wanted == "bf16":
+        return torch.bfloat16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if device.type == "cpu" and not prefers_fp32 and torch.cpu._is_avx512_bf16_supported():
+        return torch.bfloat16
+    return torch.float32

@@ -1,0 +1,131 @@
+"""Weights: safetensors only, known by their SHA-256. Pickled files are refused, for loading one can run its code."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pathovit.encoders.records import EncoderRecord
+from pathovit.errors import WeightsError
+
+if TYPE_CHECKING:
+    import torch
+
+BUNDLED = Path(__file__).parent / "bundled"
+PREFIXES = ("module.", "model.", "backbone.", "encoder.", "teacher.", "student.", "trunk.", "vit.")
+NESTS = ("state_dict", "model", "teacher", "model_state_dict", "module", "encoder")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 (64 hex digits) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a safetensors file.
+
+    Raises
+    ------
+    WeightsError : missing, another format, damaged, or not finite
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise WeightsError(f"{path}: there is no such weights file. Check the path.")
+    if path.suffix != ".safetensors":
+        raise WeightsError(
+            f"{path.name}: only .safetensors weights are loaded, because other formats can run code. "
+            f"Convert it with: pathovit encoders convert {path.name} {path.stem}.safetensors"
+        )
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{path.name}: not a valid safetensors file ({error}). Fetch or convert it again.") from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise WeightsError(f"{path.name}: tensor {name!r} holds NaN or infinite values. The file is damaged.")
+    return tensors
+
+
+def find_weights(record: EncoderRecord, given: str | None) -> Path:
+    """The weights file of an encoder: the one given, the bundled one, or the one in the hub's local cache.
+
+    Never uses the network; `fetch_weights` does.
+    """
+    if given is not None:
+        return Path(given)
+    bundled = BUNDLED / f"{record.name}.safetensors"
+    if bundled.is_file():
+        return bundled
+    if record.hub:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            return Path(hf_hub_download(record.hub, "model.safetensors", local_files_only=True))
+        except LocalEntryNotFoundError:
+            pass
+    remedy = f"Fetch them once with: pathovit encoders fetch {record.name}, or g" if record.hub else "G"
+    raise WeightsError(f"Encoder {record.name!r} has no weights on this machine. {remedy}ive a file with --weights FILE.safetensors.")
+
+
+def fetch_weights(record: EncoderRecord) -> Path:
+    """Download an encoder's weights into the hub's local cache. The only function that uses the network."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if not record.hub:
+        raise WeightsError(f"Encoder {record.name!r} is not on a hub. Give a file with --weights FILE.safetensors.")
+    try:
+        return Path(hf_hub_download(record.hub, "model.safetensors"))
+    except (HfHubHTTPError, OSError) as error:
+        gate = " Accept its licence on the hub and log in first." if record.gated else ""
+        raise WeightsError(f"{record.hub}: the weights could not be fetched ({error}).{gate}") from error
+
+
+def convert_weights(source: Path, target: Path) -> int:
+    """Turn a foreign .pt/.pth/.bin file into safetensors; returns the number of tensors.
+
+    Only tensors are unpickled (`weights_only=True`); a file that needs more is refused, not run.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    if not source.is_file():
+        raise WeightsError(f"{source}: there is no such file. Check the path.")
+    try:
+        content: Any = torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:  # a hostile pickle may raise anything; it is refused whatever it raises
+        raise WeightsError(
+            f"{source.name}: it holds more than tensors and is refused, because loading it could run its code "
+            f"({str(error).splitlines()[0]})."
+        ) from error
+    tensors = _strip(_find_tensors(content))
+    if not tensors:
+        raise WeightsError(f"{source.name}: no tensors found in it.")
+    save_file({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, target)
+    return len(tensors)
+
+
+def _find_tensors(content: Any) -> dict[str, torch.Tensor]:
+    """The state dict inside a checkpoint, wherever training code of the field nests it."""
+    import torch
+
+    if not isinstance(content, dict):
+        return {}
+    for nest in NESTS:
+        if isinstance(content.get(nest), dict):
+            return _find_tensors(content[nest])
+    return {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
+
+
+def _strip(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Drop prefixes that every name shares, such as "module.backbone."."""
+    for prefix in PREFIXES * 2:
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors

@@ -1,0 +1,55 @@
+"""SlideFeatures: one vector per tile, with the tiles it came from; the verdict on every tile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pathovit.geometry import XY
+
+
+class Verdict(IntEnum):
+    """What became of a tile; only `OK` tiles are ever embedded."""
+
+    OK = 0
+    MISSING = 1  # the scanner left it empty
+    UNREADABLE = 2  # the file is damaged here
+    REJECTED = 3  # read, but not fit to be judged
+    PENDING = 255  # not read yet
+
+
+@dataclass(frozen=True)
+class SlideFeatures:
+    """Features of a slide, in grid order. Rows whose verdict is not OK hold NaN."""
+
+    slide_id: str
+    features: NDArray[np.float16]  # (N, D)
+    xy: NDArray[np.int64]  # (N, 2) top-left corners, level-0 pixels
+    coverage: NDArray[np.float32]  # (N,)
+    verdict: NDArray[np.uint8]  # (N,) of Verdict
+    attributes: dict[str, Any]  # recipe, mpp_x, mpp_y, mpp_source, tile_px, tile_l0, level0_size, bounds
+
+    @property
+    def ok(self) -> NDArray[np.bool_]:
+        return np.asarray(self.verdict == Verdict.OK)
+
+    @property
+    def mpp(self) -> XY:
+        return self.attributes["mpp_x"], self.attributes["mpp_y"]
+
+    @property
+    def tile_l0(self) -> XY:
+        return tuple(self.attributes["tile_l0"])
+
+    def centres_um(self) -> NDArray[np.float64]:
+        """(N, 2) tile centres in micrometres from the slide's level-0 corner."""
+        return (self.xy + np.asarray(self.tile_l0) / 2) * np.asarray(self.mpp)
+
+    @property
+    def pitch_um(self) -> float:
+        """Distance of neighbouring tiles in micrometres."""
+        return float(self.attributes["stride_px"] * self.attributes["mpp"])

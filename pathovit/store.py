@@ -1,0 +1,216 @@
+"""FeatureStore: features and grids on disk, resumable chunk by chunk. The one door to Zarr.
+
+    slides/<slide_id>/features.zarr      features (N, D), xy (N, 2), coverage (N,), verdict (N,)
+    slides/<slide_id>/journal/           one file per committed chunk, removed when slide.json is written
+
+A chunk is committed in this order: its files (each put in place by a rename), fsync of the files and their folders,
+a journal file with their SHA-256, fsync. Whatever is killed in between, a chunk is either vouched for by a file whose
+digests match, or it is computed again.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import ZstdCodec
+
+from pathovit.errors import StorageError, StoreError
+from pathovit.features import SlideFeatures, Verdict
+from pathovit.tiling import TileGrid
+
+ARRAYS = ("features", "xy", "coverage", "verdict")
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn a full, read-only or faulty disk into a StorageError that says so."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        if error.errno in FULL_DISK or isinstance(error, PermissionError):
+            raise StorageError(
+                f"{path}: the output cannot be written ({error.strerror}). Free some space or choose another --out; "
+                "the same command then goes on where it stopped."
+            ) from error
+        raise
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Put a file in place whole: temporary name, fsync, rename, fsync of the folder."""
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _fsync(path.parent)
+
+
+def to_json(value: Any) -> bytes:
+    """UTF-8 JSON; NaN and infinities are refused, for other programs cannot read them."""
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class FeatureStore:
+    """The folder of one slide's features."""
+
+    folder: Path  # slides/<slide_id>
+    path: Path  # the slide file, for messages
+
+    @property
+    def zarr_path(self) -> Path:
+        return self.folder / "features.zarr"
+
+    @property
+    def _journal(self) -> Path:
+        return self.folder / "journal"
+
+    def recipe(self) -> dict[str, Any] | None:
+        """The recipe the stored features were made by; None if there are none."""
+        if not (self.zarr_path / "zarr.json").is_file():
+            return None
+        return dict(self._group("r").attrs["recipe"])  # type: ignore[arg-type]  # we wrote it
+
+    def create(self, grid: TileGrid, dim: int, chunk_tiles: int, attributes: dict[str, Any]) -> None:
+        """Lay out the arrays, with grid and recipe, whole or not at all. What was there is replaced."""
+        temporary = self.folder / f".features.{uuid.uuid4().hex[:8]}.partial"
+        with storage_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for stale in (*self.folder.glob(".*.partial"), self._journal, self.folder / "slide.json"):
+                shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
+            group = zarr.create_group(temporary, attributes=attributes)
+            codec = ZstdCodec(level=1, checksum=True)
+            tiles = len(grid)
+            layout: dict[str, tuple[tuple[int, ...], str, Any]] = {
+                "features": ((tiles, dim), "float16", np.float16("nan")),
+                "xy": ((tiles, 2), "int64", 0),
+                "coverage": ((tiles,), "float32", 0),
+                "verdict": ((tiles,), "uint8", int(Verdict.PENDING)),
+            }
+            for name, (shape, dtype, fill) in layout.items():
+                group.create_array(
+                    name, shape=shape, dtype=dtype, chunks=(chunk_tiles, *shape[1:]), compressors=codec, fill_value=fill,
+                    config={"write_empty_chunks": True},
+                )  # fmt: skip
+            _array(group, "xy")[:] = grid.xy
+            _array(group, "coverage")[:] = grid.coverage
+            if self.zarr_path.exists():
+                shutil.rmtree(self.zarr_path)
+            temporary.rename(self.zarr_path)
+            _fsync(self.folder)
+
+    def _group(self, mode: str) -> zarr.Group:
+        try:
+            return zarr.open_group(self.zarr_path, mode=mode)  # type: ignore[arg-type]  # a literal, by construction
+        except (OSError, ValueError, KeyError) as error:
+            raise StoreError(self.path, f"{self.zarr_path} is damaged ({error}). Run again with --overwrite.") from error
+
+    def shape(self) -> tuple[int, int, int]:
+        """Tiles, dimensions, and tiles per chunk."""
+        features = _array(self._group("r"), "features")
+        return features.shape[0], features.shape[1], features.chunks[0]
+
+    def grid_xy(self) -> NDArray[np.int64]:
+        return np.asarray(_array(self._group("r"), "xy")[:], np.int64)
+
+    def chunk_files(self, chunk: int) -> list[Path]:
+        """Files of one chunk that embedding writes."""
+        return [self.zarr_path / "features" / "c" / str(chunk) / "0", self.zarr_path / "verdict" / "c" / str(chunk)]
+
+    def write_chunk(self, chunk: int, features: NDArray[np.float16], verdict: NDArray[np.uint8]) -> None:
+        """Commit one chunk: features (n, D) and verdicts (n,)."""
+        with storage_errors(self.zarr_path):
+            group = self._group("r+")
+            size = _array(group, "features").chunks[0]
+            rows = slice(chunk * size, chunk * size + len(features))
+            _array(group, "features")[rows] = features
+            _array(group, "verdict")[rows] = verdict
+            files = self.chunk_files(chunk)
+            for file in files:
+                _fsync(file)
+                _fsync(file.parent)
+            line = json.dumps({"chunk": chunk, "sha256": [file_digest(file) for file in files]})
+            self._journal.mkdir(exist_ok=True)
+            write_atomically(self._journal / f"{chunk:06d}.json", line.encode())
+
+    def committed(self) -> set[int]:
+        """Chunks that are vouched for by the journal and whose files still have the digests written there."""
+        done = set()
+        for entry in sorted(self._journal.glob("[0-9]*.json")) if self._journal.is_dir() else []:
+            line = json.loads(entry.read_bytes())
+            files = self.chunk_files(line["chunk"])
+            if all(file.is_file() for file in files) and [file_digest(file) for file in files] == line["sha256"]:
+                done.add(int(line["chunk"]))
+        return done
+
+    def sweep(self) -> None:
+        """Remove what a killed writer left behind."""
+        for stale in [*self.folder.rglob("*.partial")]:
+            if stale.is_file():
+                stale.unlink(missing_ok=True)
+
+    def read(self, slide_id: str) -> SlideFeatures:
+        """All rows of a slide.
+
+        Raises
+        ------
+        StoreError : a chunk is missing or fails its checksum
+        """
+        group = self._group("r")
+        tiles, _, size = self.shape()
+        for chunk in range(-(-tiles // size)):  # a missing chunk would read as fill values, without a word
+            for file in self.chunk_files(chunk):
+                if not file.is_file():
+                    raise StoreError(self.path, f"chunk {chunk} of its features is missing. Run the same command again.")
+        try:
+            arrays = {name: np.asarray(_array(group, name)[:]) for name in ARRAYS}
+        except Exception as error:  # codecs raise their own kinds; whatever it is, the stored bytes are wrong
+            raise StoreError(self.path, f"its stored features are damaged ({error}). Run again with --overwrite.") from error
+        return SlideFeatures(slide_id, attributes=dict(group.attrs), **arrays)
+
+    def finish(self) -> None:
+        """The slide is done and vouched for by slide.json: the journal can go."""
+        self.sweep()
+        if self._journal.is_dir():
+            shutil.rmtree(self._journal)
+
+
+def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    array = group[name]
+    assert isinstance(array, zarr.Array)
+    return array
