@@ -15,7 +15,6 @@ of that tile alone. That is what the heatmap shows; a benign slide stays cold be
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,12 +28,12 @@ from torch.nn import functional
 from pathovit.encoders.weights import file_sha256, read_safetensors
 from pathovit.errors import SettingsError, WeightsError
 from pathovit.features import SlideFeatures
+from pathovit.model_card import read_card
 
 WINDOW = 16  # tiles on a side
 SLOTS = WINDOW * WINDOW
 WINDOWS_AT_ONCE = 32  # bounds the memory of attention
 UM_PER_UNIT = 100.0  # positions enter the network in tenths of a millimetre
-BUNDLED = Path(__file__).parent / "models"
 
 
 @dataclass(frozen=True)
@@ -336,22 +335,22 @@ def check_recipe(trained: dict[str, Any], recipe: dict[str, Any], model: str) ->
 
 def load_model(folder: str | Path) -> SlideModel:
     """A slide model from its folder (model.safetensors, model.json); "reference" is the bundled one."""
-    path = BUNDLED / str(folder) if (BUNDLED / str(folder)).is_dir() and not Path(folder).is_dir() else Path(folder)
-    card_path, weights_path = path / "model.json", path / "model.safetensors"
-    if not card_path.is_file():
-        raise WeightsError(f"{path}: not a model folder (model.json is missing). Make one with: pathovit train LABELS.csv")
+    path, card = read_card(folder)
+    weights_path = path / "model.safetensors"
     try:
-        card = json.loads(card_path.read_text("utf-8"))
         config = AggregatorConfig(**{**card["config"], "classes": tuple(card["config"]["classes"])})
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise WeightsError(f"{card_path}: damaged or of another version ({error}). Train the model again.") from error
+    except (KeyError, TypeError) as error:
+        raise WeightsError(f"{path / 'model.json'}: of another version ({error}). Train the model again.") from error
     network = SlideTransformer(config)
     tensors = read_safetensors(weights_path)
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
         raise WeightsError(f"{weights_path}: does not fit model.json ({str(error).splitlines()[0]}).") from error
-    return SlideModel(network.eval(), card, file_sha256(weights_path), path.name)
+    digest = file_sha256(weights_path)
+    if digest != card["weights_sha256"]:
+        raise WeightsError(f"{weights_path}: its SHA-256 is not the one in model.json; one of the two was changed. Train the model again.")
+    return SlideModel(network.eval(), card, digest, path.name)
 
 
 def save_model(folder: Path, network: SlideTransformer, card: dict[str, Any]) -> None:

@@ -145,6 +145,9 @@ class FeatureStore:
         features = _array(self._group("r"), "features")
         return features.shape[0], features.shape[1], features.chunks[0]
 
+    def attributes(self) -> dict[str, Any]:
+        return dict(self._group("r").attrs)
+
     def grid_xy(self) -> NDArray[np.int64]:
         return np.asarray(_array(self._group("r"), "xy")[:], np.int64)
 

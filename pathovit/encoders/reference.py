@@ -19,7 +19,7 @@ STRIDE = 16  # pixels a token stands for
 
 
 class ReferenceNet(nn.Module):
-    """Tiles to features: EfficientNet-Lite0 stages to stride 16, then transformer blocks over all tokens of the tile."""
+    """Tiles to features: EfficientNet-Lite0 stages to stride 16, then transformer blocks over a tile's tokens."""
 
     def __init__(self, dim: int = DIM, depth: int = 4, heads: int = 4, drop_path: float = 0.0) -> None:
         super().__init__()

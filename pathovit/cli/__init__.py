@@ -1,0 +1,41 @@
+"""The command line: one thin file per command. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from pathovit import RESEARCH_USE, __version__
+from pathovit.errors import PathovitError
+
+app = typer.Typer(
+    name="pathovit",
+    help=f"Whole-slide images to slide-level answers and cancer heatmaps.\n\n{RESEARCH_USE}",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _top(version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True)) -> None:
+    if version:
+        typer.echo(f"pathovit {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point: errors become one line on stderr and the exit code of the design."""
+    from pathovit.cli import commands  # noqa: F401  # registers them
+    from pathovit.text import plain
+
+    try:
+        app()
+    except PathovitError as error:
+        sys.stderr.write(f"pathovit: {plain(str(error))}\n")
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)

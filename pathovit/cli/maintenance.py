@@ -1,0 +1,109 @@
+"""pathovit verify, doctor and demo."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pathovit.cli import app
+from pathovit.errors import NoSlidesError, SettingsError
+
+FLOORS = {"openslide-bin": (4, 0, 1), "torch": (2, 10), "zarr": (3, 1, 3), "distributed": (2021, 10)}
+WHY = {
+    "openslide-bin": "older ones can be taken over by a crafted slide (CVE-2026-48977)",
+    "torch": "older ones can be taken over by a crafted weights file (CVE-2026-24747)",
+    "zarr": "older ones write chunks in place, and a killed run leaves torn ones",
+    "distributed": "older ones let workers listen on every interface (CVE-2021-42343)",
+}
+
+
+@app.command()
+def verify(out: Annotated[Path, typer.Argument(help="Output folder.")] = Path("out")) -> None:
+    """Check every stored byte of finished slides against the digests in their slide.json."""
+    from pathovit.pipeline import DONE, read_done
+    from pathovit.store import file_digest
+
+    checked, bad = 0, []
+    for folder in sorted((out / "slides").glob("*")):
+        done = read_done(folder)
+        if done is None:
+            bad.append(f"{folder.name}: not finished, or {DONE} is damaged. Run the same command again.")
+            continue
+        checked += 1
+        for name, digest in done["products"].items():
+            file = folder / name
+            if not file.is_file():
+                bad.append(f"{folder.name}/{name}: missing. Run again with --overwrite.")
+            elif file_digest(file) != digest:
+                bad.append(f"{folder.name}/{name}: changed since it was written. Run again with --overwrite.")
+    if not checked and not bad:
+        raise NoSlidesError(f"{out}: no slide in it. Give the --out folder of a run.")
+    for line in bad:
+        typer.echo(line)
+    typer.echo(f"{checked} slides checked, {len(bad)} faults.")
+    sys.exit(3 if bad else 0)
+
+
+@app.command()
+def doctor() -> None:
+    """Check this installation: versions, device, cores, bundled model."""
+    from pathovit.device import allowed_cores, pick_device, pick_precision
+    from pathovit.model_card import read_card
+    from pathovit.provenance import versions
+
+    faults = []
+    for name, version in versions().items():
+        floor = FLOORS.get(name)
+        old = floor is not None and _numbers(version) < floor
+        typer.echo(f"{name:18} {version}{'   TOO OLD' if old else ''}")
+        if old:
+            faults.append(f"{name} {version}: {WHY[name]}. Update it: pip install -U {name}")
+    if _numbers(metadata.version("distributed")) < FLOORS["distributed"]:
+        faults.append(f"distributed: {WHY['distributed']}.")
+    device = pick_device("auto")
+    typer.echo(f"{'device':18} {device}, {str(pick_precision('auto', device)).removeprefix('torch.')}")
+    typer.echo(f"{'cores allowed':18} {allowed_cores()}")
+    folder, card = read_card("reference")
+    typer.echo(f"{'bundled model':18} {folder.name}, {' / '.join(card['config']['classes'])}")
+    if faults:
+        raise SettingsError("\n".join(faults))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("+")[0].split(".")[:3] if part.isdigit())
+
+
+@app.command()
+def demo(folder: Annotated[Path, typer.Argument(help="Where to put slides and results.")] = Path("demo")) -> None:
+    """Make three sample slides and run on them."""
+    from pathovit.cli import options
+    from pathovit.cli.run import carry_out, match_model
+
+    maker = _slide_maker()
+    slides = [folder / "slides" / f"{spec.name}.svs" for spec in maker.demo_specs(3, 7)]
+    for spec, path in zip(maker.demo_specs(3, 7), slides, strict=True):
+        if not path.is_file():
+            sys.stderr.write(f"making {path.name}\n")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            maker.make_slide(path.parent, spec)
+    settings, model = match_model(options.merge_settings(None), encoder_given=False, model_given=False)
+    sys.exit(carry_out(options.find_jobs(slides, None, None), folder / "out", settings, model, False, False))
+
+
+def _slide_maker() -> Any:
+    """sample_data/make_slides.py of a checkout, or its copy inside an installed package."""
+    package = Path(__file__).parents[1]
+    for path in (package / "make_slides.py", package.parent / "sample_data" / "make_slides.py"):
+        if path.is_file():
+            spec = importlib.util.spec_from_file_location("pathovit_make_slides", path)
+            assert spec and spec.loader
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module  # dataclasses look their module up
+            spec.loader.exec_module(module)
+            return module
+    raise SettingsError("The script that makes sample slides is missing from this installation. Install pathovit again.")

@@ -1,0 +1,94 @@
+"""Options that several commands share, and how they become settings and jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pathovit.errors import SettingsError
+from pathovit.manifest import by_slide, read_manifest
+from pathovit.settings import Settings, load_settings
+
+Slides = Annotated[list[Path], typer.Argument(help="Slide files, or folders of them.", show_default=False)]
+MaybeSlides = Annotated[list[Path] | None, typer.Argument(help="Slide files, or folders of them.", show_default=False)]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Output folder.")]
+SettingsFile = Annotated[Path | None, typer.Option("--settings", help="TOML file; options given here win over it.")]
+Mpp = Annotated[float | None, typer.Option("--mpp", help="Micrometres per level-0 pixel, instead of what the files say.")]
+ManifestFile = Annotated[Path | None, typer.Option("--manifest", help="CSV with columns slide, mpp, patient, label.")]
+EncoderName = Annotated[str | None, typer.Option("--encoder", help="Encoder by name (see `pathovit encoders`), or any timm name.")]
+Weights = Annotated[str | None, typer.Option("--weights", help="Weights for the encoder, a .safetensors file.")]
+TilePx = Annotated[int | None, typer.Option("--tile-px", help="Tile side in pixels.  [default: the encoder's own]")]
+TileMpp = Annotated[float | None, typer.Option("--tile-mpp", help="Resolution of tiles.  [default: the encoder's own]")]
+MinCoverage = Annotated[float | None, typer.Option("--min-coverage", help="Share of a tile that must be tissue.  [default: 0.25]")]
+MaxUpsampling = Annotated[float | None, typer.Option("--max-upsampling", help="Accept slides coarser than the tiles by this factor.  [default: 1.1]")]
+MaxTiles = Annotated[int | None, typer.Option("--max-tiles", help="At most so many tiles per slide, spread evenly: for trials.")]
+Precision = Annotated[str | None, typer.Option("--precision", help="auto, fp32 or bf16.  [default: auto]")]
+BatchTiles = Annotated[int | None, typer.Option("--batch-tiles", help="Tiles in one pass of the encoder.  [default: 64]")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.  [default: auto]")]
+Workers = Annotated[int | None, typer.Option("--workers", help="Worker processes.  [default: one per GPU, or one]")]
+Readers = Annotated[int | None, typer.Option("--readers", help="Reading threads per worker.  [default: the cores allowed]")]
+Scheduler = Annotated[str | None, typer.Option("--scheduler", help="Address of a running Dask scheduler.")]
+SchedulerFile = Annotated[str | None, typer.Option("--scheduler-file", help="Scheduler file of a running Dask cluster.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace features made by other settings.")]
+Json = Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")]
+
+# Option name -> (record, field). An option left out leaves the default to its record.
+HOMES = {
+    "encoder": ("embed", "encoder"),
+    "weights": ("embed", "weights"),
+    "precision": ("embed", "precision"),
+    "batch_tiles": ("embed", "batch_tiles"),
+    "max_tiles": ("embed", "max_tiles"),
+    "tile_px": ("tiles", "tile_px"),
+    "tile_mpp": ("tiles", "mpp"),
+    "min_coverage": ("tiles", "min_coverage"),
+    "max_upsampling": ("tiles", "max_upsampling"),
+    "model": ("heatmap", "model"),
+    "hot_score": ("heatmap", "hot_score"),
+    "workers": ("run", "workers"),
+    "readers": ("run", "readers"),
+    "device": ("run", "device"),
+    "scheduler": ("run", "scheduler"),
+    "scheduler_file": ("run", "scheduler_file"),
+}
+
+
+def merge_settings(file: Path | None, **options: Any) -> Settings:
+    """Settings from the file, with every option that was given put over them."""
+    settings = load_settings(file) if file else Settings()
+    for name, value in options.items():
+        if value is not None:
+            record, field = HOMES[name]
+            settings = replace(settings, **{record: replace(getattr(settings, record), **{field: value})})
+    return settings
+
+
+def find_jobs(slides: Sequence[Path] | None, mpp: float | None, manifest: Path | None) -> list[Any]:
+    """SlideJobs for the slides given, with what the manifest says of them; without slides, the manifest's."""
+    from pathovit.pipeline import SlideJob, with_mpp
+    from pathovit.preflight import find_slides
+
+    rows = read_manifest(manifest) if manifest else []
+    if not slides and not rows:
+        raise SettingsError("No slide given. Give slide files, a folder, or a --manifest.")
+    if mpp is not None and not mpp > 0:
+        raise SettingsError(f"--mpp is {mpp:g}, expected above 0.")
+    known = by_slide(rows)
+    jobs = []
+    for path in find_slides(slides or [row.slide for row in rows]):
+        row = known.get(path.resolve())
+        job = SlideJob(path, row.mpp if row else None, "manifest", row.patient if row else None, row.label("label") if row else None)
+        jobs.append(with_mpp(job, mpp))
+    return jobs
+
+
+def weights_path(settings: Settings) -> Settings:
+    """Paths made absolute, for workers that may run in another folder."""
+    weights = settings.embed.weights
+    if weights and weights != "random":
+        settings = replace(settings, embed=replace(settings.embed, weights=str(Path(weights).resolve())))
+    return settings

@@ -1,0 +1,62 @@
+"""pathovit predict, pathovit heatmap: answers and pictures from features that are stored already."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pathovit import RESEARCH_USE
+from pathovit.cli import app, options
+from pathovit.errors import NoSlidesError
+
+Features = Annotated[Path, typer.Argument(help="Folder that `pathovit embed` or `run` wrote.")]
+ModelFolder = Annotated[str, typer.Option("--model", help="Model folder; the bundled one by default.")]
+
+
+@app.command()
+def predict(features: Features, model: ModelFolder = "reference", as_json: options.Json = False) -> None:
+    """Slide-level answers from stored features, as CSV on stdout; slides themselves are not needed."""
+    from pathovit.aggregator import load_model
+    from pathovit.report import done_slides
+    from pathovit.store import FeatureStore
+
+    sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
+    loaded = load_model(model)
+    rows: list[dict[str, Any]] = []
+    for done in done_slides(features):
+        slide_id = done["slide"]["slide_id"]
+        slide = FeatureStore(features / "slides" / slide_id, Path(done["slide"]["file"])).read(slide_id)
+        answer = loaded.predict(slide)
+        chances = {f"prob_{name}": round(float(p), 6) for name, p in zip(answer.classes, answer.probabilities, strict=True)}
+        rows.append({"slide_id": slide_id, **chances, "tiles": int(slide.ok.sum())})
+    if not rows:
+        raise NoSlidesError(f"{features}: no finished slide in it. Make some with: pathovit embed SLIDES --out {features}")
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+@app.command()
+def heatmap(
+    slides: options.Slides,
+    features: Annotated[Path, typer.Option("--out", "-o", help="Folder with their features.")] = Path("out"),
+    model: Annotated[str | None, typer.Option("--model", help="Model folder.")] = None,
+    manifest: options.ManifestFile = None,
+    mpp: options.Mpp = None,
+    settings_file: options.SettingsFile = None,
+    hot_score: Annotated[float | None, typer.Option("--hot-score", help="Outline regions at or above this score.")] = None,
+) -> None:
+    """Draw heatmaps and the report anew from stored features, e.g. with another model or threshold."""
+    from pathovit.cli.run import carry_out, match_model
+
+    settings = options.merge_settings(settings_file, model=model, hot_score=hot_score)
+    settings, folder = match_model(settings, encoder_given=False, model_given=True)
+    sys.exit(carry_out(options.find_jobs(slides, mpp, manifest), features, settings, folder, False, False))

@@ -1,0 +1,240 @@
+"""pathovit run, pathovit embed: slides to answers and heatmaps, or to features alone."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pathovit import RESEARCH_USE
+from pathovit.cli import app, options
+from pathovit.settings import Settings
+from pathovit.text import duration, plain
+
+if TYPE_CHECKING:
+    from pathovit.cluster import SlideState
+    from pathovit.pipeline import SlideJob
+    from pathovit.report import Failure
+
+SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
+REFERENCE = "reference"
+
+
+@app.command()
+def run(
+    slides: options.MaybeSlides = None,
+    out: options.Out = Path("out"),
+    model: Annotated[str | None, typer.Option("--model", help="Model folder made by `pathovit train`.  [default: the bundled one]")] = None,
+    mpp: options.Mpp = None,
+    manifest: options.ManifestFile = None,
+    encoder: options.EncoderName = None,
+    weights: options.Weights = None,
+    tile_px: options.TilePx = None,
+    tile_mpp: options.TileMpp = None,
+    min_coverage: options.MinCoverage = None,
+    max_upsampling: options.MaxUpsampling = None,
+    max_tiles: options.MaxTiles = None,
+    hot_score: Annotated[float | None, typer.Option("--hot-score", help="Outline regions at or above this score.  [default: 0.5]")] = None,
+    precision: options.Precision = None,
+    batch_tiles: options.BatchTiles = None,
+    device: options.Device = None,
+    workers: options.Workers = None,
+    readers: options.Readers = None,
+    scheduler: options.Scheduler = None,
+    scheduler_file: options.SchedulerFile = None,
+    settings_file: options.SettingsFile = None,
+    overwrite: options.Overwrite = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; read no tiles, load no model.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Slide files to slide-level answers and heatmaps.
+
+    Run the same command again after an interruption: it goes on where it stopped.
+    """
+    settings = options.merge_settings(
+        settings_file, model=model, encoder=encoder, weights=weights, tile_px=tile_px, tile_mpp=tile_mpp,
+        min_coverage=min_coverage, max_upsampling=max_upsampling, max_tiles=max_tiles, hot_score=hot_score,
+        precision=precision, batch_tiles=batch_tiles, device=device, workers=workers, readers=readers,
+        scheduler=scheduler, scheduler_file=scheduler_file,
+    )  # fmt: skip
+    settings, folder = match_model(settings, encoder is not None, model is not None)
+    jobs = options.find_jobs(slides, mpp, manifest)
+    if dry_run:
+        from pathovit.cli.info import show_plan
+
+        sys.exit(show_plan(jobs, settings, as_json))
+    sys.exit(carry_out(jobs, out, settings, folder, overwrite, as_json))
+
+
+@app.command()
+def embed(
+    slides: options.MaybeSlides = None,
+    out: options.Out = Path("out"),
+    mpp: options.Mpp = None,
+    manifest: options.ManifestFile = None,
+    encoder: options.EncoderName = None,
+    weights: options.Weights = None,
+    tile_px: options.TilePx = None,
+    tile_mpp: options.TileMpp = None,
+    min_coverage: options.MinCoverage = None,
+    max_upsampling: options.MaxUpsampling = None,
+    max_tiles: options.MaxTiles = None,
+    precision: options.Precision = None,
+    batch_tiles: options.BatchTiles = None,
+    device: options.Device = None,
+    workers: options.Workers = None,
+    readers: options.Readers = None,
+    scheduler: options.Scheduler = None,
+    scheduler_file: options.SchedulerFile = None,
+    settings_file: options.SettingsFile = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+) -> None:
+    """Slide files to stored features, without a slide model: what `pathovit train` learns from."""
+    settings = options.merge_settings(
+        settings_file, encoder=encoder, weights=weights, tile_px=tile_px, tile_mpp=tile_mpp, min_coverage=min_coverage,
+        max_upsampling=max_upsampling, max_tiles=max_tiles, precision=precision, batch_tiles=batch_tiles, device=device,
+        workers=workers, readers=readers, scheduler=scheduler, scheduler_file=scheduler_file,
+    )  # fmt: skip
+    sys.exit(carry_out(options.find_jobs(slides, mpp, manifest), out, settings, None, overwrite, as_json))
+
+
+def match_model(settings: Settings, encoder_given: bool, model_given: bool) -> tuple[Settings, str | None]:
+    """Settings and model folder that fit each other.
+
+    A model brings the encoder and the tiles it was trained on, unless others were asked for; an encoder that no model
+    was given for is run for its features alone.
+    """
+    from pathovit.model_card import read_card
+
+    if not model_given and settings.embed.encoder != REFERENCE:
+        sys.stderr.write(
+            f"pathovit: no slide model for encoder {settings.embed.encoder!r} was given: features only. "
+            "Train one with `pathovit train LABELS.csv`, then use --model.\n"
+        )
+        return settings, None
+    folder, card = read_card(settings.heatmap.model)
+    trained = card["encoder"]
+    if not encoder_given:
+        settings = replace(settings, embed=replace(settings.embed, encoder=trained["encoder"]))
+    tiles = settings.tiles
+    settings = replace(
+        settings, tiles=replace(tiles, tile_px=tiles.tile_px or trained["tile_px"], mpp=tiles.mpp or trained["mpp"])
+    )
+    return settings, str(folder)
+
+
+def carry_out(
+    jobs: Sequence[SlideJob], out: Path, settings: Settings, model: str | None, overwrite: bool, as_json: bool
+) -> int:
+    """Run all jobs into a folder and report; returns the exit code."""
+    from pathovit.lease import lease
+
+    with lease(out):
+        return _carry_out(jobs, out, settings, model, overwrite, as_json)
+
+
+def _carry_out(
+    jobs: Sequence[SlideJob], out: Path, settings: Settings, model: str | None, overwrite: bool, as_json: bool
+) -> int:
+    from pathovit.cli.progress import Progress
+    from pathovit.cluster import Work, run_slides
+    from pathovit.encoders.check import check_weights
+    from pathovit.provenance import run_record
+    from pathovit.report import Failure, write_predictions, write_report
+    from pathovit.store import to_json, write_atomically
+
+    sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
+    settings = options.weights_path(settings)
+    check_weights(settings)
+    started, began = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.monotonic()
+    record = run_record(
+        command=sys.argv[1:], started=started, settings=settings.to_dict(), model=model, slides=[str(job.path) for job in jobs]
+    )
+    write_atomically(out / "run.json", to_json({**record, "exit_code": None}))
+    with stoppable() as stop, Progress(len(jobs)) as progress:
+        states = run_slides(jobs, Work(out.resolve(), settings, model, overwrite), progress.changed, stop.event)
+    failures = [
+        Failure(state.job.path.name, state.reason.splitlines()[0], state.plan.slide_id if state.plan else "")
+        for state in states
+        if state.stage == "failed"
+    ]
+    write_predictions(out, failures)
+    code = stop.code or exit_code(states)
+    finished = {"seconds": round(time.monotonic() - began, 1), "exit_code": code}
+    outcomes = [{"file": s.job.path.name, "stage": s.stage, "slide_id": s.plan.slide_id if s.plan else "", "reason": s.reason} for s in states]
+    record |= {"finished": finished, "outcomes": outcomes}
+    write_atomically(out / "run.json", to_json({**record, "exit_code": code}))
+    report = write_report(out, failures, record)
+    _say_goodbye(states, failures, out, report, code, time.monotonic() - began)
+    if as_json:
+        typer.echo(json.dumps({"exit_code": code, "out": str(out), "slides": [_as_json(state) for state in states]}, indent=1))
+    return code
+
+
+def exit_code(states: Sequence[SlideState]) -> int:
+    """0 all done; 1 a fault of ours; 3 some slide failed or is degraded."""
+    if any(state.internal for state in states):
+        return 1
+    bad = any(state.stage != "done" or (state.done and state.done["verdict"] != "ok") for state in states)
+    return 3 if bad else 0
+
+
+def _as_json(state: SlideState) -> dict[str, Any]:
+    found: dict[str, Any] = {"file": state.job.path.name, "stage": state.stage, "skipped": state.skipped, "reason": state.reason}
+    if state.plan:
+        found |= {"slide_id": state.plan.slide_id, "tiles": state.plan.tiles, "mpp": state.plan.mpp}
+    if state.done:
+        found |= {"verdict": state.done["verdict"], "prediction": state.done["prediction"], "reason": state.done["reason"]}
+    return found
+
+
+def _say_goodbye(
+    states: Sequence[SlideState], failures: Sequence[Failure], out: Path, report: Path, code: int, seconds: float
+) -> None:
+    done = sum(state.stage == "done" for state in states)
+    sys.stderr.write(f"\n{done} of {len(states)} slides done in {duration(seconds)}.\n")
+    for failure in failures:
+        sys.stderr.write(f"  failed  {plain(failure.file)}: {plain(failure.reason)}\n")
+    for state in states:
+        if state.internal:
+            sys.stderr.write(state.reason + "\n")
+    if code in SIGNALS.values():
+        sys.stderr.write("Interrupted. The same command goes on where it stopped.\n")
+    sys.stderr.write(f"Report:       {report}\nPredictions:  {out / 'predictions.csv'}\nPer slide:    {out / 'slides'}\n")
+
+
+class Stop:
+    """Set by a signal; a second signal ends the process at once."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.code = 0
+
+    def __call__(self, number: int, frame: object) -> None:
+        if self.event.is_set():
+            raise SystemExit(SIGNALS[signal.Signals(number)])
+        self.code = SIGNALS[signal.Signals(number)]
+        self.event.set()
+        sys.stderr.write("\npathovit: stopping; what is stored stays.\n")
+
+
+@contextmanager
+def stoppable() -> Iterator[Stop]:
+    """Catch the signals of a terminal and of batch systems for as long as this lasts."""
+    stop = Stop()
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,284 @@
+"""Many slides over many workers: steps, retries, progress. The one door to Dask.
+
+Only as many steps are handed out as there are workers, so when a worker dies Dask can blame only the step it was at:
+that slide gets a second try, then fails alone. Everything listens on the loopback interface, behind TLS.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pathovit.errors import PathovitError, SettingsError, SlideError, StorageError
+from pathovit.pipeline import SlideJob, SlidePlan, embed_part, finish_slide, start_slide
+from pathovit.settings import Settings
+
+TOPIC = "pathovit-progress"
+REPORT_EVERY_S = 0.5
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every step needs to know; sent along with it."""
+
+    out: Path
+    settings: Settings
+    model: str | None  # a model folder; None: features only
+    overwrite: bool
+
+
+@dataclass
+class SlideState:
+    """How far a slide has come, as the scheduler's side sees it."""
+
+    index: int
+    job: SlideJob
+    stage: str = "waiting"  # waiting, planning, embedding, finishing, done, failed
+    plan: SlidePlan | None = None
+    parts_left: deque[int] = field(default_factory=deque)
+    parts_running: int = 0
+    tiles_done: int = 0
+    seconds: float = 0.0
+    done: dict[str, Any] | None = None
+    reason: str = ""
+    skipped: bool = False
+    internal: bool = False  # failed by a fault of our own
+
+    @property
+    def over(self) -> bool:
+        return self.stage in ("done", "failed")
+
+
+Listener = Callable[[SlideState], None]
+
+
+# Steps, as they run inside a worker ------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _encoder(settings: Settings) -> Any:
+    import torch
+
+    from pathovit.device import allowed_cores
+    from pathovit.encoders import load_encoder
+
+    torch.set_num_threads(max(1, allowed_cores() // int(os.environ.get("PATHOVIT_WORKERS", "1"))))
+    embed = settings.embed
+    return load_encoder(embed.encoder, embed.weights, settings.run.device, embed.precision, settings.tiles.tile_px)
+
+
+@lru_cache(maxsize=1)
+def _model(folder: str | None) -> Any:
+    from pathovit.aggregator import load_model
+
+    return load_model(folder) if folder is not None else None
+
+
+def _report(slide: int, tiles: int, pending: dict[str, float]) -> None:
+    """Tell the scheduler's side about progress, a few times a second."""
+    from distributed import get_worker
+
+    pending["tiles"] = pending.get("tiles", 0) + tiles
+    now = time.monotonic()
+    if now - pending.get("at", 0.0) >= REPORT_EVERY_S:
+        get_worker().log_event(TOPIC, {"slide": slide, "tiles": int(pending["tiles"])})
+        pending.update(tiles=0, at=now)
+
+
+def _start(index: int, job: SlideJob, work: Work) -> SlidePlan:
+    model = _model(work.model)
+    return start_slide(job, work.out, work.settings, _encoder(work.settings), model.sha256 if model else None, work.overwrite)
+
+
+def _embed(index: int, plan: SlidePlan, part: int, work: Work) -> dict[str, float]:
+    pending: dict[str, float] = {}
+    return embed_part(plan, part, work.out, work.settings, _encoder(work.settings), lambda tiles: _report(index, tiles, pending))
+
+
+def _finish(index: int, plan: SlidePlan, work: Work, seconds: float) -> dict[str, Any]:
+    return finish_slide(plan, work.out, work.settings, _model(work.model), seconds)
+
+
+def _guarded(step: Callable[..., Any], *arguments: Any) -> tuple[str, Any]:
+    """A step's result, or its error as a value: errors are results here, only a death is an event."""
+    try:
+        return "ok", step(*arguments)
+    except PathovitError as error:
+        return "error", error
+    except Exception as error:  # a fault of ours: this slide fails with it, and the exit code says so
+        return "fault", f"internal error: {error!r}\n{traceback.format_exc()}"
+
+
+# The scheduler's side --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def open_client(settings: Settings) -> Iterator[tuple[Any, int]]:
+    """A Dask client and its number of workers: our own on this machine, or a running scheduler's."""
+    import dask
+    from distributed import Client
+
+    run = settings.run
+    dask.config.set({"distributed.scheduler.allowed-failures": 1, "distributed.admin.large-graph-warning-threshold": "1GB"})
+    if run.scheduler or run.scheduler_file:
+        options = {"scheduler_file": run.scheduler_file} if run.scheduler_file else {"address": run.scheduler}
+        try:
+            with Client(**options, timeout="30s") as client:
+                client.wait_for_workers(1, timeout=300)
+                yield client, len(client.scheduler_info(n_workers=-1)["workers"])
+        except (OSError, TimeoutError) as error:
+            raise SettingsError(f"The Dask scheduler {run.scheduler or run.scheduler_file} does not answer ({error}).") from error
+        return
+    with _local_cluster(run.workers, run.device) as (cluster, workers), Client(cluster) as client:
+        client.wait_for_workers(workers, timeout=300)
+        yield client, workers
+
+
+@contextmanager
+def _local_cluster(wanted: int | None, device: str) -> Iterator[tuple[Any, int]]:
+    """Worker processes on this machine: one per GPU, or one."""
+    from distributed import Nanny, Scheduler, SpecCluster
+    from distributed.security import Security
+
+    gpus = _visible_gpus() if device in ("auto", "cuda") else []
+    workers = wanted or max(1, len(gpus))
+    security = Security.temporary()
+    listen = {"security": security, "host": "127.0.0.1", "protocol": "tls://", "dashboard": False}
+    specs: dict[int, dict[str, Any]] = {}
+    for index in range(workers):
+        environment = {"PATHOVIT_WORKERS": str(1 if gpus else workers)}
+        if gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
+        specs[index] = {"cls": Nanny, "options": {**listen, "nthreads": 1, "env": environment, "dashboard_address": None}}
+    scheduler = {"cls": Scheduler, "options": {**listen, "port": 0, "dashboard_address": None}}
+    with SpecCluster(workers=specs, scheduler=scheduler, security=security, silence_logs=50) as cluster:
+        yield cluster, workers
+
+
+def _visible_gpus() -> list[str]:
+    """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES takes them."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        return [name for name in listed.split(",") if name.strip()]
+    import torch
+
+    return [str(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+
+
+def run_slides(jobs: Sequence[SlideJob], work: Work, changed: Listener, stop: threading.Event) -> list[SlideState]:
+    """Carry all slides through their steps; a slide that fails becomes a row, the others go on.
+
+    Parameters
+    ----------
+    changed : called with a slide's state whenever it changes
+    stop : when set, no more steps are handed out and the function returns
+
+    Raises
+    ------
+    SettingsError, StorageError : what no slide can get past
+    """
+    states = [SlideState(index, job) for index, job in enumerate(jobs)]
+    with open_client(work.settings) as (client, workers):
+        client.subscribe_topic(TOPIC, lambda event: _note_progress(states, event[1], changed))
+        _drive(client, workers, states, work, changed, stop)
+    return states
+
+
+def _note_progress(states: list[SlideState], message: dict[str, int], changed: Listener) -> None:
+    state = states[message["slide"]]
+    if state.stage == "embedding":
+        state.tiles_done = min(state.tiles_done + message["tiles"], state.plan.tiles if state.plan else 0)
+        changed(state)
+
+
+def _drive(client: Any, workers: int, states: list[SlideState], work: Work, changed: Listener, stop: threading.Event) -> None:
+    from distributed import as_completed
+
+    running: dict[Any, tuple[SlideState, str]] = {}
+    queue = as_completed()
+    while not stop.is_set():
+        while len(running) < workers and (step := _next_step(states, work)) is not None:
+            state, name, function, arguments = step
+            future = client.submit(_guarded, function, state.index, *arguments, key=f"{name}-{state.index}-{time.monotonic_ns()}", pure=False)
+            running[future] = (state, name)
+            queue.add(future)
+            changed(state)
+        if not running:
+            return
+        while not queue.has_ready() and not stop.is_set():  # poll, so that a signal is noticed at once
+            time.sleep(0.02)
+        if stop.is_set():
+            client.cancel(list(running), force=True)
+            return
+        future = next(queue)
+        state, name = running.pop(future)
+        _advance(state, name, future, work)
+        changed(state)
+
+
+def _next_step(states: list[SlideState], work: Work) -> tuple[SlideState, str, Callable[..., Any], tuple[Any, ...]] | None:
+    """The next thing to do: parts before finishes before new slides, in the order the slides were given."""
+    for state in states:
+        if state.stage == "embedding" and state.parts_left:
+            state.parts_running += 1
+            return state, "embed", _embed, (state.plan, state.parts_left.popleft(), work)
+    for state in states:
+        if state.stage == "embedding" and not state.parts_running:
+            state.stage = "finishing"
+            return state, "finish", _finish, (state.plan, work, state.seconds)
+    for state in states:
+        if state.stage == "waiting":
+            state.stage = "planning"
+            return state, "start", _start, (state.job, work)
+    return None
+
+
+def _advance(state: SlideState, step: str, future: Any, work: Work) -> None:
+    """Take a step's result into the slide's state."""
+    from distributed import CancelledError, KilledWorker
+
+    try:
+        kind, value = future.result()
+    except KilledWorker:
+        reason = "reading it crashed, hung or ran out of memory twice. The file may be damaged; copy or export it again."
+        kind, value = "error", SlideError(state.job.path, reason)
+    except CancelledError as error:
+        kind, value = "fault", f"internal error: {error!r}"
+    if kind == "ok":
+        _proceed(state, step, value, work)
+        return
+    if isinstance(value, SettingsError | StorageError):
+        raise value
+    state.stage, state.internal = "failed", kind == "fault"
+    state.reason = value.reason if isinstance(value, SlideError) else str(value)
+    state.parts_left.clear()
+
+
+def _proceed(state: SlideState, step: str, value: Any, work: Work) -> None:
+    if step == "start":
+        state.plan = value
+        if value.finished:
+            state.stage, state.skipped = "done", True
+            state.tiles_done = value.tiles
+            return
+        state.stage = "embedding"
+        if value.embedded:
+            state.tiles_done = value.tiles
+        else:
+            state.parts_left.extend(range(value.parts(work.settings.embed.part_tiles)))
+    elif step == "embed":
+        state.parts_running -= 1
+        state.seconds += value["seconds"]
+    else:
+        assert step == "finish"
+        state.done, state.stage = value, "done"
+        state.tiles_done = state.plan.tiles if state.plan else 0

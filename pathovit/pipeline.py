@@ -1,0 +1,334 @@
+"""One slide from file to heatmap, as a straight line, in three steps that a scheduler can spread over workers:
+
+    plan_slide  ->  embed_part 1..K  ->  finish_slide
+
+Every step can be killed at any point and run again: state lies on disk, and is recognised by its recipe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pathovit import RESEARCH_USE
+from pathovit.device import allowed_cores
+from pathovit.encoders.records import EncoderRecord
+from pathovit.errors import SettingsError, StoreError
+from pathovit.features import Verdict
+from pathovit.preflight import check_file, content_sha256, slide_files, slide_id
+from pathovit.provenance import STEP_VERSIONS, versions
+from pathovit.settings import Settings, TileSpec
+from pathovit.slide import Slide, open_slide
+from pathovit.store import FeatureStore, file_digest, to_json, write_atomically
+from pathovit.tiling import TileGrid, fill_spec, lay_grid
+from pathovit.tissue import find_tissue
+
+if TYPE_CHECKING:
+    from pathovit.aggregator import SlideModel, SlidePrediction
+    from pathovit.encoders import Encoder
+    from pathovit.heatmap import Heatmap
+
+DONE = "slide.json"
+
+
+@dataclass(frozen=True)
+class SlideJob:
+    """A slide asked for: its file, and what the user knows better than the file."""
+
+    path: Path
+    mpp: float | None = None
+    mpp_source: str = "--mpp"
+    patient: str | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class SlidePlan:
+    """What will be done with a slide."""
+
+    job: SlideJob
+    slide_id: str
+    sha256: str
+    vendor: str
+    size: tuple[int, int]
+    mpp: tuple[float, float]
+    mpp_source: str
+    tissue_mm2: float
+    tiles: int
+    upsampled: float
+    embedded: bool = False  # all features are on disk
+    finished: bool = False  # all products are on disk
+
+    def parts(self, part_tiles: int) -> int:
+        return -(-self.tiles // part_tiles)
+
+    def feature_bytes(self, dim: int) -> int:
+        """Bytes of features and grid before compression."""
+        return self.tiles * (2 * dim + 16 + 4 + 1)
+
+
+def tile_spec(settings: Settings, record: EncoderRecord) -> TileSpec:
+    return fill_spec(settings.tiles, record.tile_px, record.mpp)
+
+
+def plan_slide(job: SlideJob, settings: Settings, record: EncoderRecord, sha256: str | None = None) -> tuple[SlidePlan, Slide, TileGrid]:
+    """Preflight, tissue and grid of one slide; no model is loaded. The caller closes the slide."""
+    slide = open_slide(job.path, job.mpp, job.mpp_source, sha256)
+    try:
+        mask = find_tissue(slide, settings.tissue)
+        grid = lay_grid(slide, mask, tile_spec(settings, record), settings.embed.max_tiles)
+    except BaseException:
+        slide.close()
+        raise
+    plan = SlidePlan(
+        job, slide.id, slide.sha256, slide.vendor, slide.size, slide.mpp, slide.mpp_source, mask.area_mm2, len(grid), grid.upsampled
+    )
+    return plan, slide, grid
+
+
+def embed_recipe(sha256: str, mpp: tuple[float, float], settings: Settings, encoder: Encoder) -> dict[str, Any]:
+    """Everything that determines the stored features of a slide."""
+    steps = {name: STEP_VERSIONS[name] for name in ("tissue", "tiling", "embedding")}
+    recipe = {
+        "slide_sha256": sha256,
+        "mpp": list(mpp),
+        "tissue": asdict(settings.tissue),
+        "tiles": asdict(tile_spec(settings, encoder.record)),
+        "encoder": {key: value for key, value in encoder.recipe().items() if key != "device"},
+        "embed": {key: getattr(settings.embed, key) for key in ("batch_tiles", "chunk_tiles", "max_tiles")},
+        "steps": steps,
+    }
+    return dict(json.loads(json.dumps(recipe)))  # as it will be read back
+
+
+def differing(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Keys whose values differ, with both values."""
+    found = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differing(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key}: {a} there, {b} now")
+    return found
+
+
+def fingerprint(path: Path, out: Path) -> str:
+    """Content SHA-256 of a slide, remembered by size, time and inode of its files."""
+    check_file(path)
+    stats = [file.stat() for file in slide_files(path)]
+    state = [[s.st_size, s.st_mtime_ns, s.st_ino] for s in stats]
+    name = hashlib.sha256(str(path.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:24]
+    note = out / ".fingerprints" / f"{name}.json"
+    if note.is_file():
+        known = json.loads(note.read_bytes())
+        if known["state"] == state:
+            return str(known["sha256"])
+    digest = content_sha256(path)
+    write_atomically(note, json.dumps({"state": state, "sha256": digest}).encode())
+    return digest
+
+
+def start_slide(
+    job: SlideJob, out: Path, settings: Settings, encoder: Encoder, model_sha256: str | None, overwrite: bool
+) -> SlidePlan:
+    """Plan a slide and lay out its store; a slide that is done already is recognised without looking at its pixels.
+
+    Raises
+    ------
+    SettingsError : the folder holds features of this slide made by another recipe
+    SlideError : the slide cannot go on
+    """
+    sha256 = fingerprint(job.path, out)
+    folder = out / "slides" / slide_id(job.path, sha256)
+    done = read_done(folder)
+    if done is not None and not overwrite and done["slide"]["sha256"] == sha256:
+        mpp = (job.mpp, job.mpp) if job.mpp is not None else tuple(done["slide"]["mpp"])
+        recipe = embed_recipe(sha256, mpp, settings, encoder)
+        if done["recipe"] == recipe and products_exist(folder, done):
+            finished = done.get("finish_recipe") == finish_recipe(settings, model_sha256)
+            return SlidePlan(job, embedded=True, finished=finished, **plan_fields(done))
+    plan, slide, grid = plan_slide(job, settings, encoder.record, sha256)
+    with slide:
+        store = FeatureStore(folder, job.path)
+        recipe = embed_recipe(sha256, slide.mpp, settings, encoder)
+        try:
+            stored = None if overwrite else store.recipe()
+        except StoreError:
+            stored = None  # a damaged store is laid out anew
+        if stored is not None and stored != recipe:
+            raise SettingsError(
+                f"{folder.name}: {out} holds features made by another recipe ({'; '.join(differing(stored, recipe)[:4])}). "
+                "Choose another --out, or replace them with --overwrite."
+            )
+        if stored is None:
+            store.create(grid, encoder.dim, settings.embed.chunk_tiles, _attributes(slide, grid, recipe, encoder))
+        else:
+            store.sweep()
+    return plan
+
+
+def _attributes(slide: Slide, grid: TileGrid, recipe: dict[str, Any], encoder: Encoder) -> dict[str, Any]:
+    bounds = slide.bounds
+    return {
+        "pathovit": RESEARCH_USE,
+        "slide_id": slide.id,
+        "mpp_x": slide.mpp[0],
+        "mpp_y": slide.mpp[1],
+        "mpp_source": slide.mpp_source,
+        "level0_size": list(slide.size),
+        "bounds": [bounds.x, bounds.y, bounds.width, bounds.height],
+        "has_bounds": slide.has_bounds,
+        "unit": "level-0 pixels, top-left",
+        "device": encoder.device.type,
+        "recipe": recipe,
+        **grid.describe(),
+    }
+
+
+def plan_fields(done: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a SlidePlan that slide.json remembers."""
+    slide = done["slide"]
+    names = ("slide_id", "sha256", "vendor", "mpp_source", "tissue_mm2", "tiles", "upsampled")
+    return {**{name: slide[name] for name in names}, "size": tuple(slide["size"]), "mpp": tuple(slide["mpp"])}
+
+
+def embed_part(
+    plan: SlidePlan, part: int, out: Path, settings: Settings, encoder: Encoder, on_batch: Callable[[int], None]
+) -> dict[str, float]:
+    """Embed one part of a slide: the chunks of it that are not committed yet. Returns seconds and tiles."""
+    from pathovit.embedding import embed_chunks
+
+    started = time.perf_counter()
+    embed = settings.embed
+    store = FeatureStore(out / "slides" / plan.slide_id, plan.job.path)
+    per_part = embed.part_tiles // embed.chunk_tiles
+    chunks = range(part * per_part, min((part + 1) * per_part, -(-plan.tiles // embed.chunk_tiles)))
+    committed = store.committed()
+    todo = [chunk for chunk in chunks if chunk not in committed]
+    on_batch(sum(min(embed.chunk_tiles, plan.tiles - chunk * embed.chunk_tiles) for chunk in chunks if chunk in committed))
+    tiles = 0
+    if todo:
+        with open_slide(plan.job.path, plan.mpp, plan.mpp_source, plan.sha256) as slide:
+            grid = stored_grid(slide, store, settings, encoder.record)
+            for chunk, features, verdict in embed_chunks(
+                slide, grid, encoder, todo, chunk_tiles=embed.chunk_tiles, batch_tiles=embed.batch_tiles,
+                readers=settings.run.readers or allowed_cores(), read_timeout_s=settings.run.read_timeout_s, on_batch=on_batch,
+            ):  # fmt: skip
+                store.write_chunk(chunk, features, verdict)
+                tiles += len(verdict)
+    return {"seconds": time.perf_counter() - started, "tiles": tiles}
+
+
+def stored_grid(slide: Slide, store: FeatureStore, settings: Settings, record: EncoderRecord) -> TileGrid:
+    """The grid that was laid when the store was made."""
+    attributes = store.attributes()
+    xy = store.grid_xy()
+    return TileGrid(
+        slide.id, tile_spec(settings, record), xy, np.ones(len(xy), np.float32), tuple(attributes["tile_l0"]),
+        tuple(attributes["stride_l0"]), tuple(attributes["origin"]), attributes["read_level"], tuple(attributes["read_px"]),
+        attributes["upsampled"],
+    )  # fmt: skip
+
+
+def finish_recipe(settings: Settings, model_sha256: str | None) -> dict[str, Any]:
+    """Everything, besides the features, that determines a slide's products."""
+    steps = {name: STEP_VERSIONS[name] for name in ("aggregator", "heatmap")}
+    recipe = {"model_sha256": model_sha256, "heatmap": {**asdict(settings.heatmap), "model": None}, "steps": steps}
+    return dict(json.loads(json.dumps(recipe)))
+
+
+def finish_slide(plan: SlidePlan, out: Path, settings: Settings, model: SlideModel | None, seconds: float) -> dict[str, Any]:
+    """Answer, heatmap and exports of an embedded slide; writes slide.json last and returns it."""
+    folder = out / "slides" / plan.slide_id
+    store = FeatureStore(folder, plan.job.path)
+    slide = store.read(plan.slide_id)
+    counts = {verdict.name.lower(): int((slide.verdict == verdict).sum()) for verdict in Verdict}
+    bad = counts["missing"] + counts["unreadable"]
+    if counts["pending"]:
+        raise StoreError(plan.job.path, f"{counts['pending']} tiles were never read. Run the same command again.")
+    if counts["ok"] == 0:
+        raise StoreError(plan.job.path, f"not one of its {len(slide.verdict)} tiles could be read. The file is damaged; copy it again.")
+    degraded = bad > settings.run.max_unreadable * len(slide.verdict)
+    reason = f"{bad} of {len(slide.verdict)} tissue tiles could not be read" if bad else ""
+    if plan.upsampled > 1:
+        reason = "; ".join(filter(None, [reason, f"slide is {plan.upsampled:.3f} times coarser than the encoder's tiles (upsampled)"]))
+    done: dict[str, Any] = {
+        "research_use": RESEARCH_USE,
+        "slide": {
+            **{key: value for key, value in asdict(plan).items() if key not in ("job", "embedded", "finished")},
+            "file": plan.job.path.name,
+            "patient": plan.job.patient,
+            "label": plan.job.label,
+        },
+        "verdict": "degraded" if degraded else "ok",
+        "reason": reason,
+        "tiles": counts,
+        "prediction": None,
+        "seconds": round(seconds, 2),
+        "recipe": slide.attributes["recipe"],
+        "finish_recipe": finish_recipe(settings, model.sha256 if model else None),
+        "versions": versions(),
+    }
+    if model is not None:
+        from pathovit.overview import draw_products
+
+        prediction = model.predict(slide)
+        done["prediction"] = {
+            "model": model.name,
+            "classes": list(prediction.classes),
+            "probabilities": [float(p) for p in prediction.probabilities],
+        }
+        done["top_tiles"] = draw_products(plan, folder, slide, prediction, settings, reason if degraded else "")
+    store.finish()
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != DONE)
+    done["products"] = {str(p.relative_to(folder)): file_digest(p) for p in files}
+    write_atomically(folder / DONE, to_json(done))
+    return done
+
+
+def read_done(folder: Path) -> dict[str, Any] | None:
+    """slide.json of a slide folder; None if the slide is not done, or the marker is damaged."""
+    try:
+        return dict(json.loads((folder / DONE).read_bytes()))
+    except (OSError, ValueError):
+        return None
+
+
+def products_exist(folder: Path, done: dict[str, Any]) -> bool:
+    return all((folder / name).is_file() for name in done["products"])
+
+
+def analyse_slide(
+    path: Path | str, encoder: Encoder, model: SlideModel, out: Path | str, settings: Settings | None = None, mpp: float | None = None
+) -> tuple[SlidePrediction, Heatmap]:
+    """Carry one slide: file -> Slide -> TissueMask -> TileGrid -> SlideFeatures -> SlidePrediction -> Heatmap.
+
+    The same steps as `pathovit run`, in this process, with the same files under `out`.
+    """
+    from pathovit.overview import score_layers
+
+    settings = settings or Settings()
+    out = Path(out)
+    plan = start_slide(SlideJob(Path(path), mpp), out, settings, encoder, model.sha256, overwrite=False)
+    started = time.perf_counter()
+    if not plan.embedded:
+        for part in range(plan.parts(settings.embed.part_tiles)):
+            embed_part(plan, part, out, settings, encoder, lambda tiles: None)
+    if not plan.finished:
+        finish_slide(plan, out, settings, model, time.perf_counter() - started)
+    slide = FeatureStore(out / "slides" / plan.slide_id, Path(path)).read(plan.slide_id)
+    prediction = model.predict(slide)
+    return prediction, score_layers(slide, prediction)
+
+
+def with_mpp(job: SlideJob, mpp: float | None) -> SlideJob:
+    """The job with a pixel size given for all slides, unless it has its own."""
+    return job if mpp is None or job.mpp is not None else replace(job, mpp=mpp, mpp_source="--mpp")

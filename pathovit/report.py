@@ -1,0 +1,146 @@
+"""predictions.csv and report.html: what an output folder holds, as a table and as one self-contained page."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pathovit import RESEARCH_USE, __version__
+from pathovit.pipeline import read_done
+from pathovit.store import write_atomically
+from pathovit.text import plain
+
+PICTURE_PX = 1400  # longer side of an overview inside the report
+MAX_PICTURES = 300  # slides with pictures in one report; the table always has all
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A slide that could not be done, and why."""
+
+    file: str
+    reason: str
+    slide_id: str = ""
+
+
+def done_slides(out: Path) -> list[dict[str, Any]]:
+    """slide.json of every finished slide of a folder, in order of id."""
+    found = (read_done(folder) for folder in sorted((out / "slides").glob("*")) if folder.is_dir())
+    return [done for done in found if done is not None]
+
+
+def prediction_rows(done: Sequence[dict[str, Any]], failures: Sequence[Failure]) -> tuple[list[str], list[dict[str, Any]]]:
+    """Column names and rows of predictions.csv."""
+    classes = list(dict.fromkeys(name for d in done if d["prediction"] for name in d["prediction"]["classes"]))
+    names = ["slide_id", "file", "patient", "verdict", *(f"prob_{name}" for name in classes)]
+    names += ["tiles", "tiles_unread", "tissue_mm2", "mpp_x", "mpp_y", "mpp_source", "minutes", "model", "reason"]
+    rows: list[dict[str, Any]] = []
+    for d in done:
+        slide, answer = d["slide"], d["prediction"]
+        row = {
+            "slide_id": slide["slide_id"],
+            "file": slide["file"],
+            "patient": slide["patient"] or "",
+            "verdict": d["verdict"],
+            "tiles": slide["tiles"],
+            "tiles_unread": d["tiles"]["missing"] + d["tiles"]["unreadable"],
+            "tissue_mm2": round(slide["tissue_mm2"], 3),
+            "mpp_x": slide["mpp"][0],
+            "mpp_y": slide["mpp"][1],
+            "mpp_source": slide["mpp_source"],
+            "minutes": round(d["seconds"] / 60, 2),
+            "model": answer["model"] if answer else "",
+            "reason": d["reason"],
+        }
+        if answer:
+            row |= {f"prob_{name}": f"{p:.6f}" for name, p in zip(answer["classes"], answer["probabilities"], strict=True)}
+        rows.append(row)
+    rows += [{"slide_id": f.slide_id, "file": f.file, "verdict": "failed", "reason": f.reason} for f in failures]
+    return names, rows
+
+
+def write_predictions(out: Path, failures: Sequence[Failure]) -> Path:
+    """Write predictions.csv: one row per slide, done or failed."""
+    names, rows = prediction_rows(done_slides(out), failures)
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(buffer, names, restval="")
+    writer.writeheader()
+    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+    path = out / "predictions.csv"
+    write_atomically(path, buffer.getvalue().encode("utf-8", "replace"))
+    return path
+
+
+def _cell(value: Any) -> Any:
+    """Text that a spreadsheet would run as a formula is quoted."""
+    if isinstance(value, str):
+        value = plain(value)
+        return f"'{value}" if value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    return value
+
+
+def write_report(out: Path, failures: Sequence[Failure], record: dict[str, Any]) -> Path:
+    """Write report.html: opens from disk, without a network, and holds every picture itself."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    done = done_slides(out)
+    names, rows = prediction_rows(done, failures)
+    environment = Environment(loader=PackageLoader("pathovit"), autoescape=True, undefined=StrictUndefined)
+    environment.filters["plain"] = plain
+    slides = [
+        {**d, "overview": _overview(out, d), "pictures": _tiles(out, d)}
+        for d in sorted(done, key=lambda d: -_highest(d))[:MAX_PICTURES]
+        if d["prediction"]
+    ]
+    html = environment.get_template("report.html").render(
+        research_use=RESEARCH_USE,
+        version=__version__,
+        rows=rows,
+        classes=[name for name in names if name.startswith("prob_")],
+        slides=slides,
+        left_out=max(0, len(done) - MAX_PICTURES),
+        record=record,
+        cards=_cards(record),
+    )
+    path = out / "report.html"
+    write_atomically(path, html.encode("utf-8", "replace"))
+    return path
+
+
+def _highest(done: dict[str, Any]) -> float:
+    """Probability of the last class: the positive one of a binary target."""
+    return float(done["prediction"]["probabilities"][-1]) if done["prediction"] else -1.0
+
+
+def _cards(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Settings and versions as (name, value) lines."""
+    lines = []
+    for table, values in record.get("settings", {}).items():
+        lines += [(f"{table}.{key}", str(value)) for key, value in values.items()]
+    return lines + [(f"version of {key}", value) for key, value in record.get("versions", {}).items()]
+
+
+def _overview(out: Path, done: dict[str, Any]) -> str:
+    path = out / "slides" / done["slide"]["slide_id"] / "overview.png"
+    with Image.open(path) as image:
+        picture = image.convert("RGB")
+    picture.thumbnail((PICTURE_PX, PICTURE_PX))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=85)
+    return _data_url(buffer.getvalue())
+
+
+def _tiles(out: Path, done: dict[str, Any]) -> list[dict[str, Any]]:
+    folder = out / "slides" / done["slide"]["slide_id"]
+    return [{**tile, "picture": _data_url((folder / tile["file"]).read_bytes())} for tile in done.get("top_tiles", [])]
+
+
+def _data_url(jpeg: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")

@@ -1,0 +1,25 @@
+"""Text from outside, made safe to show: file names can hold anything."""
+
+from __future__ import annotations
+
+
+def plain(text: str) -> str:
+    """Text without control characters and lone surrogates, for pictures, tables and terminals."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text.encode("utf-8", "replace").decode())
+
+
+def duration(seconds: float) -> str:
+    """4.2 s, 3 min 5 s, 2 h 10 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def size(count: float) -> str:
+    """Bytes for people: 512 B, 4.0 MB."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
