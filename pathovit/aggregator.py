@@ -141,12 +141,17 @@ class WindowAttention(nn.Module):
         mixed = []
         for first in range(0, layout.count, WINDOWS_AT_ONCE):
             part = slice(first, first + WINDOWS_AT_ONCE)
-            q, k, v = qkv[part].unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (w, heads, 256, d/heads)
+            q, k, v = split_heads(qkv[part], self.heads).permute(2, 0, 3, 1, 4)  # each (w, heads, 256, d/heads)
             empty = torch.zeros_like(layout.filled[part], dtype=bias.dtype).masked_fill(~layout.filled[part], -1e4)
             mask = bias[None] + empty[:, None, None, :]  # (w, heads, 256, 256)
             mixed.append(functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
         out: Tensor = self.out(layout.scatter(torch.cat(mixed)))
         return out
+
+
+def split_heads(qkv: Tensor, heads: int) -> Tensor:
+    """(..., 3d) -> (..., 3, heads, d / heads)."""
+    return qkv.reshape(*qkv.shape[:-1], 3, heads, -1)
 
 
 class RegionAttention(nn.Module):
@@ -171,7 +176,7 @@ class RegionAttention(nn.Module):
         place = centre[:, :2] / centre[:, 2:] / (UM_PER_UNIT * WINDOW)
         distance = torch.cdist(place, place).log1p()  # (W, W)
         bias = -functional.softplus(self.slope)[:, None, None] * distance
-        q, k, v = self.qkv(region).unflatten(-1, (3, self.heads, -1)).permute(1, 2, 0, 3)  # each (heads, W, d/heads)
+        q, k, v = split_heads(self.qkv(region), self.heads).permute(1, 2, 0, 3)  # each (heads, W, d/heads)
         mixed = functional.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=bias[None].to(q.dtype))[0]
         back: Tensor = self.out(mixed.transpose(0, 1).flatten(1))  # (W, d)
         return back[window[:, 0]]
@@ -197,7 +202,8 @@ class Block(nn.Module):
         layout = layouts[self.shift]
         tokens = tokens + self.scale[0] * self.window(tokens, layout, pitch_um)
         tokens = tokens + self.scale[1] * self.region(tokens, layout, xy_um)
-        return tokens + self.scale[2] * self.feed(tokens)
+        fed: Tensor = tokens + self.scale[2] * self.feed(tokens)
+        return fed
 
 
 class AdditiveHead(nn.Module):
@@ -349,7 +355,9 @@ def load_model(folder: str | Path) -> SlideModel:
         raise WeightsError(f"{weights_path}: does not fit model.json ({str(error).splitlines()[0]}).") from error
     digest = file_sha256(weights_path)
     if digest != card["weights_sha256"]:
-        raise WeightsError(f"{weights_path}: its SHA-256 is not the one in model.json; one of the two was changed. Train the model again.")
+        raise WeightsError(
+            f"{weights_path}: its SHA-256 is not the one in model.json; one of the two was changed. Train the model again."
+        )
     return SlideModel(network.eval(), card, digest, path.name)
 
 
@@ -362,4 +370,6 @@ def save_model(folder: Path, network: SlideTransformer, card: dict[str, Any]) ->
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "model.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, weights)
-    write_atomically(folder / "model.json", to_json({"config": asdict(network.config), "weights_sha256": file_sha256(weights), **card}))
+    write_atomically(
+        folder / "model.json", to_json({"config": asdict(network.config), "weights_sha256": file_sha256(weights), **card})
+    )

@@ -24,6 +24,7 @@ from pathovit.settings import Settings
 
 TOPIC = "pathovit-progress"
 REPORT_EVERY_S = 0.5
+QUIET = {"DASK_LOGGING__DISTRIBUTED": "error", "DASK_DISTRIBUTED__WORKER__HTTP__ROUTES": "[]"}  # no chatter, no web routes
 
 
 @dataclass(frozen=True)
@@ -124,11 +125,12 @@ def _guarded(step: Callable[..., Any], *arguments: Any) -> tuple[str, Any]:
 @contextmanager
 def open_client(settings: Settings) -> Iterator[tuple[Any, int]]:
     """A Dask client and its number of workers: our own on this machine, or a running scheduler's."""
+    os.environ.update(QUIET)  # before Dask is imported, and inherited by the workers
     import dask
     from distributed import Client
 
     run = settings.run
-    dask.config.set({"distributed.scheduler.allowed-failures": 1, "distributed.admin.large-graph-warning-threshold": "1GB"})
+    dask.config.set({"distributed.scheduler.allowed-failures": 1, "distributed.scheduler.http.routes": []})
     if run.scheduler or run.scheduler_file:
         options = {"scheduler_file": run.scheduler_file} if run.scheduler_file else {"address": run.scheduler}
         try:
@@ -208,7 +210,9 @@ def _drive(client: Any, workers: int, states: list[SlideState], work: Work, chan
     while not stop.is_set():
         while len(running) < workers and (step := _next_step(states, work)) is not None:
             state, name, function, arguments = step
-            future = client.submit(_guarded, function, state.index, *arguments, key=f"{name}-{state.index}-{time.monotonic_ns()}", pure=False)
+            future = client.submit(
+                _guarded, function, state.index, *arguments, key=f"{name}-{state.index}-{time.monotonic_ns()}", pure=False
+            )
             running[future] = (state, name)
             queue.add(future)
             changed(state)

@@ -24,7 +24,7 @@ def allowed_cores() -> int:
 
 
 def pick_device(wanted: str) -> torch.device:
-    """"auto" is a CUDA GPU, else Apple's GPU, else the CPU."""
+    """ "auto" is a CUDA GPU, else Apple's GPU, else the CPU."""
     import torch
 
     if wanted == "auto":

@@ -47,7 +47,8 @@ class SlideFeatures:
 
     def centres_um(self) -> NDArray[np.float64]:
         """(N, 2) tile centres in micrometres from the slide's level-0 corner."""
-        return (self.xy + np.asarray(self.tile_l0) / 2) * np.asarray(self.mpp)
+        centres: NDArray[np.float64] = (self.xy + np.asarray(self.tile_l0) / 2) * np.asarray(self.mpp)
+        return centres
 
     @property
     def pitch_um(self) -> float:

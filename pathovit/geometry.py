@@ -73,10 +73,5 @@ def box_fraction(
     """
     x0, y0 = xy[:, 0], xy[:, 1]
     x1, y1 = x0 + size[0], y0 + size[1]
-    inside = (
-        integral_at(table, y1, x1)
-        - integral_at(table, y0, x1)
-        - integral_at(table, y1, x0)
-        + integral_at(table, y0, x0)
-    )
+    inside = integral_at(table, y1, x1) - integral_at(table, y0, x1) - integral_at(table, y1, x0) + integral_at(table, y0, x0)
     return np.clip(inside / (size[0] * size[1]), 0, 1).astype(np.float32)

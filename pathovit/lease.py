@@ -32,7 +32,9 @@ def lease(out: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             owner = os.pread(handle, 4096, 0).decode("utf-8", "replace").strip() or "unknown"
-            raise OutputInUseError(f"{out}: another run is writing here ({owner}). Wait for it, or choose another --out.") from error
+            raise OutputInUseError(
+                f"{out}: another run is writing here ({owner}). Wait for it, or choose another --out."
+            ) from error
         with storage_errors(out):
             os.ftruncate(handle, 0)
             os.pwrite(handle, json.dumps({"host": socket.gethostname(), "process": os.getpid()}).encode(), 0)

@@ -133,7 +133,7 @@ def _hatch_unread(axes: Any, heatmap: Heatmap) -> None:
     width, height = heatmap.cell_l0
     x, y = heatmap.origin[0] + columns * width, heatmap.origin[1] + rows * height
     squares = np.stack([np.stack([x + dx * width, y + dy * height], -1) for dx, dy in ((0, 0), (1, 0), (1, 1), (0, 1))], 1)
-    axes.add_collection(PolyCollection(squares, facecolors="none", edgecolors="black", hatch="////", linewidths=0.3))
+    axes.add_collection(PolyCollection(list(squares), facecolors="none", edgecolors="black", hatch="////", linewidths=0.3))
 
 
 def _scale_bar(axes: Any, extent: tuple[float, float, float, float], mpp: float) -> None:
@@ -175,4 +175,3 @@ def _save_top_tiles(
         if int(stale.stem) > len(kept):
             stale.unlink()
     return kept
-

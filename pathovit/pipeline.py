@@ -78,7 +78,9 @@ def tile_spec(settings: Settings, record: EncoderRecord) -> TileSpec:
     return fill_spec(settings.tiles, record.tile_px, record.mpp)
 
 
-def plan_slide(job: SlideJob, settings: Settings, record: EncoderRecord, sha256: str | None = None) -> tuple[SlidePlan, Slide, TileGrid]:
+def plan_slide(
+    job: SlideJob, settings: Settings, record: EncoderRecord, sha256: str | None = None
+) -> tuple[SlidePlan, Slide, TileGrid]:
     """Preflight, tissue and grid of one slide; no model is loaded. The caller closes the slide."""
     slide = open_slide(job.path, job.mpp, job.mpp_source, sha256)
     try:
@@ -88,7 +90,16 @@ def plan_slide(job: SlideJob, settings: Settings, record: EncoderRecord, sha256:
         slide.close()
         raise
     plan = SlidePlan(
-        job, slide.id, slide.sha256, slide.vendor, slide.size, slide.mpp, slide.mpp_source, mask.area_mm2, len(grid), grid.upsampled
+        job,
+        slide.id,
+        slide.sha256,
+        slide.vendor,
+        slide.size,
+        slide.mpp,
+        slide.mpp_source,
+        mask.area_mm2,
+        len(grid),
+        grid.upsampled,
     )
     return plan, slide, grid
 
@@ -255,11 +266,15 @@ def finish_slide(plan: SlidePlan, out: Path, settings: Settings, model: SlideMod
     if counts["pending"]:
         raise StoreError(plan.job.path, f"{counts['pending']} tiles were never read. Run the same command again.")
     if counts["ok"] == 0:
-        raise StoreError(plan.job.path, f"not one of its {len(slide.verdict)} tiles could be read. The file is damaged; copy it again.")
+        raise StoreError(
+            plan.job.path, f"not one of its {len(slide.verdict)} tiles could be read. The file is damaged; copy it again."
+        )
     degraded = bad > settings.run.max_unreadable * len(slide.verdict)
     reason = f"{bad} of {len(slide.verdict)} tissue tiles could not be read" if bad else ""
     if plan.upsampled > 1:
-        reason = "; ".join(filter(None, [reason, f"slide is {plan.upsampled:.3f} times coarser than the encoder's tiles (upsampled)"]))
+        reason = "; ".join(
+            filter(None, [reason, f"slide is {plan.upsampled:.3f} times coarser than the encoder's tiles (upsampled)"])
+        )
     done: dict[str, Any] = {
         "research_use": RESEARCH_USE,
         "slide": {
@@ -307,7 +322,12 @@ def products_exist(folder: Path, done: dict[str, Any]) -> bool:
 
 
 def analyse_slide(
-    path: Path | str, encoder: Encoder, model: SlideModel, out: Path | str, settings: Settings | None = None, mpp: float | None = None
+    path: Path | str,
+    encoder: Encoder,
+    model: SlideModel,
+    out: Path | str,
+    settings: Settings | None = None,
+    mpp: float | None = None,
 ) -> tuple[SlidePrediction, Heatmap]:
     """Carry one slide: file -> Slide -> TissueMask -> TileGrid -> SlideFeatures -> SlidePrediction -> Heatmap.
 

@@ -144,7 +144,7 @@ def settings_from_dict(tables: dict[str, Any], origin: str) -> Settings:
         known = {f.name for f in dataclasses.fields(record)}  # type: ignore[arg-type]  # a dataclass type, by construction
         _refuse_unknown(set(values), known, f"{origin}, [{name}]", "setting")
         try:
-            made[name] = record(**values)  # type: ignore[call-arg]  # names checked above
+            made[name] = record(**values)
         except TypeError as error:
             raise SettingsError(f"{origin}, [{name}]: a value has the wrong type ({error}).") from error
     return Settings(**made)

@@ -10,7 +10,7 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,7 +118,7 @@ class OpenSlideSource:
         self.properties = dict(self._handle.properties)
         self._downsamples = self._handle.level_downsamples
 
-    def _open(self):  # type: ignore[no-untyped-def]  # openslide has no type stubs
+    def _open(self) -> Any:
         import openslide
 
         try:
@@ -198,7 +198,9 @@ def _load_flat(path: Path) -> RGB:
     except SlideOpenError:
         raise
     except Exception as error:  # decoders raise what they like; the file is refused with its reason
-        raise SlideOpenError(path, f"neither OpenSlide nor the image decoders can read it ({_without_path(error, path)}).") from error
+        raise SlideOpenError(
+            path, f"neither OpenSlide nor the image decoders can read it ({_without_path(error, path)})."
+        ) from error
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
         raise SlideOpenError(path, f"pixels are {pixels.dtype} {pixels.shape}; 8-bit grey or RGB is needed. Convert it.")
     if pixels.ndim == 2:
@@ -291,7 +293,9 @@ def _find_mpp(path: Path, mpp: float | XY | None, mpp_source: str, properties: d
         if not MPP_RANGE[0] <= value <= MPP_RANGE[1]:
             raise ResolutionError(path, f"mpp is {value:g} um per pixel, expected {MPP_RANGE[0]} to {MPP_RANGE[1]:g}. {remedy}")
     if not 0.5 <= pixel_size[0] / pixel_size[1] <= 2:
-        raise ResolutionError(path, f"mpp is {pixel_size[0]:g} by {pixel_size[1]:g}: pixels that far from square are an error. {remedy}")
+        raise ResolutionError(
+            path, f"mpp is {pixel_size[0]:g} by {pixel_size[1]:g}: pixels that far from square are an error. {remedy}"
+        )
     return pixel_size, origin
 
 

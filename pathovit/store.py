@@ -104,7 +104,7 @@ class FeatureStore:
         """The recipe the stored features were made by; None if there are none."""
         if not (self.zarr_path / "zarr.json").is_file():
             return None
-        return dict(self._group("r").attrs["recipe"])  # type: ignore[arg-type]  # we wrote it
+        return dict(self._group("r").attrs["recipe"])
 
     def create(self, grid: TileGrid, dim: int, chunk_tiles: int, attributes: dict[str, Any]) -> None:
         """Lay out the arrays, with grid and recipe, whole or not at all. What was there is replaced."""
@@ -136,7 +136,7 @@ class FeatureStore:
 
     def _group(self, mode: str) -> zarr.Group:
         try:
-            return zarr.open_group(self.zarr_path, mode=mode)  # type: ignore[arg-type]  # a literal, by construction
+            return zarr.open_group(self.zarr_path, mode=mode)
         except (OSError, ValueError, KeyError) as error:
             raise StoreError(self.path, f"{self.zarr_path} is damaged ({error}). Run again with --overwrite.") from error
 

@@ -43,7 +43,8 @@ class TileGrid:
 
     def lattice(self) -> NDArray[np.int64]:
         """(N, 2) column and row of every tile on the lattice."""
-        return np.rint((self.xy - np.asarray(self.origin)) / np.asarray(self.stride_l0)).astype(np.int64)
+        steps = (self.xy - np.asarray(self.origin)) / np.asarray(self.stride_l0)
+        return np.asarray(np.rint(steps), np.int64)
 
     def describe(self) -> dict[str, Any]:
         """Everything but the arrays, for attributes and recipes."""
@@ -164,4 +165,3 @@ def resize_tile(rgb: RGB, tile_px: int | None) -> RGB:
     if height % tile_px == 0 and width % tile_px == 0:
         return np.asarray(image.reduce((width // tile_px, height // tile_px)))
     return np.asarray(image.resize((tile_px, tile_px), Image.Resampling.BILINEAR))
-

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from skimage import measure, morphology
+from skimage import measure
+from skimage.morphology import disk, opening, remove_small_holes, remove_small_objects
 
 from pathovit.errors import NoTissueError, TileReadError
 from pathovit.geometry import XY, area_mm2
@@ -109,7 +110,7 @@ def segment(rgb: RGB, scanned: Mask, mpp: XY, settings: TissueSettings) -> tuple
     pen = _find_pen(density, um) & scanned if settings.drop_pen else np.zeros(scanned.shape, bool)
     stained = _find_stained(density, scanned & ~pen)
     tissue = _close_and_clean(stained & ~pen, um, settings)
-    return tissue & scanned & ~pen, pen
+    return np.asarray(tissue & scanned & ~pen), pen
 
 
 def glass_colour(rgb: RGB, scanned: Mask) -> NDArray[np.float32]:
@@ -142,7 +143,7 @@ def _find_stained(density: NDArray[np.float32], valid: Mask) -> Mask:
     dense = _above_glass(strength, valid, floor=0.055, ceiling=0.14)
     coloured = _above_glass(colour, valid, floor=0.035, ceiling=0.09)
     very_dense = strength > 0.5  # anthracotic or very dark nuclei may look grey
-    return valid & dense & (coloured | very_dense)
+    return np.asarray(valid & dense & (coloured | very_dense))
 
 
 def _above_glass(values: NDArray[np.float32], valid: Mask, floor: float, ceiling: float) -> Mask:
@@ -150,7 +151,7 @@ def _above_glass(values: NDArray[np.float32], valid: Mask, floor: float, ceiling
     sample = values[valid][:: max(1, values.size // 2_000_000)]
     near_glass = sample[sample < ceiling]
     noise = 1.4826 * float(np.median(near_glass)) if len(near_glass) else 0.0
-    return values > np.clip(3.0 * noise, floor, ceiling)
+    return np.asarray(values > np.clip(3.0 * noise, floor, ceiling))
 
 
 def _find_pen(density: NDArray[np.float32], um: float) -> Mask:
@@ -168,8 +169,8 @@ def _find_pen(density: NDArray[np.float32], um: float) -> Mask:
     red_ink = (green > 0.9) & (blue > 0.8 * green) & (red < 0.22 * green)
     black_ink = (lowest > 1.0) | (lowest > 0.8) & (highest - lowest < 0.25 * highest)
     ink = blue_ink | dark_blue_ink | green_ink | red_ink | black_ink
-    ink = morphology.opening(ink, morphology.disk(1)) if min(ink.shape) > 3 else ink
-    ink = morphology.remove_small_objects(ink, max_size=max(4, int(20_000 / um**2)))
+    ink = opening(ink, disk(1)) if min(ink.shape) > 3 else ink
+    ink = remove_small_objects(ink, max_size=max(4, int(20_000 / um**2)))
     if not ink.any():
         return np.asarray(ink, bool)
     # Ink fades out at its edge: grow into whatever is still ink-coloured, then a little beyond.
@@ -181,8 +182,8 @@ def _find_pen(density: NDArray[np.float32], um: float) -> Mask:
 def _close_and_clean(stained: Mask, um: float, settings: TissueSettings) -> Mask:
     """Join what belongs together; drop specks, threads and straight edges; fill lumina."""
     tissue = _opened(_closed(stained, settings.closing_um / um), settings.opening_um / um)
-    tissue = morphology.remove_small_objects(tissue, max_size=max(1, int(settings.min_area_um2 / um**2)))
-    tissue = morphology.remove_small_holes(tissue, max_size=int(settings.max_hole_um2 / um**2))
+    tissue = remove_small_objects(tissue, max_size=max(1, int(settings.min_area_um2 / um**2)))
+    tissue = remove_small_holes(tissue, max_size=int(settings.max_hole_um2 / um**2))
     return _without_straight_edges(np.asarray(tissue, bool), um)
 
 

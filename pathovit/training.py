@@ -73,7 +73,9 @@ class Fitted:
     best_epoch: int
 
 
-def load_bags(rows: Sequence[ManifestRow], target: str, features: Path, positive: str | None) -> tuple[list[Bag], tuple[str, ...], dict[str, Any]]:
+def load_bags(
+    rows: Sequence[ManifestRow], target: str, features: Path, positive: str | None
+) -> tuple[list[Bag], tuple[str, ...], dict[str, Any]]:
     """One bag per patient from the features of a folder, the class names, and the recipe all features share.
 
     Raises
@@ -104,7 +106,9 @@ def load_bags(rows: Sequence[ManifestRow], target: str, features: Path, positive
         names = {labels[row.line] for row, _ in slides}
         if len(names) > 1:
             lines = ", ".join(str(row.line) for row, _ in slides)
-            raise SettingsError(f"Patient {patient!r} has two labels ({', '.join(sorted(names))}; lines {lines}). Correct the table.")
+            raise SettingsError(
+                f"Patient {patient!r} has two labels ({', '.join(sorted(names))}; lines {lines}). Correct the table."
+            )
         bags.append(_make_bag(patient, [slide for _, slide in slides], classes.index(names.pop())))
     return bags, classes, recipe
 
@@ -113,7 +117,9 @@ def _labels(rows: Sequence[ManifestRow], target: str) -> dict[int, str]:
     """Label by line; rows without one are left out."""
     if not any(row.label(target) is not None for row in rows):
         columns = sorted({name for row in rows for name, _ in row.labels})
-        raise SettingsError(f"The table has no column {target!r}. Choose one with --target: {', '.join(columns) or 'there is none'}.")
+        raise SettingsError(
+            f"The table has no column {target!r}. Choose one with --target: {', '.join(columns) or 'there is none'}."
+        )
     return {row.line: label for row in rows if (label := row.label(target))}
 
 
@@ -186,7 +192,9 @@ def split_patients(bags: Sequence[Bag], fixed: dict[str, str], settings: TrainSe
             by_label[bag.label].append(bag)
     for label, members in by_label.items():
         if len(members) < 3:
-            raise SettingsError(f"Class number {label} has {len(members)} patients; at least 3 are needed for train, validation and test.")
+            raise SettingsError(
+                f"Class number {label} has {len(members)} patients; at least 3 are needed for train, validation and test."
+            )
         order = chance.permutation(len(members))
         test = max(1, round(len(members) * settings.test_share)) if settings.test_share else 0
         validation = max(1, round(len(members) * settings.validation_share))
@@ -223,7 +231,7 @@ def fit(
                 kept = _some_tiles(bag, settings, chance)
                 found = network(bag.features[kept].float(), bag.xy_um[kept], bag.pitch_um)
                 loss = bag_loss(found, bag.label, config, weights, settings)
-                (loss / len(step)).backward()
+                (loss / len(step)).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
                 losses.append(loss.item())
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()

@@ -614,9 +614,7 @@ def lay_kinds(ground: Ground, tissue: Floats, tumour: Floats, rng: Rng) -> dict[
     return {name: field.astype(np.float32) for name, field in maps.items()}
 
 
-def lay_flaws(
-    ground: Ground, spec: SampleSpec, tissue: Floats, kinds: dict[str, Floats], rng: Rng
-) -> dict[str, Floats]:
+def lay_flaws(ground: Ground, spec: SampleSpec, tissue: Floats, kinds: dict[str, Floats], rng: Rng) -> dict[str, Floats]:
     """Maps of pen, fold, blur and bubble; those not asked for are left out. Fold and blur begin in healthy tissue."""
     short_um = min(ground.size_um)
     tumour = np.maximum.reduce([kinds[f"tumour-{k}"] for k in range(QUILT)])

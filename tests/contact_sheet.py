@@ -32,7 +32,9 @@ def draw(path: Path, mpp: float | None) -> Image.Image:
         pen.multiline_text((4, 40), "\n".join(str(error)[i : i + 60] for i in range(0, len(str(error)), 60)), fill="red")
         return cell
     scale = CELL_PX / max(mask.tissue.shape)
-    picture = np.asarray(Image.fromarray(mask.overview).resize([max(1, round(s * scale)) for s in mask.tissue.shape[::-1]], Image.Resampling.BOX)).copy()
+    picture = np.asarray(
+        Image.fromarray(mask.overview).resize([max(1, round(s * scale)) for s in mask.tissue.shape[::-1]], Image.Resampling.BOX)
+    ).copy()
     for layer, colour in ((mask.tissue, (0, 160, 0)), (mask.pen, (230, 200, 0))):
         small = np.asarray(Image.fromarray(layer).resize(picture.shape[1::-1], Image.Resampling.NEAREST))
         picture[small & ~ndimage.binary_erosion(small, border_value=0)] = colour

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -97,12 +96,12 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
                           ("tiles", "right"), ("time", "right"), ("stored", "right")):  # fmt: skip
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]  # rich's literals
     for row in rows:
-        name = Text(plain(row["file"]))
+        file = Text(plain(row["file"]))
         if "reason" in row:
             continue
         mpp = f"{row['mpp'][0]:.4f}" + ("" if row["mpp"][0] == row["mpp"][1] else f" × {row['mpp'][1]:.4f}")
         table.add_row(
-            name, f"{row['size'][0]:,} × {row['size'][1]:,}", mpp, row["mpp_source"].split(" ")[0], f"{row['tissue_mm2']:.1f}",
+            file, f"{row['size'][0]:,} × {row['size'][1]:,}", mpp, row["mpp_source"].split(" ")[0], f"{row['tissue_mm2']:.1f}",
             f"{row['tiles']:,}", duration(row["estimated_seconds"]), size(row["estimated_bytes"]),
         )  # fmt: skip
     console = Console(width=None if sys.stdout.isatty() else 160)

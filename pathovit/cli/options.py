@@ -19,12 +19,18 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="Output folder.")]
 SettingsFile = Annotated[Path | None, typer.Option("--settings", help="TOML file; options given here win over it.")]
 Mpp = Annotated[float | None, typer.Option("--mpp", help="Micrometres per level-0 pixel, instead of what the files say.")]
 ManifestFile = Annotated[Path | None, typer.Option("--manifest", help="CSV with columns slide, mpp, patient, label.")]
-EncoderName = Annotated[str | None, typer.Option("--encoder", help="Encoder by name (see `pathovit encoders`), or any timm name.")]
+EncoderName = Annotated[
+    str | None, typer.Option("--encoder", help="Encoder by name (see `pathovit encoders`), or any timm name.")
+]
 Weights = Annotated[str | None, typer.Option("--weights", help="Weights for the encoder, a .safetensors file.")]
 TilePx = Annotated[int | None, typer.Option("--tile-px", help="Tile side in pixels.  [default: the encoder's own]")]
 TileMpp = Annotated[float | None, typer.Option("--tile-mpp", help="Resolution of tiles.  [default: the encoder's own]")]
-MinCoverage = Annotated[float | None, typer.Option("--min-coverage", help="Share of a tile that must be tissue.  [default: 0.25]")]
-MaxUpsampling = Annotated[float | None, typer.Option("--max-upsampling", help="Accept slides coarser than the tiles by this factor.  [default: 1.1]")]
+MinCoverage = Annotated[
+    float | None, typer.Option("--min-coverage", help="Share of a tile that must be tissue.  [default: 0.25]")
+]
+MaxUpsampling = Annotated[
+    float | None, typer.Option("--max-upsampling", help="Accept slides coarser than the tiles by this factor.  [default: 1.1]")
+]
 MaxTiles = Annotated[int | None, typer.Option("--max-tiles", help="At most so many tiles per slide, spread evenly: for trials.")]
 Precision = Annotated[str | None, typer.Option("--precision", help="auto, fp32 or bf16.  [default: auto]")]
 BatchTiles = Annotated[int | None, typer.Option("--batch-tiles", help="Tiles in one pass of the encoder.  [default: 64]")]
@@ -81,7 +87,9 @@ def find_jobs(slides: Sequence[Path] | None, mpp: float | None, manifest: Path |
     jobs = []
     for path in find_slides(slides or [row.slide for row in rows]):
         row = known.get(path.resolve())
-        job = SlideJob(path, row.mpp if row else None, "manifest", row.patient if row else None, row.label("label") if row else None)
+        job = SlideJob(
+            path, row.mpp if row else None, "manifest", row.patient if row else None, row.label("label") if row else None
+        )
         jobs.append(with_mpp(job, mpp))
     return jobs
 

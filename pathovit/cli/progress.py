@@ -36,7 +36,9 @@ class Progress:
         self._last_line = time.monotonic()
         self._lock = threading.Lock()
         self._embedded_since: float | None = None
-        self._live = Live(console=self.console, refresh_per_second=4, get_renderable=self._table) if self.console.is_terminal else None
+        self._live = (
+            Live(console=self.console, refresh_per_second=4, get_renderable=self._table) if self.console.is_terminal else None
+        )
 
     def __enter__(self) -> Progress:
         if self._live:

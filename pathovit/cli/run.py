@@ -33,7 +33,9 @@ REFERENCE = "reference"
 def run(
     slides: options.MaybeSlides = None,
     out: options.Out = Path("out"),
-    model: Annotated[str | None, typer.Option("--model", help="Model folder made by `pathovit train`.  [default: the bundled one]")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Model folder made by `pathovit train`.  [default: the bundled one]")
+    ] = None,
     mpp: options.Mpp = None,
     manifest: options.ManifestFile = None,
     encoder: options.EncoderName = None,
@@ -43,7 +45,9 @@ def run(
     min_coverage: options.MinCoverage = None,
     max_upsampling: options.MaxUpsampling = None,
     max_tiles: options.MaxTiles = None,
-    hot_score: Annotated[float | None, typer.Option("--hot-score", help="Outline regions at or above this score.  [default: 0.5]")] = None,
+    hot_score: Annotated[
+        float | None, typer.Option("--hot-score", help="Outline regions at or above this score.  [default: 0.5]")
+    ] = None,
     precision: options.Precision = None,
     batch_tiles: options.BatchTiles = None,
     device: options.Device = None,
@@ -133,9 +137,7 @@ def match_model(settings: Settings, encoder_given: bool, model_given: bool) -> t
     return settings, str(folder)
 
 
-def carry_out(
-    jobs: Sequence[SlideJob], out: Path, settings: Settings, model: str | None, overwrite: bool, as_json: bool
-) -> int:
+def carry_out(jobs: Sequence[SlideJob], out: Path, settings: Settings, model: str | None, overwrite: bool, as_json: bool) -> int:
     """Run all jobs into a folder and report; returns the exit code."""
     from pathovit.lease import lease
 
@@ -143,9 +145,7 @@ def carry_out(
         return _carry_out(jobs, out, settings, model, overwrite, as_json)
 
 
-def _carry_out(
-    jobs: Sequence[SlideJob], out: Path, settings: Settings, model: str | None, overwrite: bool, as_json: bool
-) -> int:
+def _carry_out(jobs: Sequence[SlideJob], out: Path, settings: Settings, model: str | None, overwrite: bool, as_json: bool) -> int:
     from pathovit.cli.progress import Progress
     from pathovit.cluster import Work, run_slides
     from pathovit.encoders.check import check_weights
@@ -171,7 +171,10 @@ def _carry_out(
     write_predictions(out, failures)
     code = stop.code or exit_code(states)
     finished = {"seconds": round(time.monotonic() - began, 1), "exit_code": code}
-    outcomes = [{"file": s.job.path.name, "stage": s.stage, "slide_id": s.plan.slide_id if s.plan else "", "reason": s.reason} for s in states]
+    outcomes = [
+        {"file": s.job.path.name, "stage": s.stage, "slide_id": s.plan.slide_id if s.plan else "", "reason": s.reason}
+        for s in states
+    ]
     record |= {"finished": finished, "outcomes": outcomes}
     write_atomically(out / "run.json", to_json({**record, "exit_code": code}))
     report = write_report(out, failures, record)

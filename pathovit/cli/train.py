@@ -16,7 +16,9 @@ from pathovit.cli import app, options
 
 @app.command()
 def train(
-    labels: Annotated[Path, typer.Argument(help="CSV with columns slide, label; patient and split (train, validation, test) if known.")],
+    labels: Annotated[
+        Path, typer.Argument(help="CSV with columns slide, label; patient and split (train, validation, test) if known.")
+    ],
     features: Annotated[Path, typer.Option("--features", help="Folder that `pathovit embed` or `run` wrote.")] = Path("out"),
     model: Annotated[Path, typer.Option("--model", "-o", help="Folder to write the model to.")] = Path("model"),
     target: Annotated[str, typer.Option("--target", help="Column with the truth.")] = "label",

@@ -94,7 +94,7 @@ def pool_tokens(model: nn.Module, images: torch.Tensor, pool: str) -> torch.Tens
         return direct
     features = model.forward_features(images)  # type: ignore[operator]  # every timm model has it
     if pool == "cls_mean":
-        patches = features[:, model.num_prefix_tokens :]  # type: ignore[misc]  # (B, T, D)
+        patches = features[:, model.num_prefix_tokens :]
         return torch.cat([features[:, 0], patches.mean(1)], dim=-1)
     pooled: torch.Tensor = model.forward_head(features, pre_logits=True)  # type: ignore[operator]
     return pooled
@@ -153,7 +153,9 @@ def load_encoder(
         path = find_weights(record, weights)
         digest = file_sha256(path) if path.is_file() else ""
         if weights is None and record.sha256 and digest != record.sha256:
-            raise WeightsError(f"{path.name}: SHA-256 is {digest[:12]}..., pinned is {record.sha256[:12]}.... The file was changed.")
+            raise WeightsError(
+                f"{path.name}: SHA-256 is {digest[:12]}..., pinned is {record.sha256[:12]}.... The file was changed."
+            )
         model = make_model(record, model_px)
         _load_strictly(model, read_safetensors(path), path)
     target = pick_device(device)
@@ -178,7 +180,7 @@ def make_model(record: EncoderRecord, model_px: int) -> nn.Module:
 
 
 def _resolve(value: Any) -> Any:
-    """"torch.nn.SiLU" -> the class; anything else as it is."""
+    """ "torch.nn.SiLU" -> the class; anything else as it is."""
     if isinstance(value, str) and value.startswith(("timm.", "torch.")):
         module, _, name = value.rpartition(".")
         return getattr(importlib.import_module(module), name)
@@ -192,7 +194,7 @@ def _load_strictly(model: nn.Module, tensors: dict[str, torch.Tensor], path: Pat
     if adapt is not None:
         tensors = adapt(dict(tensors), model)
     wanted = model.state_dict()
-    tensors = {k: v for k, v in tensors.items() if k in wanted or not k.startswith(HEAD_NAMES) and not k.endswith("mask_token")}
+    tensors = {k: v for k, v in tensors.items() if k in wanted or (not k.startswith(HEAD_NAMES) and not k.endswith("mask_token"))}
     missing = sorted(k for k in wanted if k not in tensors and not k.endswith("num_batches_tracked"))
     extra = sorted(set(tensors) - set(wanted))
     shapes = [k for k in wanted if k in tensors and wanted[k].shape != tensors[k].shape]
@@ -203,5 +205,3 @@ def _load_strictly(model: nn.Module, tensors: dict[str, torch.Tensor], path: Pat
                 "Give the weights made for this architecture."
             )
     model.load_state_dict(tensors, strict=False)
-
-

@@ -42,8 +42,10 @@ class ReferenceNet(nn.Module):
         tokens = maps.flatten(2).transpose(1, 2)  # (B, D, H/16, W/16) -> (B, T, D)
         for block in self.blocks:
             tokens = block(tokens)
-        return self.norm(tokens)
+        normed: torch.Tensor = self.norm(tokens)
+        return normed
 
     def forward(self, tiles: torch.Tensor) -> torch.Tensor:
         """Features (B, D) of normalised tiles (B, 3, H, W): the mean token, each feature vector of unit variance."""
-        return self.out_norm(self.tokens(tiles).mean(dim=1))  # (B, T, D) -> (B, D)
+        features: torch.Tensor = self.out_norm(self.tokens(tiles).mean(dim=1))  # (B, T, D) -> (B, D)
+        return features

@@ -70,7 +70,9 @@ def find_weights(record: EncoderRecord, given: str | None) -> Path:
         except LocalEntryNotFoundError:
             pass
     remedy = f"Fetch them once with: pathovit encoders fetch {record.name}, or g" if record.hub else "G"
-    raise WeightsError(f"Encoder {record.name!r} has no weights on this machine. {remedy}ive a file with --weights FILE.safetensors.")
+    raise WeightsError(
+        f"Encoder {record.name!r} has no weights on this machine. {remedy}ive a file with --weights FILE.safetensors."
+    )
 
 
 def fetch_weights(record: EncoderRecord) -> Path:
