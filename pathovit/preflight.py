@@ -7,6 +7,7 @@ when memory is refused; a truncated slide opens without complaint and fails tile
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import stat
@@ -113,8 +114,11 @@ def check_file(path: Path) -> None:
 def _check_tiff(path: Path, file_bytes: int) -> None:
     import tifffile
 
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it would complain of becomes our own message
     try:
         with tifffile.TiffFile(path) as tiff:
+            if not len(tiff.pages):
+                raise SlideOpenError(path, "damaged: it holds no image. Copy or export it again.")
             for page in tiff.pages:
                 if not isinstance(page, tifffile.TiffPage):  # a frame: same geometry as the page before
                     continue

@@ -158,7 +158,7 @@ def _find_pen(density: NDArray[np.float32], um: float) -> Mask:
     """Ink on the glass. Its densities come in an order that dyes do not have.
 
     Haematoxylin and eosin absorb green most; DAB absorbs blue most and red a good half of that. Blue ink absorbs red
-    most, green ink red and blue, red ink green and blue and hardly any red; black ink all alike.
+    most, green ink red and blue, red ink green and blue almost alike and little red; black ink all alike.
     """
     red, green, blue = (ndimage.gaussian_filter(density[..., i], max(0.5, 12 / um)) for i in range(3))
     highest = np.maximum(np.maximum(red, green), blue)
@@ -166,7 +166,7 @@ def _find_pen(density: NDArray[np.float32], um: float) -> Mask:
     blue_ink = (red > 0.45) & (red > 1.3 * green) & (green > 0.9 * blue)
     dark_blue_ink = (red > 0.8) & (red > 0.85 * green) & (blue < 0.75 * red)
     green_ink = (red > 0.35) & (red > 1.25 * green) & (blue > 1.02 * green)
-    red_ink = (green > 0.9) & (blue > 0.8 * green) & (red < 0.22 * green)
+    red_ink = (green > 0.7) & (blue > 0.72 * green) & (blue < 1.1 * green) & (red < 0.45 * green)
     black_ink = (lowest > 1.0) | (lowest > 0.8) & (highest - lowest < 0.25 * highest)
     ink = blue_ink | dark_blue_ink | green_ink | red_ink | black_ink
     ink = opening(ink, disk(1)) if min(ink.shape) > 3 else ink

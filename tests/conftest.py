@@ -1,0 +1,121 @@
+"""Slides whose every number can be worked out by hand, and an encoder whose feature is a tile's mean colour."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+PINK, PURPLE, WHITE = (200, 120, 180), (110, 70, 150), (255, 255, 255)
+TISSUE = (512, 256, 1024, 1024)  # x, y, width, height of the pink square, level-0 pixels
+MPP = 0.5
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip("the real slides are not here (../shared/data)")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def maker() -> ModuleType:
+    """sample_data/make_slides.py."""
+    spec = importlib.util.spec_from_file_location("make_slides", ROOT / "sample_data" / "make_slides.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def squares_picture() -> NDArray[np.uint8]:
+    """(1536, 2048, 3): a pink square of 1024 px on white; its lower right quarter is purple."""
+    picture = np.full((1536, 2048, 3), 255, np.uint8)
+    x, y, width, height = TISSUE
+    picture[y : y + height, x : x + width] = PINK
+    picture[y + height // 2 : y + height, x + width // 2 : x + width] = PURPLE
+    return picture
+
+
+def write_tiff(path: Path, picture: NDArray[np.uint8], mpp: float | None = MPP, levels: tuple[int, ...] = (1, 4), jpeg: bool = False) -> Path:
+    """A tiled pyramid that OpenSlide opens as generic-tiff; lossless unless `jpeg`."""
+    with tifffile.TiffWriter(path) as tiff:
+        for index, factor in enumerate(levels):
+            level = np.ascontiguousarray(picture[::factor, ::factor])
+            options: dict[str, Any] = {"tile": (256, 256), "subfiletype": int(index > 0), "metadata": None}
+            if mpp is not None:
+                options |= {"resolution": (1e4 / (mpp * factor),) * 2, "resolutionunit": "CENTIMETER"}
+            if jpeg:
+                options |= {"photometric": "ycbcr", "compression": "jpeg", "subsampling": (2, 2), "shape": level.shape, "dtype": np.uint8}
+                tiff.write(_jpeg_tiles(level), **options)
+            else:
+                tiff.write(level, photometric="rgb", compression="zlib", **options)
+    return path
+
+
+def _jpeg_tiles(picture: NDArray[np.uint8]) -> Iterator[bytes]:
+    for y in range(0, picture.shape[0], 256):
+        for x in range(0, picture.shape[1], 256):
+            tile = np.full((256, 256, 3), 255, np.uint8)
+            part = picture[y : y + 256, x : x + 256]
+            tile[: part.shape[0], : part.shape[1]] = part
+            buffer = io.BytesIO()
+            Image.fromarray(tile).save(buffer, "JPEG", quality=90)
+            yield buffer.getvalue()
+
+
+def zero_tiles(path: Path, tiles: list[int], page: int = 0) -> None:
+    """Overwrite compressed tiles of a page with zeros: they cannot be decoded any more."""
+    with tifffile.TiffFile(path) as tiff:
+        spans = [(tiff.pages[page].dataoffsets[i], tiff.pages[page].databytecounts[i]) for i in tiles]
+    with path.open("r+b") as file:
+        for offset, count in spans:
+            file.seek(offset)
+            file.write(bytes(count))
+
+
+@pytest.fixture
+def squares(tmp_path: Path) -> Path:
+    return write_tiff(tmp_path / "squares.tif", squares_picture())
+
+
+@pytest.fixture
+def make_squares(tmp_path: Path) -> Callable[..., Path]:
+    def make(name: str = "squares.tif", **options: Any) -> Path:
+        return write_tiff(tmp_path / name, squares_picture(), **options)
+
+    return make
+
+
+class MeanColourEncoder:
+    """Stands in for a ViT: the feature of a tile is its mean colour."""
+
+    def __init__(self, tile_px: int = 128, mpp: float = MPP) -> None:
+        self.dim, self.tile_px, self.mpp, self.name = 3, tile_px, mpp, "mean_colour"
+        self.record = SimpleNamespace(tile_px=tile_px, mpp=mpp, name=self.name)
+        self.device = SimpleNamespace(type="cpu")
+
+    def embed(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return tiles.mean((1, 2)).astype(np.float32)
+
+    def recipe(self) -> dict[str, Any]:
+        return {"encoder": self.name, "weights_sha256": "none", "dim": 3, "tile_px": self.tile_px, "precision": "float32", "device": "cpu"}
+
+
+@pytest.fixture
+def mean_colour() -> MeanColourEncoder:
+    return MeanColourEncoder()

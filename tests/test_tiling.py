@@ -1,0 +1,113 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import PINK, PURPLE, TISSUE
+
+from pathovit.errors import NoTissueError, ResolutionError
+from pathovit.settings import TileSpec, TissueSettings
+from pathovit.slide import Slide, open_slide
+from pathovit.tiling import TileGrid, fill_spec, lay_grid, read_tile
+from pathovit.tissue import TissueMask, find_tissue
+
+
+def exact_mask(slide: Slide) -> TissueMask:
+    """The pink square, at 8 level-0 pixels per mask pixel."""
+    shape = (slide.size[1] // 8, slide.size[0] // 8)
+    tissue = np.zeros(shape, bool)
+    x, y, width, height = (v // 8 for v in TISSUE)
+    tissue[y : y + height, x : x + width] = True
+    none = np.zeros(shape, bool)
+    return TissueMask(tissue, none, none, (8.0, 8.0), (4.0, 4.0), np.zeros((*shape, 3), np.uint8))
+
+
+def lay(path: Path, spec: TileSpec, **options: int) -> tuple[TileGrid, Slide]:
+    slide = open_slide(path)
+    return lay_grid(slide, exact_mask(slide), spec, **options), slide
+
+
+def test_tiles_lie_row_by_row_on_the_tissue(squares: Path) -> None:
+    grid, _ = lay(squares, fill_spec(TileSpec(), 256, 0.5))
+    assert len(grid) == 16
+    assert grid.xy[:5].tolist() == [[512, 256], [768, 256], [1024, 256], [1280, 256], [512, 512]]
+    assert (grid.coverage == 1).all()
+    assert grid.tile_l0 == (256.0, 256.0)
+
+
+def test_coverage_is_the_share_of_the_tile_on_tissue(squares: Path) -> None:
+    grid, _ = lay(squares, fill_spec(TileSpec(min_coverage=0.2), 384, 0.5))
+    by_corner = dict(zip(map(tuple, grid.xy.tolist()), grid.coverage.tolist(), strict=True))
+    assert by_corner[(384, 0)] == pytest.approx((384 - 128) * (384 - 256) / 384**2)  # right and lower part only
+    assert by_corner[(768, 384)] == 1
+
+
+def test_a_tile_on_the_edge_is_whole_or_not_laid(squares: Path) -> None:
+    slide = open_slide(squares)
+    mask = exact_mask(slide)
+    mask.tissue[:] = True
+    grid = lay_grid(slide, mask, fill_spec(TileSpec(), 300, 0.5))
+    assert (grid.xy + 300 <= np.array(slide.size)).all()
+    assert len(grid) == (2048 // 300) * (1536 // 300)
+
+
+def test_half_the_resolution_reads_twice_the_pixels_and_averages(squares: Path) -> None:
+    grid, slide = lay(squares, fill_spec(TileSpec(), 128, 1.0))
+    assert (grid.read_level, grid.read_px) == (0, (256, 256))
+    last = len(grid) - 1
+    assert read_tile(slide, grid, 0)[0, 0].tolist() == list(PINK)
+    assert read_tile(slide, grid, last)[64, 64].tolist() == list(PURPLE)
+
+
+def test_the_coarsest_level_that_is_sharp_enough_is_read(squares: Path) -> None:
+    grid, _ = lay(squares, fill_spec(TileSpec(), 64, 2.0))
+    assert (grid.read_level, grid.read_px, grid.tile_l0) == (1, (64, 64), (256.0, 256.0))
+
+
+def test_a_level_within_two_percent_is_read_as_it_is_and_beyond_it_exactly(squares: Path) -> None:
+    snapped, _ = lay(squares, fill_spec(TileSpec(), 100, 0.508))
+    assert snapped.tile_l0 == (100.0, 100.0)
+    exact, _ = lay(squares, fill_spec(TileSpec(), 100, 0.55))
+    assert exact.tile_l0 == pytest.approx((110.0, 110.0))
+
+
+def test_a_slide_too_coarse_fails_with_both_figures_unless_upsampling_is_accepted(squares: Path) -> None:
+    with pytest.raises(ResolutionError, match=r"0.5 um per pixel, and the encoder needs 0.25.*--max-upsampling 2"):
+        lay(squares, fill_spec(TileSpec(), 256, 0.25))
+    grid, slide = lay(squares, fill_spec(TileSpec(max_upsampling=2.0), 256, 0.25))
+    assert grid.upsampled == pytest.approx(2.0)
+    assert read_tile(slide, grid, 0).shape == (256, 256, 3)
+
+
+def test_overlapping_tiles_have_their_own_stride(squares: Path) -> None:
+    grid, _ = lay(squares, fill_spec(TileSpec(stride_px=128), 256, 0.5))
+    assert grid.xy[1, 0] - grid.xy[0, 0] == 128
+    assert grid.lattice()[0].tolist() == [3, 1]  # a quarter of the tile beyond the tissue's edge on both axes is covered 1/4
+
+
+def test_a_cap_spreads_over_the_grid(squares: Path) -> None:
+    grid, _ = lay(squares, fill_spec(TileSpec(), 64, 0.5), max_tiles=5)
+    assert len(grid) == 5
+    assert grid.xy[0].tolist() == [512, 256]
+    assert grid.xy[-1].tolist() == [1472, 1216]
+
+
+def test_tissue_smaller_than_a_quarter_tile_says_so(squares: Path) -> None:
+    slide = open_slide(squares)
+    mask = exact_mask(slide)
+    mask.tissue[:] = False
+    mask.tissue[40:42, 80:82] = True
+    with pytest.raises(NoTissueError, match=r"no tile of 128 um has 25% tissue"):
+        lay_grid(slide, mask, fill_spec(TileSpec(), 256, 0.5))
+
+
+def test_a_tile_the_scanner_left_empty_is_no_tile(squares: Path) -> None:
+    grid, slide = lay(squares, fill_spec(TileSpec(), 256, 0.5))
+    outside = TileGrid(**{**vars(grid), "xy": np.array([[1900, 0]])})
+    assert read_tile(slide, outside, 0) is None
+
+
+def test_the_real_mask_and_the_exact_one_lay_the_same_tiles(squares: Path) -> None:
+    with open_slide(squares) as slide:
+        spec = fill_spec(TileSpec(min_coverage=0.5), 256, 0.5)
+        found = lay_grid(slide, find_tissue(slide, TissueSettings()), spec)
+        assert found.xy.tolist() == lay_grid(slide, exact_mask(slide), spec).xy.tolist()
