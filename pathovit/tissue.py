@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage import measure
-from skimage.morphology import disk, opening, remove_small_holes, remove_small_objects
+from skimage.morphology import disk, opening, remove_small_objects
+from skimage.segmentation import clear_border
 
 from pathovit.errors import NoTissueError, TileReadError
 from pathovit.geometry import XY, area_mm2
@@ -183,7 +184,8 @@ def _close_and_clean(stained: Mask, um: float, settings: TissueSettings) -> Mask
     """Join what belongs together; drop specks, threads and straight edges; fill lumina."""
     tissue = _opened(_closed(stained, settings.closing_um / um), settings.opening_um / um)
     tissue = remove_small_objects(tissue, max_size=max(1, int(settings.min_area_um2 / um**2)))
-    tissue = remove_small_holes(tissue, max_size=int(settings.max_hole_um2 / um**2))
+    holes = clear_border(~tissue)  # glass that reaches the edge of the picture is no hole
+    tissue |= holes & ~remove_small_objects(holes, max_size=int(settings.max_hole_um2 / um**2))
     return _without_straight_edges(np.asarray(tissue, bool), um)
 
 

@@ -34,6 +34,10 @@ def test_an_empty_slide_has_no_tissue(tmp_path: Path) -> None:
         find_tissue(slide, TissueSettings())
 
 
+def test_a_scrap_of_glass_smaller_than_a_lumen_is_still_glass() -> None:
+    assert not segment_picture(np.full((4, 4, 3), 244, np.uint8))[0].any()
+
+
 @pytest.mark.parametrize("um", [4.0, 8.0, 16.0])
 def test_dust_is_judged_in_micrometres_not_pixels(um: float) -> None:
     picture = np.full((400, 400, 3), 245, np.uint8)

@@ -1,0 +1,65 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import PINK, PURPLE, MeanColourEncoder, squares_picture, write_tiff, zero_tiles
+from test_tiling import exact_mask
+
+from pathovit.embedding import embed_chunks
+from pathovit.features import Verdict
+from pathovit.settings import TileSpec
+from pathovit.slide import open_slide
+from pathovit.tiling import fill_spec, lay_grid
+
+
+def embed(path: Path, chunks: list[int] | None = None, readers: int = 2, seen: list[int] | None = None) -> list[Any]:
+    encoder = MeanColourEncoder(tile_px=128, mpp=0.5)
+    with open_slide(path, 0.5) as slide:
+        grid = lay_grid(slide, exact_mask(slide), fill_spec(TileSpec(), 128, 0.5))
+        assert len(grid) == 64
+        wanted = chunks if chunks is not None else [0, 1, 2, 3]
+        on_batch = seen.append if seen is not None else (lambda tiles: None)
+        made = embed_chunks(slide, grid, encoder, wanted, chunk_tiles=16, batch_tiles=4, readers=readers, on_batch=on_batch)  # type: ignore[arg-type]
+        return list(made)
+
+
+def test_the_feature_of_a_tile_is_its_own(squares: Path) -> None:
+    features = np.concatenate([chunk[1] for chunk in embed(squares)])
+    assert features[0].tolist() == list(PINK)
+    assert features[63].tolist() == list(PURPLE)  # lower right
+    assert features[32 + 3].tolist() == list(PINK)  # row 4, column 3 is left of the purple quarter
+    assert features[32 + 4].tolist() == list(PURPLE)
+
+
+def test_a_chunk_is_the_same_alone_and_among_others(squares: Path) -> None:
+    whole = {index: features for index, features, _ in embed(squares)}
+    for index, features, _ in embed(squares, [3, 1], readers=1):
+        assert np.array_equal(features, whole[index])
+
+
+def test_progress_counts_every_tile(squares: Path) -> None:
+    seen: list[int] = []
+    embed(squares, seen=seen)
+    assert sum(seen) == 64
+
+
+def test_an_undecodable_tile_gets_its_verdict_and_the_others_their_features(tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "bad.tif", squares_picture(), jpeg=True)
+    zero_tiles(path, [10])  # x 512 to 768, y 256 to 512: the first 2 x 2 tiles
+    chunks = embed(path)
+    verdict = np.concatenate([chunk[2] for chunk in chunks])
+    features = np.concatenate([chunk[1] for chunk in chunks])
+    assert np.flatnonzero(verdict == Verdict.UNREADABLE).tolist() == [0, 1, 8, 9]
+    assert np.isnan(features[[0, 1, 8, 9]]).all()
+    assert np.isfinite(features[verdict == Verdict.OK]).all()
+    assert (verdict == Verdict.OK).sum() == 60
+
+
+def test_errors_of_the_encoder_are_not_swallowed(squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: MeanColourEncoder, tiles: Any) -> Any:
+        raise MemoryError("device is full")
+
+    monkeypatch.setattr(MeanColourEncoder, "embed", fail)
+    with pytest.raises(MemoryError, match="device is full"):
+        embed(squares)

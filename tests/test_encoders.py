@@ -1,0 +1,156 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pathovit.encoders import RECORDS, find_record, load_encoder, make_model
+from pathovit.encoders.weights import BUNDLED, convert_weights, file_sha256
+from pathovit.errors import WeightsError
+
+SMALL = ["reference", "swin_tiny", "vit_small", "deit_small", "dinov2_small", "dinov2_small_reg", "resnet50", "efficientnet_b0", "convnext_tiny"]
+LARGE = ["swinv2_tiny", "vit_base", "vit_base_patch32", "vit_small_hybrid", "h0_mini"]
+
+
+def tiles(side: int, count: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, (count, side, side, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_encoder_keeps_the_contract(name: str) -> None:
+    record = RECORDS[name]
+    encoder = load_encoder(name, None if name == "reference" else "random", device="cpu", precision="fp32")
+    batch = tiles(record.tile_px)
+    features = encoder.embed(batch)
+    assert features.shape == (3, record.dim)
+    assert features.dtype == np.float32
+    assert np.isfinite(features).all()
+    assert np.allclose(encoder.embed(batch[:1]), features[:1], atol=1e-4)  # a tile's feature does not depend on its neighbours
+    assert not np.array_equal(features[0], features[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGE)
+def test_every_large_encoder_keeps_the_contract(name: str) -> None:
+    test_every_encoder_keeps_the_contract(name)
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDS if name != "reference"])
+def test_every_record_builds_the_network_it_describes(name: str) -> None:
+    record = RECORDS[name]
+    with torch.device("meta"):  # shapes only: giants cost nothing
+        model = make_model(record, record.tile_px)
+    assert record.dim == model.num_features * (2 if record.pool == "cls_mean" else 1)
+
+
+def test_bf16_features_stay_close_to_fp32() -> None:
+    exact, half = (load_encoder("reference", device="cpu", precision=p).embed(tiles(96, 16)) for p in ("fp32", "bf16"))
+    cosine = (exact * half).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(half, axis=1)
+    assert cosine.min() > 0.99
+
+
+def test_positions_are_resampled_for_other_tile_sizes() -> None:
+    encoder = load_encoder("vit_small", "random", tile_px=256)
+    assert encoder.model_px == 256
+    assert encoder.embed(tiles(256, 1)).shape == (1, 384)
+
+
+def test_weights_for_224_px_are_resampled_to_256_px(tmp_path: Path) -> None:
+    at_224 = load_encoder("vit_small", "random", precision="fp32")
+    save_file(at_224.model.state_dict(), tmp_path / "w.safetensors")
+    at_256 = load_encoder("vit_small", str(tmp_path / "w.safetensors"), tile_px=256, precision="fp32")
+    assert at_256.model.pos_embed.shape[1] == 1 + 16 * 16
+
+
+def test_tiles_that_do_not_fit_the_patches_are_resized() -> None:
+    encoder = load_encoder("dinov2_small", "random", tile_px=256)  # 256 is no multiple of 14
+    assert encoder.model_px == 224
+    assert encoder.embed(tiles(256, 1)).shape == (1, 384)
+
+
+def test_any_timm_name_works() -> None:
+    record = find_record("resnet18")
+    assert (record.dim, record.tile_px) == (512, 224)
+
+
+def test_an_unknown_name_offers_the_nearest() -> None:
+    with pytest.raises(WeightsError, match=r"Unknown encoder 'vit_smal'. Did you mean vit_small"):
+        find_record("vit_smal")
+
+
+def test_without_weights_the_message_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(WeightsError, match=r"pathovit encoders fetch vit_small, or give a file with --weights"):
+        load_encoder("vit_small")
+
+
+def test_weights_fetched_once_are_found_in_the_hubs_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A folder laid out as the hub's cache stands in for the hub."""
+    encoder = load_encoder("vit_small", "random", precision="fp32")
+    repository = tmp_path / "models--timm--vit_small_patch16_224.augreg_in21k_ft_in1k"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    head = {"head.weight": torch.zeros(1000, 384), "head.bias": torch.zeros(1000)}  # a classifier, to be left out
+    save_file({**encoder.model.state_dict(), **head}, snapshot / "model.safetensors")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    found = load_encoder("vit_small", precision="fp32")
+    assert np.array_equal(found.embed(tiles(224)), encoder.embed(tiles(224)))
+    assert found.weights_sha256 == file_sha256(snapshot / "model.safetensors")
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    save_file(load_encoder("resnet50", "random").model.state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match=r"w.safetensors: does not fit this encoder"):
+        load_encoder("vit_small", str(tmp_path / "w.safetensors"))
+
+
+def test_pickled_weights_are_refused_unopened(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match=r"pathovit encoders convert w.pt w.safetensors"):
+        load_encoder("vit_small", str(tmp_path / "w.pt"))
+
+
+def test_a_pickle_in_disguise_is_refused(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match="not a valid safetensors file"):
+        load_encoder("vit_small", str(tmp_path / "w.safetensors"))
+
+
+def test_weights_with_nan_are_refused(tmp_path: Path) -> None:
+    state = load_file(BUNDLED / "reference.safetensors")
+    name = next(key for key, tensor in state.items() if tensor.is_floating_point())
+    state[name] = torch.full_like(state[name], float("nan"))
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match="NaN or infinite"):
+        load_encoder("reference", str(tmp_path / "w.safetensors"))
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return Path.write_text, (Path("canary.txt"), "exploded")  # type: ignore[return-value]
+
+
+def test_convert_strips_nests_and_prefixes(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "teacher": {"module.backbone.a.weight": torch.ones(2), "module.backbone.b": torch.zeros(1)}}, tmp_path / "w.pth")
+    assert convert_weights(tmp_path / "w.pth", tmp_path / "w.safetensors") == 2
+    assert sorted(load_file(tmp_path / "w.safetensors")) == ["a.weight", "b"]
+
+
+def test_convert_refuses_a_file_that_would_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Bomb()}, tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match=r"w.pt: it holds more than tensors and is refused"):
+        convert_weights(tmp_path / "w.pt", tmp_path / "w.safetensors")
+    assert not (tmp_path / "canary.txt").exists()
+
+
+def test_the_bundled_weights_are_small_and_the_card_knows_them() -> None:
+    models = BUNDLED.parents[1] / "models" / "reference"
+    card = json.loads((models / "model.json").read_text())
+    assert card["encoder"]["weights_sha256"] == file_sha256(BUNDLED / "reference.safetensors")
+    assert (BUNDLED / "reference.safetensors").stat().st_size + (models / "model.safetensors").stat().st_size < 20e6
+    assert sum(p.numel() for p in make_model(RECORDS["reference"], 96).parameters()) <= 8_000_000

@@ -1,0 +1,125 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pathovit.errors import StoreError
+from pathovit.features import Verdict
+from pathovit.settings import TileSpec
+from pathovit.store import FeatureStore, to_json, write_atomically
+from pathovit.tiling import TileGrid
+
+CHUNK = 16
+TILES, DIM = 40, 3  # chunks of 16, 16 and 8
+ROWS = [(0, 16), (16, 32), (32, 40)]
+
+
+def grid() -> TileGrid:
+    xy = np.stack([np.arange(TILES) * 10, np.zeros(TILES)], 1).astype(np.int64)
+    spec = TileSpec(tile_px=10, mpp=1.0, stride_px=10)
+    return TileGrid("s", spec, xy, np.ones(TILES, np.float32), (10.0, 10.0), (10.0, 10.0), (0, 0), 0, (10, 10), 1.0)
+
+
+def values() -> NDArray[np.float16]:
+    return np.random.default_rng(0).normal(size=(TILES, DIM)).astype(np.float16)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureStore:
+    made = FeatureStore(tmp_path / "slide", Path("s.svs"))
+    made.create(grid(), DIM, CHUNK, {"recipe": {"a": 1}})
+    return made
+
+
+def write_all(store: FeatureStore, chunks: tuple[int, ...] = (0, 1, 2)) -> None:
+    for chunk in chunks:
+        rows = slice(*ROWS[chunk])
+        store.write_chunk(chunk, values()[rows], np.zeros(rows.stop - rows.start, np.uint8))
+
+
+def test_what_is_written_is_read(store: FeatureStore) -> None:
+    write_all(store)
+    found = store.read("s")
+    assert np.array_equal(found.features, values())
+    assert np.array_equal(found.xy, grid().xy)
+    assert found.ok.all()
+    assert store.recipe() == {"a": 1}
+
+
+def test_order_of_writing_does_not_matter(store: FeatureStore, tmp_path: Path) -> None:
+    other = FeatureStore(tmp_path / "other", Path("s.svs"))
+    other.create(grid(), DIM, CHUNK, {"recipe": {"a": 1}})
+    write_all(store)
+    write_all(other, (2, 0, 1))
+    files = sorted(p.relative_to(store.zarr_path) for p in store.zarr_path.rglob("*") if p.is_file())
+    assert all((store.zarr_path / f).read_bytes() == (other.zarr_path / f).read_bytes() for f in files)
+
+
+def test_chunks_are_committed_one_by_one(store: FeatureStore) -> None:
+    assert store.committed() == set()
+    write_all(store, (1,))
+    assert store.committed() == {1}
+
+
+def test_a_chunk_changed_on_disk_is_not_vouched_for(store: FeatureStore) -> None:
+    write_all(store)
+    file = store.chunk_files(1)[0]
+    file.write_bytes(file.read_bytes()[:-1] + b"\0")
+    assert store.committed() == {0, 2}
+
+
+def test_every_flipped_bit_of_features_is_noticed(store: FeatureStore) -> None:
+    write_all(store)
+    file = store.chunk_files(0)[0]
+    good = file.read_bytes()
+    chance = np.random.default_rng(1)
+    for _ in range(60):
+        bad = bytearray(good)
+        bad[chance.integers(len(bad))] ^= 1 << int(chance.integers(8))
+        file.write_bytes(bytes(bad))
+        with pytest.raises(StoreError, match="damaged"):
+            store.read("s")
+
+
+def test_a_missing_chunk_is_never_read_as_numbers(store: FeatureStore) -> None:
+    write_all(store)
+    store.chunk_files(2)[0].unlink()
+    with pytest.raises(StoreError, match="chunk 2 of its features is missing"):
+        store.read("s")
+
+
+def test_rows_not_written_are_pending(store: FeatureStore) -> None:
+    import zarr
+
+    verdict = zarr.open_group(store.zarr_path, mode="r")["verdict"][:]
+    assert (verdict == Verdict.PENDING).all()
+
+
+def test_a_half_made_store_does_not_exist(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path / "slide", Path("s.svs"))
+    (tmp_path / "slide").mkdir()
+    (tmp_path / "slide" / ".features.12345678.partial").mkdir()
+    assert store.recipe() is None
+    store.create(grid(), DIM, CHUNK, {"recipe": {}})
+    assert not list(store.folder.glob(".*.partial"))
+
+
+def test_leftovers_of_killed_writers_are_swept(store: FeatureStore) -> None:
+    leftover = store.zarr_path / "features" / "c" / "0.deadbeef.partial"
+    leftover.parent.mkdir(parents=True, exist_ok=True)
+    leftover.write_bytes(b"x")
+    store.finish()
+    assert not leftover.exists()
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "a.json", b"one")
+    write_atomically(tmp_path / "a.json", b"two")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    assert (tmp_path / "a.json").read_bytes() == b"two"
+
+
+def test_json_never_holds_nan() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        to_json({"a": float("nan")})
