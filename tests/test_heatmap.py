@@ -1,0 +1,167 @@
+"""Landmarks: planted tiles must be found again, through independent readers, where they were planted."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import tifffile
+from shapely.geometry import shape
+
+from pathovit.export.h5 import write_clam, write_trident
+from pathovit.export.ome_tiff import halve, write_ome_tiff
+from pathovit.export.qupath import write_geojson
+from pathovit.features import SlideFeatures, Verdict
+from pathovit.heatmap import Heatmap
+from pathovit.report import Failure, _cell, prediction_rows
+
+CASES = {  # name: (mpp, exact tile side in level-0 pixels, bounds or None)
+    "plain": (0.5, 192.0, None),
+    "odd downsample": (0.263, 365.0211, None),
+    "bounds": (0.25, 384.0, (1003, 517, 20_000, 16_000)),
+}
+COLUMNS, ROWS = 30, 22
+
+
+def planted(case: str, stride: float = 1.0) -> tuple[SlideFeatures, np.ndarray, np.ndarray]:
+    """A full grid of cold tiles with nine hot ones; scores (N,), and the hot tiles' level-0 corners (9, 2)."""
+    mpp, tile, bounds = CASES[case]
+    step = tile * stride
+    width, height = int(COLUMNS * step) + 40, int(ROWS * step) + 40
+    box = bounds[:2] + (width, height) if bounds else (0, 0, width, height)
+    columns, rows = np.meshgrid(np.arange(COLUMNS), np.arange(ROWS))
+    place = np.stack([columns.ravel(), rows.ravel()], -1)
+    xy = np.rint(np.array(box[:2]) + place * step).astype(np.int64)
+    hot = [(c, r) for c in (0, 14, COLUMNS - 1) for r in (0, 10, ROWS - 1)]
+    is_hot = np.array([tuple(p) in hot for p in place.tolist()])
+    attributes: dict[str, Any] = {
+        "mpp_x": mpp, "mpp_y": mpp, "tile_l0": [tile, tile], "stride_l0": [step, step], "origin": list(box[:2]), "bounds": list(box),
+        "has_bounds": bounds is not None, "tile_px": 96, "stride_px": round(96 * stride), "mpp": 1.0, "level0_size": [30_000, 30_000],
+        "recipe": {"encoder": {"encoder": "e"}},
+    }  # fmt: skip
+    tiles = len(xy)
+    slide = SlideFeatures("s-1", np.ones((tiles, 4), np.float16), xy, np.ones(tiles, np.float32), np.zeros(tiles, np.uint8), attributes)
+    return slide, np.where(is_hot, 0.9, 0.1).astype(np.float32), xy[is_hot]
+
+
+def heat(slide: SlideFeatures, scores: np.ndarray) -> Heatmap:
+    return Heatmap.from_tiles(slide, {"score: tumour": scores, "attention": np.full(len(scores), 1 / len(scores), np.float32)})
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ome_tiff_landmarks_lie_within_half_a_heatmap_pixel(case: str, tmp_path: Path) -> None:
+    slide, scores, corners = planted(case)
+    write_ome_tiff(tmp_path / "heatmap.ome.tiff", heat(slide, scores))
+    with tifffile.TiffFile(tmp_path / "heatmap.ome.tiff") as tiff:
+        assert tiff.is_ome
+        series = tiff.series[0]
+        assert (series.axes, series.dtype) == ("CYX", np.float32)
+        pixels = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Image"]["Pixels"]
+        image = series.asarray()[0]
+    assert pixels["PhysicalSizeXUnit"] == "µm"
+    assert [channel["Name"] for channel in pixels["Channel"]] == ["score: tumour", "attention"]
+    rows, columns = np.nonzero(image > 0.5)
+    size_um = np.array([pixels["PhysicalSizeX"], pixels["PhysicalSizeY"]])
+    start = np.array(slide.attributes["bounds"][:2])
+    found = np.stack([columns, rows], -1) * size_um / slide.mpp[0] + start  # corners in level-0 pixels, from the file alone
+    distance = np.abs(found[:, None] - corners[None]).max(-1).min(1)
+    assert len(found) == 9
+    assert distance.max() <= size_um[0] / slide.mpp[0] / 2
+
+
+def test_ome_tiff_is_a_pyramid_of_means_that_skips_what_was_not_read(tmp_path: Path) -> None:
+    layer = np.full((1, 88, 120), np.nan, np.float32)
+    layer[0, 0, 0] = 0.8
+    big = Heatmap(("a",), layer, np.zeros((88, 120), bool), (0, 0), (192, 192), (0.5, 0.5))
+    write_ome_tiff(tmp_path / "h.ome.tiff", big)
+    with tifffile.TiffFile(tmp_path / "h.ome.tiff") as tiff:
+        levels = tiff.series[0].levels
+        assert [level.shape[-2:] for level in levels] == [(88, 120), (44, 60)]
+        assert np.nanmax(levels[1].asarray()) == pytest.approx(0.8)  # not 0.2: three unread neighbours do not count as cold
+    assert np.isnan(halve(np.full((1, 4, 4), np.nan, np.float32))).all()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_geojson_landmarks_lie_within_one_level0_pixel_of_qupaths_view(case: str, tmp_path: Path) -> None:
+    slide, scores, corners = planted(case)
+    regions = write_geojson(tmp_path / "h.geojson", slide, scores, scores, "tumour", hot_score=0.5, max_tiles=20_000)
+    assert regions == 9
+    bounds = np.array(slide.attributes["bounds"][:2]) if slide.attributes["has_bounds"] else np.zeros(2)
+    features = json.loads((tmp_path / "h.geojson").read_text())["features"]
+    hot = [f for f in features if f["properties"]["objectType"] == "annotation"]
+    found = np.array([shape(f["geometry"]).bounds[:2] for f in hot]) + bounds
+    assert np.abs(found[:, None] - corners[None]).max(-1).min(1).max() <= 1
+
+
+def test_geojson_keeps_qupaths_rules(tmp_path: Path) -> None:
+    slide, scores, _ = planted("plain")
+    slide.verdict[5] = Verdict.UNREADABLE
+    scores[5] = np.nan
+    write_geojson(tmp_path / "h.geojson", slide, scores, scores, "tumour", hot_score=0.5, max_tiles=20_000)
+    features = json.loads((tmp_path / "h.geojson").read_text())["features"]
+    assert len({f["id"] for f in features}) == len(features)
+    for feature in features:
+        assert feature["type"] == "Feature"
+        assert set(feature) == {"type", "id", "geometry", "properties"}  # objectType at the top is not read by QuPath
+        properties = feature["properties"]
+        assert properties["objectType"] in ("tile", "annotation")
+        assert all(np.isfinite(v) for v in properties["measurements"].values())
+        if "classification" in properties:
+            assert len(properties["classification"]["color"]) == 3  # a name without a colour fails QuPath's import
+        ring = feature["geometry"]["coordinates"][0]
+        assert ring[0] == ring[-1]
+    assert sum(f["properties"].get("name") == "Unread" for f in features) == 1
+    assert sum(f["properties"]["objectType"] == "tile" for f in features) == COLUMNS * ROWS - 1
+
+
+def test_too_many_tiles_are_dissolved_into_bands(tmp_path: Path) -> None:
+    slide, scores, _ = planted("plain")
+    write_geojson(tmp_path / "h.geojson", slide, scores, scores, "tumour", hot_score=0.5, max_tiles=100)
+    features = json.loads((tmp_path / "h.geojson").read_text())["features"]
+    tiles = [f for f in features if f["properties"]["objectType"] == "tile"]
+    assert len(tiles) == 10  # one cold band in one piece, nine hot tiles
+    assert sum(shape(f["geometry"]).area for f in tiles) == pytest.approx(COLUMNS * ROWS * 192**2)
+
+
+def test_overlapping_tiles_are_averaged_and_unread_cells_are_marked() -> None:
+    slide, scores, _ = planted("plain", stride=0.5)
+    scores[:] = np.arange(len(scores)) % COLUMNS / COLUMNS
+    made = heat(slide, scores)
+    assert made.layers[0][5, 10] == pytest.approx((9 + 10) / 2 / COLUMNS, abs=1e-6)  # under the tiles of columns 9 and 10
+    slide, scores, _ = planted("plain")
+    slide.verdict[31], scores[31] = Verdict.MISSING, np.nan
+    made = heat(slide, scores)
+    assert np.argwhere(made.unread).tolist() == [[1, 1]]
+    assert np.isnan(made.layers[0][1, 1])
+
+
+def test_h5_files_have_the_layouts_of_trident_and_clam(tmp_path: Path) -> None:
+    slide, _, _ = planted("odd downsample")
+    slide.verdict[3] = Verdict.UNREADABLE
+    with h5py.File(write_trident(tmp_path, slide)) as file:
+        assert file["features"].shape == (COLUMNS * ROWS - 1, 4)
+        assert file["coords"].dtype == np.int64
+        attributes = dict(file["coords"].attrs)
+        assert attributes["patch_size"] == 96
+        assert attributes["patch_size_level0"] == 365
+        assert attributes["level0_magnification"] == 40
+        assert attributes["target_magnification"] == 10
+        assert attributes["overlap"] == 0
+        assert file["features"].attrs["encoder"] == "e"
+        assert file["coords"][0].tolist() == slide.xy[0].tolist()
+    with h5py.File(write_clam(tmp_path, slide)) as file:
+        assert file["features"].dtype == np.float32
+        assert file["coords"].dtype == np.int32
+
+
+def test_a_failed_slide_is_a_row_and_formulas_are_defused() -> None:
+    names, rows = prediction_rows([], [Failure("=cmd|'/c calc'!A0.svs", "truncated")])
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, names, restval="")
+    writer.writerow({key: _cell(value) for key, value in rows[0].items()})
+    assert buffer.getvalue().split(",")[1].startswith("'=cmd")
+    assert rows[0]["verdict"] == "failed"

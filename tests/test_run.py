@@ -1,0 +1,292 @@
+"""Whole runs: real slides on disk, real Dask workers, real kills."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from conftest import squares_picture, write_tiff, zero_tiles
+from PIL import Image
+from test_cli import PATHOVIT, pathovit
+
+HOSTILE = "it's [b]a<img src=x onerror=alert(1)>  \"ü\" slide"
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory, maker: ModuleType) -> list[Path]:
+    """Three small made slides, one of them benign and with a name that hurts."""
+    folder = tmp_path_factory.mktemp("slides")
+    made = []
+    for name, seed, share in (("one", 1, 0.3), ("two", 2, 0.15), ("three", 3, 0.0)):
+        made.append(maker.make_slide(folder, maker.SampleSpec(name=name, seed=seed, size=(3000, 2600), tumour_fraction=share)))
+    hostile = made[2].rename(folder / f"{HOSTILE}.svs")
+    return [made[0], made[1], hostile]
+
+
+@pytest.fixture(scope="module")
+def finished(slides: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "out"
+    done = pathovit("run", *slides, "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    assert all(slide["stage"] == "done" for slide in json.loads(done.stdout)["slides"])
+    return out
+
+
+def stored_bytes(out: Path) -> dict[str, bytes]:
+    """Every file of every feature store, by path."""
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.glob("slides/*/features.zarr/**/*")) if p.is_file()}
+
+
+def folder_of(out: Path, stem: str) -> Path:
+    (folder,) = (p for p in (out / "slides").iterdir() if p.name.startswith(stem + "-"))
+    return folder
+
+
+def test_a_run_leaves_every_product_of_the_design(finished: Path) -> None:
+    assert {p.name for p in finished.iterdir() if not p.name.startswith(".")} == {"run.json", "predictions.csv", "report.html", "slides"}
+    for folder in (finished / "slides").iterdir():
+        names = {p.name for p in folder.iterdir()}
+        assert names == {"slide.json", "features.zarr", "heatmap.ome.tiff", "heatmap.geojson", "overview.png", "top_tiles"}
+        done = json.loads((folder / "slide.json").read_text())
+        assert done["verdict"] == "ok"
+        assert "research use only" in done["research_use"].lower()
+        with Image.open(folder / "overview.png") as picture:
+            assert min(picture.size) > 300
+    record = json.loads((finished / "run.json").read_text())
+    assert record["exit_code"] == 0
+    assert record["versions"]["torch"]
+
+
+def test_the_store_holds_what_the_design_says(finished: Path) -> None:
+    group = zarr.open_group(folder_of(finished, "one") / "features.zarr", mode="r")
+    tiles = group["xy"].shape[0]
+    assert (group["features"].dtype, group["features"].shape) == (np.float16, (tiles, 256))
+    assert (group["xy"].dtype, group["coverage"].dtype, group["verdict"].dtype) == (np.int64, np.float32, np.uint8)
+    assert group["features"].chunks == (1024, 256)
+    for name in ("recipe", "mpp_x", "mpp_y", "mpp_source", "tile_px", "tile_l0", "level0_size", "bounds"):
+        assert name in group.attrs
+    assert np.isfinite(group["features"][:]).all()
+
+
+def test_predictions_are_one_row_per_slide(finished: Path) -> None:
+    with (finished / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3
+    assert {row["file"] for row in rows} == {"one.svs", "two.svs", f"{HOSTILE}.svs"}
+    for row in rows:
+        assert float(row["prob_normal"]) + float(row["prob_tumour"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_heatmap_lies_on_the_tumour(finished: Path, slides: list[Path]) -> None:
+    from shapely.geometry import box, shape
+    from shapely.ops import unary_union
+    from sklearn.metrics import roc_auc_score
+
+    for path in slides[:2]:
+        truth = unary_union([shape(f["geometry"]) for f in json.loads(path.with_suffix(".geojson").read_text())["features"]])
+        found = json.loads((folder_of(finished, path.stem) / "heatmap.geojson").read_text())["features"]
+        tiles = [f for f in found if f["properties"]["objectType"] == "tile"]
+        squares = [box(*shape(f["geometry"]).bounds) for f in tiles]
+        inside = [truth.intersection(square).area > 0.5 * square.area for square in squares]
+        scores = [f["properties"]["measurements"]["tumour score"] for f in tiles]
+        assert roc_auc_score(inside, scores) > 0.9, path.name
+
+
+def test_names_with_markup_stay_text_in_the_report(finished: Path) -> None:
+    html = (finished / "report.html").read_text()
+    assert "<img src=x" not in html
+    assert "&lt;img src=x onerror=alert(1)&gt;" in html
+    assert "http://" not in html.replace("http://www.w3.org", "")
+    assert "https://" not in html
+    assert "research use only" in html.lower()
+
+
+def test_the_ome_tiff_covers_the_slide(finished: Path) -> None:
+    with tifffile.TiffFile(folder_of(finished, "one") / "heatmap.ome.tiff") as tiff:
+        image = tiff.series[0].asarray()
+    assert image.shape == (2, -(-2600 // 192), -(-3000 // 192))
+    scores = image[0][np.isfinite(image[0])]
+    assert scores.min() >= 0
+    assert scores.max() <= 1
+
+
+def test_the_same_command_again_does_nothing_twice(finished: Path, slides: list[Path]) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished.glob("slides/**/*") if p.is_file()}
+    done = pathovit("run", *slides, "--out", finished, "--json")
+    assert done.returncode == 0
+    assert all(slide["skipped"] for slide in json.loads(done.stdout)["slides"])
+    assert before == {p: p.stat().st_mtime_ns for p in finished.glob("slides/**/*") if p.is_file()}
+
+
+def test_every_stored_byte_is_checked(finished: Path, tmp_path: Path) -> None:
+    import shutil
+
+    out = tmp_path / "copy"
+    shutil.copytree(finished, out)
+    assert pathovit("verify", out).returncode == 0
+    file = folder_of(out, "two") / "features.zarr" / "xy" / "c" / "0" / "0"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+    done = pathovit("verify", out)
+    assert done.returncode == 3
+    assert "features.zarr/xy/c/0/0: changed since it was written" in done.stdout
+
+
+def test_export_and_predict_need_no_slides(finished: Path, tmp_path: Path) -> None:
+    assert pathovit("export", finished, "--to", "h5", "--folder", tmp_path).returncode == 0
+    assert len(list((tmp_path / "features_reference").glob("*.h5"))) == 3
+    done = pathovit("predict", finished)
+    rows = list(csv.DictReader(done.stdout.splitlines()))
+    with (finished / "predictions.csv").open(newline="") as file:
+        stored = {row["slide_id"]: float(row["prob_tumour"]) for row in csv.DictReader(file)}
+    assert {row["slide_id"]: pytest.approx(float(row["prob_tumour"]), abs=1e-5) for row in rows} == stored
+
+
+def test_another_recipe_is_refused_by_name_until_overwriting_is_asked_for(slides: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert pathovit("embed", slides[0], "--out", out, "--max-tiles", 8).returncode == 0
+    done = pathovit("embed", slides[0], "--out", out, "--max-tiles", 9)
+    assert done.returncode == 2
+    assert "embed.max_tiles: 8 there, 9 now" in done.stderr
+    assert pathovit("embed", slides[0], "--out", out, "--max-tiles", 9, "--overwrite").returncode == 0
+
+
+def test_good_slides_finish_and_each_bad_one_has_its_own_reason(slides: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "batch"
+    folder.mkdir()
+    (folder / "good.svs").symlink_to(slides[1])
+    whole = slides[0].read_bytes()
+    (folder / "truncated.svs").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.svs").write_bytes(b"")
+    (folder / "text.svs").write_text("hello")
+    os.mkfifo(folder / "pipe.svs")
+    write_tiff(folder / "no-mpp.tif", squares_picture(), mpp=None)
+    write_tiff(folder / "no-tissue.tif", np.full((1024, 1024, 3), 244, np.uint8))
+    zeroed = write_tiff(folder / "zeroed.tif", squares_picture(), jpeg=True)
+    zero_tiles(zeroed, [18, 19])
+    bomb = write_tiff(folder / "bomb.tif", squares_picture(), levels=(1,))
+    with tifffile.TiffFile(bomb, mode="r+") as tiff:
+        for tag in ("ImageWidth", "ImageLength", "TileWidth", "TileLength"):
+            tiff.pages.first.tags[tag].overwrite(60_000)
+    names = [str(p) for p in sorted(folder.iterdir())]
+    done = pathovit("run", *names, "--out", tmp_path / "out", "--json")
+    assert done.returncode == 3, done.stderr
+    found = {slide["file"]: slide for slide in json.loads(done.stdout)["slides"]}
+    reasons = {
+        "truncated.svs": "truncated",
+        "empty.svs": "empty (0 bytes)",
+        "text.svs": "OpenSlide cannot open it",
+        "pipe.svs": "not a regular file",
+        "no-mpp.tif": "no pixel size",
+        "no-tissue.tif": "no tissue found",
+        "bomb.tif": "more than can be decoded safely",
+    }
+    assert found["good.svs"]["verdict"] == "ok"
+    assert found["zeroed.tif"]["verdict"] == "degraded"
+    assert "tissue tiles could not be read" in found["zeroed.tif"]["reason"]
+    assert {name: slide["stage"] for name, slide in found.items() if name in reasons} == dict.fromkeys(reasons, "failed")
+    for name, reason in reasons.items():
+        assert reason in found[name]["reason"], name
+    with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
+        rows = {row["file"]: row for row in csv.DictReader(file)}
+    assert len(rows) == 9
+    assert int(rows["zeroed.tif"]["tiles_unread"]) > 0
+
+
+def start(slides: list[Path], out: Path, *more: str) -> subprocess.Popen[bytes]:
+    command = [*PATHOVIT, "embed", *map(str, slides), "--out", str(out), "--settings", str(out.parent / "s.toml"), *more]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def small_chunks(folder: Path) -> None:
+    (folder / "s.toml").write_text("[embed]\nbatch_tiles = 8\nchunk_tiles = 16\npart_tiles = 32\n")
+
+
+def embed_undisturbed(slides: list[Path], folder: Path) -> dict[str, bytes]:
+    folder.mkdir()
+    small_chunks(folder)
+    process = start(slides, folder / "out")
+    assert process.wait(timeout=300) == 0
+    return stored_bytes(folder / "out")
+
+
+def test_a_run_killed_at_any_point_goes_on_to_the_same_bytes(slides: list[Path], tmp_path: Path) -> None:
+    expected = embed_undisturbed(slides, tmp_path / "calm")
+    chance = random.Random(0)
+    (tmp_path / "wild").mkdir()
+    small_chunks(tmp_path / "wild")
+    out = tmp_path / "wild" / "out"
+    for _ in range(3):
+        process = start(slides, out)
+        time.sleep(chance.uniform(3, 12))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    process = start(slides, out)
+    assert process.wait(timeout=300) == 0
+    assert stored_bytes(out) == expected
+    assert not list(out.rglob("*.partial"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_run_soon_and_leaves_it_resumable(slides: list[Path], tmp_path: Path, number: signal.Signals, code: int) -> None:
+    small_chunks(tmp_path)
+    process = start(slides, tmp_path / "out")
+    time.sleep(9)
+    process.send_signal(number)
+    assert process.wait(timeout=20) == code
+    record: dict[str, Any] = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["exit_code"] == code
+
+
+def test_two_runs_do_not_share_a_folder(slides: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with (out / ".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        done = pathovit("embed", slides[0], "--out", out)
+    assert done.returncode == 5
+    assert "another run is writing here" in done.stderr
+
+
+def test_nothing_listens_beyond_this_machine(slides: list[Path], tmp_path: Path) -> None:
+    small_chunks(tmp_path)
+    process = start(slides, tmp_path / "out")
+    try:
+        seen: set[str] = set()
+        for _ in range(40):
+            time.sleep(0.25)
+            seen |= listening_addresses(process.pid)
+        assert seen
+        assert seen <= {"0100007F"}  # 127.0.0.1, as the kernel writes it
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def listening_addresses(session: int) -> set[str]:
+    """Addresses on which processes of a session listen, from /proc."""
+    sockets: set[str] = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.getsid(int(folder.name)) == session:
+                sockets |= {os.readlink(handle) for handle in (folder / "fd").iterdir() if os.path.islink(handle)}
+        except OSError:
+            continue  # ended meanwhile
+    inodes = {name[8:-1] for name in sockets if name.startswith("socket:[")}
+    lines = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]]
+    return {line[1].split(":")[0] for line in lines if line[3] == "0A" and line[9] in inodes}
