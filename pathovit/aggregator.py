@@ -239,7 +239,7 @@ class SlideTransformer(nn.Module):
         shifts = [0, WINDOW // 2] * depth
         self.blocks = nn.ModuleList(Block(config.width, config.heads, shift) for shift in shifts)
         self.head = AdditiveHead(config.width, config.logits)
-        self.dropout = nn.Dropout(0.1)
+        self.dropout = nn.Dropout(0.25)
 
     def forward(self, features: Tensor, xy_um: Tensor, pitch_um: float) -> TileEvidence:
         """Evidence of a bag of tiles.

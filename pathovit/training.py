@@ -45,6 +45,7 @@ class TrainSettings:
     tile_dropout: float = 0.3  # share of tiles left out of a bag, drawn anew each time
     tile_loss: float = 0.5  # weight of the loss on single tiles (binary targets)
     top_share: float = 0.02  # of a positive bag's tiles that must be positive
+    label_smoothing: float = 0.1  # keeps scores from saturating, so that the map is graded
     width: int = 128
     depth: int = 2
     validation_share: float = 0.2
@@ -274,8 +275,10 @@ def bag_loss(found: TileEvidence, label: int, config: AggregatorConfig, weights:
     Without this, tiles that attention overlooks could show any colour.
     """
     if config.task != "binary":
-        return functional.cross_entropy(found.logits[None], torch.tensor([label]), weight=weights)
-    truth = torch.tensor([float(label)])
+        return functional.cross_entropy(
+            found.logits[None], torch.tensor([label]), weight=weights, label_smoothing=settings.label_smoothing
+        )
+    truth = torch.tensor([label * (1 - settings.label_smoothing) + settings.label_smoothing / 2])
     loss = functional.binary_cross_entropy_with_logits(found.logits, truth)
     if settings.tile_loss:
         tiles = found.evidence[:, 0] + found.bias
