@@ -161,7 +161,7 @@ class RegionAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(width)
-        self.pool = nn.Linear(width, 1)
+        self.pool = nn.Linear(width, 1, bias=False)  # a bias would cancel
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.slope = nn.Parameter(torch.linspace(-3, 1, heads))
@@ -212,7 +212,7 @@ class AdditiveHead(nn.Module):
     def __init__(self, width: int, logits: int) -> None:
         super().__init__()
         self.value, self.gate = nn.Linear(width, width // 2), nn.Linear(width, width // 2)
-        self.weight = nn.Linear(width // 2, 1)
+        self.weight = nn.Linear(width // 2, 1, bias=False)  # a softmax ignores it
         self.evidence = nn.Sequential(nn.Linear(width, width // 2), nn.GELU(), nn.Linear(width // 2, logits))
         self.bias = nn.Parameter(torch.zeros(logits))
 

@@ -51,7 +51,9 @@ def squares_picture() -> NDArray[np.uint8]:
     return picture
 
 
-def write_tiff(path: Path, picture: NDArray[np.uint8], mpp: float | None = MPP, levels: tuple[int, ...] = (1, 4), jpeg: bool = False) -> Path:
+def write_tiff(
+    path: Path, picture: NDArray[np.uint8], mpp: float | None = MPP, levels: tuple[int, ...] = (1, 4), jpeg: bool = False
+) -> Path:
     """A tiled pyramid that OpenSlide opens as generic-tiff; lossless unless `jpeg`."""
     with tifffile.TiffWriter(path) as tiff:
         for index, factor in enumerate(levels):
@@ -60,7 +62,13 @@ def write_tiff(path: Path, picture: NDArray[np.uint8], mpp: float | None = MPP, 
             if mpp is not None:
                 options |= {"resolution": (1e4 / (mpp * factor),) * 2, "resolutionunit": "CENTIMETER"}
             if jpeg:
-                options |= {"photometric": "ycbcr", "compression": "jpeg", "subsampling": (2, 2), "shape": level.shape, "dtype": np.uint8}
+                options |= {
+                    "photometric": "ycbcr",
+                    "compression": "jpeg",
+                    "subsampling": (2, 2),
+                    "shape": level.shape,
+                    "dtype": np.uint8,
+                }
                 tiff.write(_jpeg_tiles(level), **options)
             else:
                 tiff.write(level, photometric="rgb", compression="zlib", **options)
@@ -113,7 +121,14 @@ class MeanColourEncoder:
         return tiles.mean((1, 2)).astype(np.float32)
 
     def recipe(self) -> dict[str, Any]:
-        return {"encoder": self.name, "weights_sha256": "none", "dim": 3, "tile_px": self.tile_px, "precision": "float32", "device": "cpu"}
+        return {
+            "encoder": self.name,
+            "weights_sha256": "none",
+            "dim": 3,
+            "tile_px": self.tile_px,
+            "precision": "float32",
+            "device": "cpu",
+        }
 
 
 @pytest.fixture

@@ -12,7 +12,9 @@ from pathovit.features import SlideFeatures, Verdict
 DIM, PITCH = 8, 96.0
 
 
-def network(classes: tuple[str, ...] = ("normal", "tumour"), task: str = "binary", kind: str = "slide_transformer") -> SlideTransformer:
+def network(
+    classes: tuple[str, ...] = ("normal", "tumour"), task: str = "binary", kind: str = "slide_transformer"
+) -> SlideTransformer:
     torch.manual_seed(0)
     made = SlideTransformer(AggregatorConfig(DIM, classes, task, width=32, depth=1, kind=kind)).eval()
     with torch.no_grad():  # branches at full strength, or a fault in them would hide behind the small start

@@ -64,7 +64,7 @@ def test_a_manifest_gives_pixel_sizes_and_an_option_gives_the_rest(make_squares:
     ("arguments", "code", "message"),
     [
         (["info", "nowhere-to-be-found"], 3, "no such file"),
-        (["run", "."], 4, "No slide found"),
+        (["run", "empty"], 4, "No slide found"),
         (["run"], 2, "No slide given"),
         (["run", "x.svs", "--mpp", "-1"], 2, "expected above 0"),
         (["run", "x.svs", "--encoder", "vit_smal"], 2, "Did you mean"),
@@ -81,6 +81,7 @@ def test_a_manifest_gives_pixel_sizes_and_an_option_gives_the_rest(make_squares:
 )
 def test_a_wrong_call_gets_its_exit_code_and_a_remedy(arguments: list[str], code: int, message: str, tmp_path: Path) -> None:
     (tmp_path / "x.svs").write_text("no slide")
+    (tmp_path / "empty").mkdir()
     done = subprocess.run([*PATHOVIT, *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert done.returncode == code, done.stderr
     assert message in done.stderr + done.stdout
@@ -103,11 +104,11 @@ def test_settings_come_back_from_their_file(tmp_path: Path) -> None:
 
 
 def test_file_names_cannot_play_tricks_on_the_terminal(tmp_path: Path) -> None:
-    path = write_tiff(tmp_path / "a[/b]\x1b[2J.tif", squares_picture())
+    path = write_tiff(tmp_path / "a[b]\x1b[2J[-b].tif", squares_picture())
     done = pathovit("info", path)
     assert done.returncode == 0
     assert "\x1b[2J" not in done.stdout
-    assert "a[/b]" in done.stdout
+    assert "a[b]" in done.stdout
 
 
 def test_encoders_are_listed_with_licence_and_state() -> None:

@@ -10,7 +10,17 @@ from pathovit.encoders import RECORDS, find_record, load_encoder, make_model
 from pathovit.encoders.weights import BUNDLED, convert_weights, file_sha256
 from pathovit.errors import WeightsError
 
-SMALL = ["reference", "swin_tiny", "vit_small", "deit_small", "dinov2_small", "dinov2_small_reg", "resnet50", "efficientnet_b0", "convnext_tiny"]
+SMALL = [
+    "reference",
+    "swin_tiny",
+    "vit_small",
+    "deit_small",
+    "dinov2_small",
+    "dinov2_small_reg",
+    "resnet50",
+    "efficientnet_b0",
+    "convnext_tiny",
+]
 LARGE = ["swinv2_tiny", "vit_base", "vit_base_patch32", "vit_small_hybrid", "h0_mini"]
 
 
@@ -135,7 +145,10 @@ class Bomb:
 
 
 def test_convert_strips_nests_and_prefixes(tmp_path: Path) -> None:
-    torch.save({"epoch": 3, "teacher": {"module.backbone.a.weight": torch.ones(2), "module.backbone.b": torch.zeros(1)}}, tmp_path / "w.pth")
+    torch.save(
+        {"epoch": 3, "teacher": {"module.backbone.a.weight": torch.ones(2), "module.backbone.b": torch.zeros(1)}},
+        tmp_path / "w.pth",
+    )
     assert convert_weights(tmp_path / "w.pth", tmp_path / "w.safetensors") == 2
     assert sorted(load_file(tmp_path / "w.safetensors")) == ["a.weight", "b"]
 

@@ -44,7 +44,9 @@ def planted(case: str, stride: float = 1.0) -> tuple[SlideFeatures, np.ndarray, 
         "recipe": {"encoder": {"encoder": "e"}},
     }  # fmt: skip
     tiles = len(xy)
-    slide = SlideFeatures("s-1", np.ones((tiles, 4), np.float16), xy, np.ones(tiles, np.float32), np.zeros(tiles, np.uint8), attributes)
+    slide = SlideFeatures(
+        "s-1", np.ones((tiles, 4), np.float16), xy, np.ones(tiles, np.float32), np.zeros(tiles, np.uint8), attributes
+    )
     return slide, np.where(is_hot, 0.9, 0.1).astype(np.float32), xy[is_hot]
 
 

@@ -22,7 +22,7 @@ from conftest import squares_picture, write_tiff, zero_tiles
 from PIL import Image
 from test_cli import PATHOVIT, pathovit
 
-HOSTILE = "it's [b]a<img src=x onerror=alert(1)>  \"ü\" slide"
+HOSTILE = 'it\'s [b]a<img src=x onerror=alert(1)>  "ü" slide'
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,12 @@ def folder_of(out: Path, stem: str) -> Path:
 
 
 def test_a_run_leaves_every_product_of_the_design(finished: Path) -> None:
-    assert {p.name for p in finished.iterdir() if not p.name.startswith(".")} == {"run.json", "predictions.csv", "report.html", "slides"}
+    assert {p.name for p in finished.iterdir() if not p.name.startswith(".")} == {
+        "run.json",
+        "predictions.csv",
+        "report.html",
+        "slides",
+    }
     for folder in (finished / "slides").iterdir():
         names = {p.name for p in folder.iterdir()}
         assert names == {"slide.json", "features.zarr", "heatmap.ome.tiff", "heatmap.geojson", "overview.png", "top_tiles"}
@@ -243,7 +248,9 @@ def test_a_run_killed_at_any_point_goes_on_to_the_same_bytes(slides: list[Path],
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_a_run_soon_and_leaves_it_resumable(slides: list[Path], tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_a_signal_ends_a_run_soon_and_leaves_it_resumable(
+    slides: list[Path], tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     small_chunks(tmp_path)
     process = start(slides, tmp_path / "out")
     time.sleep(9)

@@ -50,7 +50,9 @@ def test_dust_is_judged_in_micrometres_not_pixels(um: float) -> None:
     assert not tissue[290:320, 290:320].any()
 
 
-@pytest.mark.parametrize("ink", [(20, 40, 180), (10, 120, 80), (15, 12, 16), (225, 20, 40)], ids=["blue", "green", "black", "red"])
+@pytest.mark.parametrize(
+    "ink", [(20, 40, 180), (10, 120, 80), (15, 12, 16), (225, 20, 40)], ids=["blue", "green", "black", "red"]
+)
 def test_pen_is_not_tissue(ink: tuple[int, int, int]) -> None:
     picture = np.full((300, 300, 3), 245, np.uint8)
     picture[50:150, 50:250] = PINK

@@ -27,7 +27,10 @@ def write_slide(features: Path, name: str, tumour: bool, chance: np.random.Gener
     values = chance.normal(size=(tiles, DIM))
     if tumour:
         values[chance.integers(0, tiles, 12), 0] += 6
-    recipe = {"encoder": {"encoder": "e", "weights_sha256": weights, "dim": DIM, "tile_px": 96}, "tiles": {"mpp": 1.0, "stride_px": 96}}
+    recipe = {
+        "encoder": {"encoder": "e", "weights_sha256": weights, "dim": DIM, "tile_px": 96},
+        "tiles": {"mpp": 1.0, "stride_px": 96},
+    }
     store = FeatureStore(features / "slides" / name, Path(f"{name}.svs"))
     store.create(grid, DIM, CHUNK, {"recipe": recipe, "mpp_x": 1.0, "mpp_y": 1.0, **grid.describe()})
     for chunk in range(tiles // CHUNK):
@@ -66,7 +69,13 @@ def test_a_model_learns_from_slide_labels_and_shows_where(cohort: Path, tmp_path
     card = train(read_manifest(cohort / "labels.csv"), cohort / "features", tmp_path / "model", settings=FAST)
     assert card["metrics"]["test"]["auroc"]["value"] >= 0.9
     assert sum(card["patients"].values()) == 28
-    assert {p.name for p in (tmp_path / "model").iterdir()} == {"model.safetensors", "model.json", "MODEL_CARD.md", "training.png", "split.csv"}
+    assert {p.name for p in (tmp_path / "model").iterdir()} == {
+        "model.safetensors",
+        "model.json",
+        "MODEL_CARD.md",
+        "training.png",
+        "split.csv",
+    }
     model = load_model(tmp_path / "model")
     slide = FeatureStore(cohort / "features" / "slides" / "slide-01", Path("slide-01.svs")).read("slide-01")
     scores = model.predict(slide).tile_scores[:, 0]
@@ -86,7 +95,9 @@ def test_a_patients_slides_stay_together(cohort: Path, tmp_path: Path) -> None:
     for index, row in enumerate(rows):
         row["patient"] = f"p{index % 2}-{index // 4}"  # two slides each, of one label
     path = write_table(tmp_path / "labels.csv", rows)
-    card = train(read_manifest(path), cohort / "features", tmp_path / "model", settings=TrainSettings(epochs=1, width=32, depth=1))
+    card = train(
+        read_manifest(path), cohort / "features", tmp_path / "model", settings=TrainSettings(epochs=1, width=32, depth=1)
+    )
     assert sum(card["patients"].values()) == 14
     with (tmp_path / "model" / "split.csv").open() as file:
         part = {row["slide_id"]: row["split"] for row in csv.DictReader(file)}
@@ -156,7 +167,12 @@ def test_features_of_two_encoders_are_not_mixed(cohort: Path, tmp_path: Path) ->
 
 
 def test_the_card_says_research_use_and_gives_intervals(cohort: Path, tmp_path: Path) -> None:
-    train(read_manifest(cohort / "labels.csv"), cohort / "features", tmp_path / "m", settings=TrainSettings(epochs=1, width=32, depth=1))
+    train(
+        read_manifest(cohort / "labels.csv"),
+        cohort / "features",
+        tmp_path / "m",
+        settings=TrainSettings(epochs=1, width=32, depth=1),
+    )
     text = (tmp_path / "m" / "MODEL_CARD.md").read_text()
     assert "research use only" in text.lower()
     found = json.loads((tmp_path / "m" / "model.json").read_text())["metrics"]["test"]["auroc"]

@@ -82,7 +82,11 @@ def localisation(work: Path, rows: list[dict[str, str]], model: SlideModel) -> d
         "slides": len(rows),
         "slide_auroc": auroc_with_interval(np.array(labels), np.array(answers)),
         "tile_auroc_within_tumour_slides": {"mean": mean(within), "lowest": round(min(within), 4), "slides": len(within)},
-        "benign_slides": {"slides": len(hottest), "with_a_hot_tile": sum(h > HOT for h in hottest), "share_of_hot_tiles": mean(hot_share)},
+        "benign_slides": {
+            "slides": len(hottest),
+            "with_a_hot_tile": sum(h > HOT for h in hottest),
+            "share_of_hot_tiles": mean(hot_share),
+        },
     }
 
 
