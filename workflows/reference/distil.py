@@ -16,10 +16,11 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from pathovit.encoders.reference import MEAN, STD, TILE_PX, ReferenceNet
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
+
+from pathovit.encoders.reference import MEAN, STD, TILE_PX, ReferenceNet
 
 SEED = 0
 TRAIN_PATIENTS = {  # the others are held out: no step of the training sees them

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from distil import TARGET_DIM, TRAIN_PATIENTS, augment, normalise, read_atlas, read_pcam, to_float, whiten
-from pathovit.encoders.reference import ReferenceNet
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
+
+from pathovit.encoders.reference import ReferenceNet
 
 SEED = 1
 BATCH = 32  # PCam tiles of a step; as many of the atlas
