@@ -149,6 +149,7 @@ def open_client(settings: Settings) -> Iterator[tuple[Any, int]]:
 def _local_cluster(wanted: int | None, device: str) -> Iterator[tuple[Any, int]]:
     """Worker processes on this machine: one per GPU, or one."""
     from distributed import Nanny, Scheduler, SpecCluster
+    from distributed.system import MEMORY_LIMIT
     from distributed.security import Security
 
     gpus = _visible_gpus() if device in ("auto", "cuda") else []
@@ -160,7 +161,16 @@ def _local_cluster(wanted: int | None, device: str) -> Iterator[tuple[Any, int]]
         environment = {"PATHOVIT_WORKERS": str(1 if gpus else workers)}
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
-        specs[index] = {"cls": Nanny, "options": {**listen, "nthreads": 1, "env": environment, "dashboard_address": None}}
+        specs[index] = {
+            "cls": Nanny,
+            "options": {
+                **listen,
+                "nthreads": 1,
+                "env": environment,
+                "dashboard_address": None,
+                "memory_limit": MEMORY_LIMIT // workers,
+            },
+        }
     scheduler = {"cls": Scheduler, "options": {**listen, "port": 0, "dashboard_address": None}}
     with SpecCluster(workers=specs, scheduler=scheduler, security=security, silence_logs=50) as cluster:
         yield cluster, workers

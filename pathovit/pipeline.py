@@ -164,7 +164,7 @@ def start_slide(
         mpp = (job.mpp, job.mpp) if job.mpp is not None else tuple(done["slide"]["mpp"])
         recipe = embed_recipe(sha256, mpp, settings, encoder)
         if done["recipe"] == recipe and products_exist(folder, done):
-            finished = done.get("finish_recipe") == finish_recipe(settings, model_sha256)
+            finished = model_sha256 is None or done.get("finish_recipe") == finish_recipe(settings, model_sha256)
             return SlidePlan(job, embedded=True, finished=finished, **plan_fields(done))
     plan, slide, grid = plan_slide(job, settings, encoder.record, sha256)
     with slide:

@@ -9,13 +9,14 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pathovit import RESEARCH_USE
 from pathovit.aggregator import AggregatorConfig, SlideTransformer, TileEvidence, save_model
@@ -40,6 +41,7 @@ class TrainSettings:
     patience: int = 12  # epochs without a better validation loss
     learning_rate: float = 3e-4
     weight_decay: float = 0.05
+    averaging: float = 0.97  # of the weights over steps; few patients make single steps jumpy
     bags_per_step: int = 4
     max_tiles: int = 4096  # of a bag in one training step; validation sees all
     tile_dropout: float = 0.3  # share of tiles left out of a bag, drawn anew each time
@@ -211,7 +213,7 @@ def split_patients(bags: Sequence[Bag], fixed: dict[str, str], settings: TrainSe
 def fit(
     parts: dict[str, list[Bag]], config: AggregatorConfig, settings: TrainSettings, on_epoch: Callable[[dict[str, float]], None]
 ) -> Fitted:
-    """Fit on the train part, stop early on the validation part; the best network is returned."""
+    """Fit on the train part, stop early on the validation part; the best moving average of the network is returned."""
     torch.manual_seed(settings.seed)
     chance = np.random.default_rng(settings.seed)
     network = SlideTransformer(config)
@@ -220,6 +222,8 @@ def fit(
     steps = settings.epochs * max(1, -(-len(parts["train"]) // settings.bags_per_step))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=steps, pct_start=0.1)
     weights = _class_weights(parts["train"], len(config.classes))
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.averaging))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    averaged = cast(SlideTransformer, average.module)
     history: list[dict[str, float]] = []
     best, best_epoch, best_state = np.inf, 0, {k: v.clone() for k, v in network.state_dict().items()}
     for epoch in range(settings.epochs):
@@ -237,13 +241,14 @@ def fit(
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
             schedule.step()
+            average.update_parameters(network)
             optimizer.zero_grad(set_to_none=True)
-        judged = judge(network, parts["validation"], config, weights, settings)
+        judged = judge(averaged, parts["validation"], config, weights, settings)
         history.append({"epoch": epoch + 1, "train_loss": float(np.mean(losses)), **judged})
         on_epoch(history[-1])
         if judged["loss"] < best - 1e-4:
             best, best_epoch = judged["loss"], epoch
-            best_state = {k: v.clone() for k, v in network.state_dict().items()}
+            best_state = {k: v.clone() for k, v in averaged.state_dict().items()}
         elif epoch - best_epoch >= settings.patience:
             break
     network.load_state_dict(best_state)
