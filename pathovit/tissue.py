@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage
 from skimage import measure
 from skimage.morphology import disk, opening, remove_small_objects
@@ -22,6 +23,7 @@ from pathovit.geometry import XY, area_mm2
 from pathovit.settings import TissueSettings
 from pathovit.slide import RGB, Level, Slide
 
+SAMPLE_PX = 1_000_000  # pixels that tell the colour and the noise of the glass
 BAND_PX = 2048  # side of the blocks in which a level is read: bounds the memory
 Mask = NDArray[np.bool_]
 
@@ -95,11 +97,11 @@ def _read_block(slide: Slide, level: Level, shrink: int, rows: slice, columns: s
             rgb, empty = slide.read(candidate, columns.start * factor, rows.start * factor, width * factor, height * factor)
         except TileReadError:
             continue
-        small = rgb.reshape(height, factor, width, factor, 3).mean((1, 3)) if factor > 1 else rgb
+        small = np.asarray(Image.fromarray(rgb).reduce(factor)) if factor > 1 else rgb
         scanned = np.ones((height, width), bool)
         if empty > 0:  # transparent pixels were painted with exactly this colour
             scanned = (small != np.asarray(slide.background)).any(-1)
-        return np.asarray(small, np.uint8), scanned
+        return small, scanned
     return None
 
 
@@ -107,7 +109,7 @@ def segment(rgb: RGB, scanned: Mask, mpp: XY, settings: TissueSettings) -> tuple
     """Tissue and pen masks, bool (H, W), of an overview picture uint8 (H, W, 3) at `mpp`."""
     um = float(np.sqrt(mpp[0] * mpp[1]))
     density = optical_density(rgb, glass_colour(rgb, scanned))
-    density = ndimage.gaussian_filter(density, (0.5, 0.5, 0))
+    density = ndimage.gaussian_filter(density, (0, 0.5, 0.5))
     pen = _find_pen(density, um) & scanned if settings.drop_pen else np.zeros(scanned.shape, bool)
     stained = _find_stained(density, scanned & ~pen)
     tissue = _close_and_clean(stained & ~pen, um, settings)
@@ -116,8 +118,10 @@ def segment(rgb: RGB, scanned: Mask, mpp: XY, settings: TissueSettings) -> tuple
 
 def glass_colour(rgb: RGB, scanned: Mask) -> NDArray[np.float32]:
     """Colour (3,) of the empty glass: the most frequent bright, nearly grey colour; near-white if there is no glass."""
-    pixels = rgb[scanned]
-    lowest, spread = pixels.min(-1, initial=255), np.ptp(pixels, axis=-1) if len(pixels) else np.zeros(0)
+    step = max(1, round((scanned.size / SAMPLE_PX) ** 0.5))
+    pixels = rgb[::step, ::step][scanned[::step, ::step]]
+    lowest = pixels.min(-1, initial=255)
+    spread = pixels.max(-1, initial=0) - lowest
     glass = pixels[(lowest >= 190) & (spread <= 28)]
     if len(glass) < 0.003 * max(len(pixels), 1):
         return np.array([243, 243, 243], np.float32)
@@ -129,18 +133,15 @@ def glass_colour(rgb: RGB, scanned: Mask) -> NDArray[np.float32]:
 
 
 def optical_density(rgb: RGB, glass: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Density (H, W, 3) of the dye in each channel, natural logarithm, 0 on glass. Beer and Lambert."""
+    """Density (3, H, W) of the dye in each channel, natural logarithm, 0 on glass. Beer and Lambert."""
     table = np.log(glass[:, None] + 1) - np.log(np.arange(256, dtype=np.float32)[None] + 1)  # (3, 256)
-    density = np.empty(rgb.shape, np.float32)
-    for channel in range(3):
-        density[..., channel] = table[channel][rgb[..., channel]]
-    return density
+    return np.stack([table[channel][rgb[..., channel]] for channel in range(3)])
 
 
 def _find_stained(density: NDArray[np.float32], valid: Mask) -> Mask:
     """Pixels that took up dye: dense and coloured beyond the noise of the glass."""
-    strength = density.max(-1)
-    colour = strength - density.min(-1)
+    strength = density.max(0)
+    colour = strength - density.min(0)
     dense = _above_glass(strength, valid, floor=0.055, ceiling=0.14)
     coloured = _above_glass(colour, valid, floor=0.035, ceiling=0.09)
     very_dense = strength > 0.5  # anthracotic or very dark nuclei may look grey
@@ -149,7 +150,8 @@ def _find_stained(density: NDArray[np.float32], valid: Mask) -> Mask:
 
 def _above_glass(values: NDArray[np.float32], valid: Mask, floor: float, ceiling: float) -> Mask:
     """Above the glass by five times its noise, within limits. The noise is the spread below the glass's own peak."""
-    sample = values[valid][:: max(1, values.size // 2_000_000)]
+    step = max(1, round((values.size / SAMPLE_PX) ** 0.5))
+    sample = values[::step, ::step][valid[::step, ::step]]
     near_glass = sample[sample < ceiling]
     noise = 1.4826 * float(np.median(near_glass)) if len(near_glass) else 0.0
     return np.asarray(values > np.clip(3.0 * noise, floor, ceiling))
@@ -161,7 +163,7 @@ def _find_pen(density: NDArray[np.float32], um: float) -> Mask:
     Haematoxylin and eosin absorb green most; DAB absorbs blue most and red a good half of that. Blue ink absorbs red
     most, green ink red and blue, red ink green and blue almost alike and little red; black ink all alike.
     """
-    red, green, blue = (ndimage.gaussian_filter(density[..., i], max(0.5, 12 / um)) for i in range(3))
+    red, green, blue = (ndimage.gaussian_filter(density[i], max(0.5, 12 / um)) for i in range(3))
     highest = np.maximum(np.maximum(red, green), blue)
     lowest = np.minimum(np.minimum(red, green), blue)
     blue_ink = (red > 0.45) & (red > 1.3 * green) & (green > 0.9 * blue)
