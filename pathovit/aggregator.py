@@ -324,8 +324,12 @@ class SlideModel:
         ------
         SettingsError : the features come from another encoder, other weights, or other tiles than the model was trained on
         """
-        check_recipe(self.encoder, slide.attributes["recipe"], self.name)
+        self.check(slide.attributes["recipe"])
         return self.network.predict(slide)
+
+    def check(self, recipe: dict[str, Any]) -> None:
+        """Refuse features of another recipe than the model was trained on; before they are made, best of all."""
+        check_recipe(self.encoder, recipe, self.name)
 
 
 def check_recipe(trained: dict[str, Any], recipe: dict[str, Any], model: str) -> None:

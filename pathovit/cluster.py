@@ -1,7 +1,7 @@
 """Many slides over many workers: steps, retries, progress. The one door to Dask.
 
-Only as many steps are handed out as there are workers, so when a worker dies Dask can blame only the step it was at:
-that slide gets a second try, then fails alone. Everything listens on the loopback interface, behind TLS.
+Only as many steps are handed out as there are workers, so when a worker dies Dask blames the step it was at: that slide
+gets a second try, then fails alone. Everything listens on the loopback interface, behind TLS.
 """
 
 from __future__ import annotations
@@ -21,10 +21,18 @@ from typing import Any
 from pathovit.errors import PathovitError, SettingsError, SlideError, StorageError
 from pathovit.pipeline import SlideJob, SlidePlan, embed_part, finish_slide, start_slide
 from pathovit.settings import Settings
+from pathovit.watchdog import Watchdog
 
 TOPIC = "pathovit-progress"
 REPORT_EVERY_S = 0.5
-QUIET = {"DASK_LOGGING__DISTRIBUTED": "error", "DASK_DISTRIBUTED__WORKER__HTTP__ROUTES": "[]"}  # no chatter, no web routes
+STEP_READS = 15  # a step that reads a whole slide may take as long as so many tiles
+QUIET = {  # no chatter, no web routes; a worker near its limit goes on (its nanny ends it at 95 %), for a paused one never wakes
+    "DASK_LOGGING__DISTRIBUTED": "error",
+    "DASK_DISTRIBUTED__WORKER__HTTP__ROUTES": "[]",
+    "DASK_DISTRIBUTED__WORKER__MEMORY__SPILL": "False",
+    "DASK_DISTRIBUTED__WORKER__MEMORY__TARGET": "False",
+    "DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE": "False",
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,9 @@ class Work:
 
     out: Path
     settings: Settings
+    weights_sha256: str  # of the encoder; with the model's, it keys what workers keep loaded
     model: str | None  # a model folder; None: features only
+    model_sha256: str | None
     overwrite: bool
 
 
@@ -66,7 +76,7 @@ Listener = Callable[[SlideState], None]
 
 
 @lru_cache(maxsize=1)
-def _encoder(settings: Settings) -> Any:
+def _encoder(settings: Settings, weights_sha256: str) -> Any:
     import torch
 
     from pathovit.device import allowed_cores
@@ -74,14 +84,24 @@ def _encoder(settings: Settings) -> Any:
 
     torch.set_num_threads(max(1, allowed_cores() // int(os.environ.get("PATHOVIT_WORKERS", "1"))))
     embed = settings.embed
-    return load_encoder(embed.encoder, embed.weights, settings.run.device, embed.precision, settings.tiles.tile_px)
+    encoder = load_encoder(embed.encoder, embed.weights, settings.run.device, embed.precision, settings.tiles.tile_px)
+    if encoder.weights_sha256 != weights_sha256:
+        raise SettingsError(
+            f"The weights of {embed.encoder!r} on a worker are not those of this machine. Give all machines the same files."
+        )
+    return encoder
 
 
 @lru_cache(maxsize=1)
-def _model(folder: str | None) -> Any:
+def _model(folder: str | None, model_sha256: str | None) -> Any:
     from pathovit.aggregator import load_model
 
-    return load_model(folder) if folder is not None else None
+    if folder is None:
+        return None
+    model = load_model(folder)
+    if model.sha256 != model_sha256:
+        raise SettingsError(f"{folder} on a worker is not the model of this machine. Give all machines the same files.")
+    return model
 
 
 def _report(slide: int, tiles: int, pending: dict[str, float]) -> None:
@@ -96,17 +116,31 @@ def _report(slide: int, tiles: int, pending: dict[str, float]) -> None:
 
 
 def _start(index: int, job: SlideJob, work: Work) -> SlidePlan:
-    model = _model(work.model)
-    return start_slide(job, work.out, work.settings, _encoder(work.settings), model.sha256 if model else None, work.overwrite)
+    with _step_watchdog(work):
+        encoder, model = _encoder(work.settings, work.weights_sha256), _model(work.model, work.model_sha256)
+        return start_slide(job, work.out, work.settings, encoder, model, work.overwrite)
 
 
 def _embed(index: int, plan: SlidePlan, part: int, work: Work) -> dict[str, float]:
     pending: dict[str, float] = {}
-    return embed_part(plan, part, work.out, work.settings, _encoder(work.settings), lambda tiles: _report(index, tiles, pending))
+    encoder = _encoder(work.settings, work.weights_sha256)
+    return embed_part(plan, part, work.out, work.settings, encoder, lambda tiles: _report(index, tiles, pending))
 
 
 def _finish(index: int, plan: SlidePlan, work: Work, seconds: float) -> dict[str, Any]:
-    return finish_slide(plan, work.out, work.settings, _model(work.model), seconds)
+    with _step_watchdog(work):
+        return finish_slide(plan, work.out, work.settings, _model(work.model, work.model_sha256), seconds)
+
+
+@contextmanager
+def _step_watchdog(work: Work) -> Iterator[None]:
+    """Planning and finishing read whole slides: they get as long as many tiles."""
+    watchdog = Watchdog(STEP_READS * work.settings.run.read_timeout_s)
+    try:
+        with watchdog:
+            yield
+    finally:
+        watchdog.close()
 
 
 def _guarded(step: Callable[..., Any], *arguments: Any) -> tuple[str, Any]:
@@ -123,8 +157,8 @@ def _guarded(step: Callable[..., Any], *arguments: Any) -> tuple[str, Any]:
 
 
 @contextmanager
-def open_client(settings: Settings) -> Iterator[tuple[Any, int]]:
-    """A Dask client and its number of workers: our own on this machine, or a running scheduler's."""
+def open_client(settings: Settings) -> Iterator[Any]:
+    """A Dask client with at least one worker: our own cluster on this machine, or a running one."""
     os.environ.update(QUIET)  # before Dask is imported, and inherited by the workers
     import dask
     from distributed import Client
@@ -134,23 +168,24 @@ def open_client(settings: Settings) -> Iterator[tuple[Any, int]]:
     if run.scheduler or run.scheduler_file:
         options = {"scheduler_file": run.scheduler_file} if run.scheduler_file else {"address": run.scheduler}
         try:
-            with Client(**options, timeout="30s") as client:
-                client.wait_for_workers(1, timeout=300)
-                yield client, len(client.scheduler_info(n_workers=-1)["workers"])
+            remote = Client(**options, timeout="30s")
+            remote.wait_for_workers(1, timeout=300)
         except (OSError, TimeoutError) as error:
             raise SettingsError(f"The Dask scheduler {run.scheduler or run.scheduler_file} does not answer ({error}).") from error
+        with remote:
+            yield remote
         return
     with _local_cluster(run.workers, run.device) as (cluster, workers), Client(cluster) as client:
         client.wait_for_workers(workers, timeout=300)
-        yield client, workers
+        yield client
 
 
 @contextmanager
 def _local_cluster(wanted: int | None, device: str) -> Iterator[tuple[Any, int]]:
     """Worker processes on this machine: one per GPU, or one."""
     from distributed import Nanny, Scheduler, SpecCluster
-    from distributed.system import MEMORY_LIMIT
     from distributed.security import Security
+    from distributed.system import MEMORY_LIMIT
 
     gpus = _visible_gpus() if device in ("auto", "cuda") else []
     workers = wanted or max(1, len(gpus))
@@ -199,9 +234,9 @@ def run_slides(jobs: Sequence[SlideJob], work: Work, changed: Listener, stop: th
     SettingsError, StorageError : what no slide can get past
     """
     states = [SlideState(index, job) for index, job in enumerate(jobs)]
-    with open_client(work.settings) as (client, workers):
+    with open_client(work.settings) as client:
         client.subscribe_topic(TOPIC, lambda event: _note_progress(states, event[1], changed))
-        _drive(client, workers, states, work, changed, stop)
+        _drive(client, states, work, changed, stop)
     return states
 
 
@@ -212,13 +247,13 @@ def _note_progress(states: list[SlideState], message: dict[str, int], changed: L
         changed(state)
 
 
-def _drive(client: Any, workers: int, states: list[SlideState], work: Work, changed: Listener, stop: threading.Event) -> None:
+def _drive(client: Any, states: list[SlideState], work: Work, changed: Listener, stop: threading.Event) -> None:
     from distributed import as_completed
 
     running: dict[Any, tuple[SlideState, str]] = {}
     queue = as_completed()
     while not stop.is_set():
-        while len(running) < workers and (step := _next_step(states, work)) is not None:
+        while len(running) < _workers(client) and (step := _next_step(states, work)) is not None:
             state, name, function, arguments = step
             future = client.submit(
                 _guarded, function, state.index, *arguments, key=f"{name}-{state.index}-{time.monotonic_ns()}", pure=False
@@ -235,8 +270,13 @@ def _drive(client: Any, workers: int, states: list[SlideState], work: Work, chan
             return
         future = next(queue)
         state, name = running.pop(future)
-        _advance(state, name, future, work)
+        _advance(state, name, future, states, work)
         changed(state)
+
+
+def _workers(client: Any) -> int:
+    """Workers there are now: nodes of a cluster come and go."""
+    return max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
 
 
 def _next_step(states: list[SlideState], work: Work) -> tuple[SlideState, str, Callable[..., Any], tuple[Any, ...]] | None:
@@ -256,7 +296,7 @@ def _next_step(states: list[SlideState], work: Work) -> tuple[SlideState, str, C
     return None
 
 
-def _advance(state: SlideState, step: str, future: Any, work: Work) -> None:
+def _advance(state: SlideState, step: str, future: Any, states: list[SlideState], work: Work) -> None:
     """Take a step's result into the slide's state."""
     from distributed import CancelledError, KilledWorker
 
@@ -268,7 +308,7 @@ def _advance(state: SlideState, step: str, future: Any, work: Work) -> None:
     except CancelledError as error:
         kind, value = "fault", f"internal error: {error!r}"
     if kind == "ok":
-        _proceed(state, step, value, work)
+        _proceed(state, step, value, states, work)
         return
     if isinstance(value, SettingsError | StorageError):
         raise value
@@ -277,11 +317,17 @@ def _advance(state: SlideState, step: str, future: Any, work: Work) -> None:
     state.parts_left.clear()
 
 
-def _proceed(state: SlideState, step: str, value: Any, work: Work) -> None:
+def _proceed(state: SlideState, step: str, value: Any, states: list[SlideState], work: Work) -> None:
     if step == "start":
         state.plan = value
-        if value.finished:
-            state.stage, state.skipped = "done", True
+        twin = next(
+            (s for s in states if s is not state and s.plan and s.plan.slide_id == value.slide_id and s.stage != "failed"), None
+        )
+        if twin is not None:
+            state.stage, state.reason = "failed", f"the same slide as {twin.job.path.name}, given twice. It is done once."
+            return
+        if value.done is not None:
+            state.stage, state.skipped, state.done = "done", True, value.done
             state.tiles_done = value.tiles
             return
         state.stage = "embedding"

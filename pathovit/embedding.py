@@ -6,10 +6,6 @@ interrupted.
 
 from __future__ import annotations
 
-import os
-import sys
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,46 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathovit.encoders import Encoder
-from pathovit.errors import TileReadError
+from pathovit.errors import TileReadError, WeightsError
 from pathovit.features import Verdict
 from pathovit.slide import RGB, Slide
 from pathovit.tiling import TileGrid, read_tile
+from pathovit.watchdog import Watchdog
 
 AHEAD_BATCHES = 4  # batches that readers may be ahead of the device
+AHEAD_BYTES = 512 * 2**20  # and no more than this
 T = TypeVar("T")
 Chunk = tuple[int, NDArray[np.float16], NDArray[np.uint8]]  # index, features (n, D), verdict (n,)
-
-
-class Watchdog:
-    """Ends this process if a tile is being read for too long: a hanging decoder cannot be interrupted otherwise.
-
-    The process is a worker; its nanny starts another, and a slide that does this twice fails alone.
-    """
-
-    def __init__(self, timeout_s: float) -> None:
-        self.timeout_s = timeout_s
-        self._started: dict[int, float] = {}
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
-        self._thread.start()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(min(1.0, self.timeout_s / 4)):
-            now = time.monotonic()
-            if any(now - started > self.timeout_s for started in tuple(self._started.values())):
-                sys.stderr.write(f"pathovit: a tile took longer than {self.timeout_s:g} s; this worker ends itself.\n")
-                sys.stderr.flush()
-                os._exit(75)
-
-    def __enter__(self) -> None:
-        self._started[threading.get_ident()] = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._started.pop(threading.get_ident(), None)
-
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join()
 
 
 def judge_tile(slide: Slide, grid: TileGrid, index: int) -> tuple[RGB | None, Verdict]:
@@ -99,10 +65,12 @@ def embed_chunks(
         with watchdog:
             return judge_tile(slide, grid, index)
 
+    tile_bytes = 3 * max(encoder.tile_px**2, grid.read_px[0] * grid.read_px[1])
+    window = max(readers, min(AHEAD_BATCHES * batch_tiles, AHEAD_BYTES // tile_bytes))
     rows = {chunk: range(chunk * chunk_tiles, min((chunk + 1) * chunk_tiles, len(grid))) for chunk in chunks}
     try:
         with ThreadPoolExecutor(readers, thread_name_prefix="reader") as pool:
-            judged = _run_ahead(pool, read, (index for chunk in chunks for index in rows[chunk]), AHEAD_BATCHES * batch_tiles)
+            judged = _run_ahead(pool, read, (index for chunk in chunks for index in rows[chunk]), window)
             for chunk in chunks:
                 yield chunk, *_embed_chunk(judged, len(rows[chunk]), encoder, batch_tiles, on_batch)
     finally:
@@ -143,7 +111,12 @@ def _embed_chunk(
             rows.append(row)
         if len(rows) == batch_tiles or row == tiles - 1:
             if rows:
-                features[rows] = encoder.embed(batch[: len(rows)]).astype(np.float16)
+                with np.errstate(over="ignore"):
+                    features[rows] = encoder.embed(batch[: len(rows)]).astype(np.float16)
+                if not np.isfinite(features[rows]).all():
+                    raise WeightsError(
+                        f"Encoder {encoder.name!r} gives features that are no numbers. Try --precision fp32, or other weights."
+                    )
             rows = []
             on_batch(row + 1 - reported)
             reported = row + 1

@@ -52,5 +52,8 @@ class SlideFeatures:
 
     @property
     def pitch_um(self) -> float:
-        """Distance of neighbouring tiles in micrometres."""
-        return float(self.attributes["stride_px"] * self.attributes["mpp"])
+        """True distance of neighbouring tiles in micrometres: of the tiles as they lie, not as they were asked for.
+
+        The smaller of the two axes, so that no two tiles ever round to one place.
+        """
+        return float(min(s * m for s, m in zip(self.attributes["stride_l0"], self.mpp, strict=True)))

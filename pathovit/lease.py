@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,8 @@ def lease(out: Path) -> Iterator[None]:
             raise OutputInUseError(
                 f"{out}: another run is writing here ({owner}). Wait for it, or choose another --out."
             ) from error
+        except OSError as error:  # some network file systems have no locks
+            sys.stderr.write(f"pathovit: {out} cannot be locked ({error.strerror}): make sure that no other run writes here.\n")
         with storage_errors(out):
             os.ftruncate(handle, 0)
             os.pwrite(handle, json.dumps({"host": socket.gethostname(), "process": os.getpid()}).encode(), 0)

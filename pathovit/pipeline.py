@@ -64,7 +64,7 @@ class SlidePlan:
     tiles: int
     upsampled: float
     embedded: bool = False  # all features are on disk
-    finished: bool = False  # all products are on disk
+    done: dict[str, Any] | None = None  # slide.json, if all products are on disk
 
     def parts(self, part_tiles: int) -> int:
         return -(-self.tiles // part_tiles)
@@ -148,28 +148,33 @@ def fingerprint(path: Path, out: Path) -> str:
 
 
 def start_slide(
-    job: SlideJob, out: Path, settings: Settings, encoder: Encoder, model_sha256: str | None, overwrite: bool
+    job: SlideJob, out: Path, settings: Settings, encoder: Encoder, model: SlideModel | None, overwrite: bool
 ) -> SlidePlan:
     """Plan a slide and lay out its store; a slide that is done already is recognised without looking at its pixels.
 
     Raises
     ------
-    SettingsError : the folder holds features of this slide made by another recipe
+    SettingsError : the folder holds features of this slide made by another recipe, or the model needs other features
     SlideError : the slide cannot go on
     """
     sha256 = fingerprint(job.path, out)
     folder = out / "slides" / slide_id(job.path, sha256)
     done = read_done(folder)
-    if done is not None and not overwrite and done["slide"]["sha256"] == sha256:
+    if done is not None and not overwrite and (job.mpp is not None or done["slide"]["mpp_source"].startswith("metadata")):
         mpp = (job.mpp, job.mpp) if job.mpp is not None else tuple(done["slide"]["mpp"])
         recipe = embed_recipe(sha256, mpp, settings, encoder)
         if done["recipe"] == recipe and products_exist(folder, done):
-            finished = model_sha256 is None or done.get("finish_recipe") == finish_recipe(settings, model_sha256)
-            return SlidePlan(job, embedded=True, finished=finished, **plan_fields(done))
+            if model is not None:
+                model.check(recipe)
+            same = done["finish_recipe"] == finish_recipe(settings, model, job)
+            finished = same or (model is None and done["finish_recipe"] is not None)
+            return SlidePlan(job, embedded=True, done=done if finished else None, **plan_fields(done))
     plan, slide, grid = plan_slide(job, settings, encoder.record, sha256)
     with slide:
         store = FeatureStore(folder, job.path)
         recipe = embed_recipe(sha256, slide.mpp, settings, encoder)
+        if model is not None:
+            model.check(recipe)
         try:
             stored = None if overwrite else store.recipe()
         except StoreError:
@@ -183,7 +188,7 @@ def start_slide(
             store.create(grid, encoder.dim, settings.embed.chunk_tiles, _attributes(slide, grid, recipe, encoder))
         else:
             store.sweep()
-    return plan
+    return replace(plan, tiles=store.shape()[0])
 
 
 def _attributes(slide: Slide, grid: TileGrid, recipe: dict[str, Any], encoder: Encoder) -> dict[str, Any]:
@@ -220,6 +225,10 @@ def embed_part(
     started = time.perf_counter()
     embed = settings.embed
     store = FeatureStore(out / "slides" / plan.slide_id, plan.job.path)
+    if store.recipe() != embed_recipe(plan.sha256, plan.mpp, settings, encoder):
+        raise StoreError(
+            plan.job.path, "its features are laid out for another recipe (another run, or a worker with another device)."
+        )
     per_part = embed.part_tiles // embed.chunk_tiles
     chunks = range(part * per_part, min((part + 1) * per_part, -(-plan.tiles // embed.chunk_tiles)))
     committed = store.committed()
@@ -249,10 +258,17 @@ def stored_grid(slide: Slide, store: FeatureStore, settings: Settings, record: E
     )  # fmt: skip
 
 
-def finish_recipe(settings: Settings, model_sha256: str | None) -> dict[str, Any]:
-    """Everything, besides the features, that determines a slide's products."""
+def finish_recipe(settings: Settings, model: SlideModel | None, job: SlideJob) -> dict[str, Any]:
+    """Everything, besides the features, that determines what is said of a slide."""
     steps = {name: STEP_VERSIONS[name] for name in ("aggregator", "heatmap")}
-    recipe = {"model_sha256": model_sha256, "heatmap": {**asdict(settings.heatmap), "model": None}, "steps": steps}
+    recipe = {
+        "model_sha256": model.sha256 if model else None,
+        "heatmap": {**asdict(settings.heatmap), "model": None},
+        "max_unreadable": settings.run.max_unreadable,
+        "patient": job.patient,
+        "label": job.label,
+        "steps": steps,
+    }
     return dict(json.loads(json.dumps(recipe)))
 
 
@@ -278,7 +294,7 @@ def finish_slide(plan: SlidePlan, out: Path, settings: Settings, model: SlideMod
     done: dict[str, Any] = {
         "research_use": RESEARCH_USE,
         "slide": {
-            **{key: value for key, value in asdict(plan).items() if key not in ("job", "embedded", "finished")},
+            **{key: value for key, value in asdict(plan).items() if key not in ("job", "embedded", "done")},
             "file": plan.job.path.name,
             "patient": plan.job.patient,
             "label": plan.job.label,
@@ -289,9 +305,12 @@ def finish_slide(plan: SlidePlan, out: Path, settings: Settings, model: SlideMod
         "prediction": None,
         "seconds": round(seconds, 2),
         "recipe": slide.attributes["recipe"],
-        "finish_recipe": finish_recipe(settings, model.sha256 if model else None),
+        "finish_recipe": None,
         "versions": versions(),
     }
+    # From here on the features are vouched for, and products of another model are not mistaken for ours.
+    _write_done(folder, done, [store.zarr_path])
+    store.finish()
     if model is not None:
         from pathovit.overview import draw_products
 
@@ -302,15 +321,20 @@ def finish_slide(plan: SlidePlan, out: Path, settings: Settings, model: SlideMod
             "probabilities": [float(p) for p in prediction.probabilities],
         }
         done["top_tiles"] = draw_products(plan, folder, slide, prediction, settings, reason if degraded else "")
-    store.finish()
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != DONE)
-    done["products"] = {str(p.relative_to(folder)): file_digest(p) for p in files}
-    write_atomically(folder / DONE, to_json(done))
+    done["finish_recipe"] = finish_recipe(settings, model, plan.job)
+    _write_done(folder, done, [folder])
     return done
 
 
+def _write_done(folder: Path, done: dict[str, Any], roots: list[Path]) -> None:
+    """slide.json with the digests of all files under the given folders."""
+    files = sorted(p for root in roots for p in root.rglob("*") if p.is_file() and p != folder / DONE)
+    done["products"] = {str(p.relative_to(folder)): file_digest(p) for p in files}
+    write_atomically(folder / DONE, to_json(done))
+
+
 def read_done(folder: Path) -> dict[str, Any] | None:
-    """slide.json of a slide folder; None if the slide is not done, or the marker is damaged."""
+    """slide.json of a slide folder; None if there is none, or it is damaged. Its finish_recipe is None until all is drawn."""
     try:
         return dict(json.loads((folder / DONE).read_bytes()))
     except (OSError, ValueError):
@@ -337,12 +361,12 @@ def analyse_slide(
 
     settings = settings or Settings()
     out = Path(out)
-    plan = start_slide(SlideJob(Path(path), mpp), out, settings, encoder, model.sha256, overwrite=False)
+    plan = start_slide(SlideJob(Path(path), mpp), out, settings, encoder, model, overwrite=False)
     started = time.perf_counter()
     if not plan.embedded:
         for part in range(plan.parts(settings.embed.part_tiles)):
             embed_part(plan, part, out, settings, encoder, lambda tiles: None)
-    if not plan.finished:
+    if plan.done is None:
         finish_slide(plan, out, settings, model, time.perf_counter() - started)
     slide = FeatureStore(out / "slides" / plan.slide_id, Path(path)).read(plan.slide_id)
     prediction = model.predict(slide)

@@ -33,7 +33,7 @@ class Failure:
 def done_slides(out: Path) -> list[dict[str, Any]]:
     """slide.json of every finished slide of a folder, in order of id."""
     found = (read_done(folder) for folder in sorted((out / "slides").glob("*")) if folder.is_dir())
-    return [done for done in found if done is not None]
+    return [done for done in found if done is not None and done["finish_recipe"] is not None]
 
 
 def prediction_rows(done: Sequence[dict[str, Any]], failures: Sequence[Failure]) -> tuple[list[str], list[dict[str, Any]]]:
@@ -68,7 +68,7 @@ def prediction_rows(done: Sequence[dict[str, Any]], failures: Sequence[Failure])
 
 def write_predictions(out: Path, failures: Sequence[Failure]) -> Path:
     """Write predictions.csv: one row per slide, done or failed."""
-    names, rows = prediction_rows(done_slides(out), failures)
+    names, rows = prediction_rows(_without(done_slides(out), failures), failures)
     buffer = io.StringIO(newline="")
     writer = csv.DictWriter(buffer, names, restval="")
     writer.writeheader()
@@ -76,6 +76,12 @@ def write_predictions(out: Path, failures: Sequence[Failure]) -> Path:
     path = out / "predictions.csv"
     write_atomically(path, buffer.getvalue().encode("utf-8", "replace"))
     return path
+
+
+def _without(done: Sequence[dict[str, Any]], failures: Sequence[Failure]) -> list[dict[str, Any]]:
+    """Finished slides less those that failed now: an older answer of theirs is not shown beside the failure."""
+    failed = {failure.slide_id for failure in failures}
+    return [d for d in done if d["slide"]["slide_id"] not in failed]
 
 
 def _cell(value: Any) -> Any:
@@ -90,7 +96,7 @@ def write_report(out: Path, failures: Sequence[Failure], record: dict[str, Any])
     """Write report.html: opens from disk, without a network, and holds every picture itself."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    done = done_slides(out)
+    done = _without(done_slides(out), failures)
     names, rows = prediction_rows(done, failures)
     environment = Environment(loader=PackageLoader("pathovit"), autoescape=True, undefined=StrictUndefined)
     environment.filters["plain"] = plain
@@ -123,12 +129,14 @@ def _cards(record: dict[str, Any]) -> list[tuple[str, str]]:
     """Settings and versions as (name, value) lines."""
     lines = []
     for table, values in record.get("settings", {}).items():
-        lines += [(f"{table}.{key}", str(value)) for key, value in values.items()]
+        lines += [(f"{table}.{key}", Path(str(value)).name) for key, value in values.items()]  # folders can name patients
     return lines + [(f"version of {key}", value) for key, value in record.get("versions", {}).items()]
 
 
 def _overview(out: Path, done: dict[str, Any]) -> str:
     path = out / "slides" / done["slide"]["slide_id"] / "overview.png"
+    if not path.is_file():
+        return ""
     with Image.open(path) as image:
         picture = image.convert("RGB")
     picture.thumbnail((PICTURE_PX, PICTURE_PX))
@@ -139,7 +147,8 @@ def _overview(out: Path, done: dict[str, Any]) -> str:
 
 def _tiles(out: Path, done: dict[str, Any]) -> list[dict[str, Any]]:
     folder = out / "slides" / done["slide"]["slide_id"]
-    return [{**tile, "picture": _data_url((folder / tile["file"]).read_bytes())} for tile in done.get("top_tiles", [])]
+    there = [tile for tile in done.get("top_tiles", []) if (folder / tile["file"]).is_file()]
+    return [{**tile, "picture": _data_url((folder / tile["file"]).read_bytes())} for tile in there]
 
 
 def _data_url(jpeg: bytes) -> str:

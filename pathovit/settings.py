@@ -71,12 +71,12 @@ class EmbedSettings:
     def __post_init__(self) -> None:
         if self.precision not in ("auto", "fp32", "bf16"):
             raise SettingsError(f"embed.precision is {self.precision!r}, expected auto, fp32 or bf16.")
-        if self.batch_tiles < 1 or self.chunk_tiles % self.batch_tiles:
+        if self.batch_tiles < 1 or self.chunk_tiles < 1 or self.chunk_tiles % self.batch_tiles:
             raise SettingsError(
                 f"embed.batch_tiles is {self.batch_tiles}; it must divide chunk_tiles ({self.chunk_tiles}), so that "
                 "batches are the same wherever a run goes on."
             )
-        if self.part_tiles % self.chunk_tiles:
+        if self.part_tiles < 1 or self.part_tiles % self.chunk_tiles:
             raise SettingsError(f"embed.part_tiles ({self.part_tiles}) must be a multiple of {self.chunk_tiles}.")
         if self.max_tiles is not None and self.max_tiles < 1:
             raise SettingsError(f"embed.max_tiles is {self.max_tiles}, expected at least 1.")
@@ -92,6 +92,12 @@ class HeatmapSettings:
     overview_px: int = 1600  # longer side of the overview picture
     max_geojson_tiles: int = 20_000  # above this, tiles of one score band are dissolved into polygons
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.hot_score <= 1:
+            raise SettingsError(f"heatmap.hot_score is {self.hot_score}, expected 0 to 1.")
+        if not 64 <= self.overview_px <= 20_000 or self.top_tiles < 0:
+            raise SettingsError(f"heatmap.overview_px is {self.overview_px}, expected 64 to 20000; top_tiles at least 0.")
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -104,6 +110,16 @@ class RunSettings:
     read_timeout_s: float = 120.0  # a tile that takes longer costs its worker
     max_unreadable: float = 0.01  # share of tissue tiles; above it the slide counts as degraded
     device: str = "auto"  # auto, cpu, cuda, mps
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "readers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingsError(f"run.{name} is {value}, expected at least 1.")
+        if not self.read_timeout_s > 0:
+            raise SettingsError(f"run.read_timeout_s is {self.read_timeout_s}, expected above 0 seconds.")
+        if not 0 <= self.max_unreadable <= 1:
+            raise SettingsError(f"run.max_unreadable is {self.max_unreadable}, expected 0 to 1.")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ from pathovit.preflight import FLAT_SUFFIXES, check_file, content_sha256, slide_
 
 MPP_RANGE = (0.05, 50.0)  # um per pixel; outside it the metadata is wrong
 MAX_FLAT_PX = 600_000_000
+PLAIN_PHOTOMETRICS = (1, 2, 6)  # black is zero, RGB, YCbCr
+Image.MAX_IMAGE_PIXELS = MAX_FLAT_PX  # our own check names the file and the remedy
 RGB = NDArray[np.uint8]  # (H, W, 3)
 
 
@@ -190,6 +192,8 @@ def _load_flat(path: Path) -> RGB:
             with tifffile.TiffFile(path) as tiff:
                 page = tiff.pages.first
                 _refuse_huge(path, page.imagewidth, page.imagelength)
+                if page.photometric not in PLAIN_PHOTOMETRICS:
+                    raise SlideOpenError(path, f"its colours are {page.photometric.name}; RGB or grey is needed. Convert it.")
                 pixels = page.asarray()
         else:
             with Image.open(path) as image:

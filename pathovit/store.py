@@ -42,6 +42,10 @@ def storage_errors(path: Path) -> Iterator[None]:
         yield
     except StorageError:
         raise
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StorageError(
+            f"{path}: the output cannot be a folder here, there is a file of that name. Choose another --out."
+        ) from error
     except OSError as error:
         if error.errno in FULL_DISK or isinstance(error, PermissionError):
             raise StorageError(
@@ -131,6 +135,8 @@ class FeatureStore:
             _array(group, "coverage")[:] = grid.coverage
             if self.zarr_path.exists():
                 shutil.rmtree(self.zarr_path)
+            for file in temporary.rglob("*"):
+                _fsync(file)
             temporary.rename(self.zarr_path)
             _fsync(self.folder)
 
@@ -149,6 +155,7 @@ class FeatureStore:
         return dict(self._group("r").attrs)
 
     def grid_xy(self) -> NDArray[np.int64]:
+        self._check_chunks(("xy",))
         return np.asarray(_array(self._group("r"), "xy")[:], np.int64)
 
     def chunk_files(self, chunk: int) -> list[Path]:
@@ -195,16 +202,21 @@ class FeatureStore:
         StoreError : a chunk is missing or fails its checksum
         """
         group = self._group("r")
-        tiles, _, size = self.shape()
-        for chunk in range(-(-tiles // size)):  # a missing chunk would read as fill values, without a word
-            for file in self.chunk_files(chunk):
-                if not file.is_file():
-                    raise StoreError(self.path, f"chunk {chunk} of its features is missing. Run the same command again.")
+        self._check_chunks(ARRAYS)
         try:
             arrays = {name: np.asarray(_array(group, name)[:]) for name in ARRAYS}
         except Exception as error:  # codecs raise their own kinds; whatever it is, the stored bytes are wrong
             raise StoreError(self.path, f"its stored features are damaged ({error}). Run again with --overwrite.") from error
         return SlideFeatures(slide_id, attributes=dict(group.attrs), **arrays)
+
+    def _check_chunks(self, names: tuple[str, ...]) -> None:
+        """A missing chunk would be read as fill values, without a word."""
+        tiles, _, size = self.shape()
+        for name in names:
+            for chunk in range(-(-tiles // size)):
+                file = self.zarr_path / name / "c" / str(chunk)
+                if not (file / "0" if name in ("features", "xy") else file).is_file():
+                    raise StoreError(self.path, f"chunk {chunk} of its {name} is missing. Run again with --overwrite.")
 
     def finish(self) -> None:
         """The slide is done and vouched for by slide.json: the journal can go."""

@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pathovit.errors import NoTissueError, ResolutionError
+from pathovit.errors import NoTissueError, ResolutionError, SettingsError
 from pathovit.geometry import XY, box_fraction, integral_image, l0_per_px
 from pathovit.settings import TileSpec
 from pathovit.slide import RGB, Slide
 from pathovit.tissue import TissueMask
 
 EMPTY_LIMIT = 0.01  # a tile with more unscanned pixels than this is `missing`
+MAX_READ_PX = 16_384  # side of what is read for one tile
 BLOCK_TILES = 1_000_000  # lattice points judged at a time: bounds the memory
 
 
@@ -65,6 +66,10 @@ class TileGrid:
 def fill_spec(spec: TileSpec, tile_px: int, mpp: float) -> TileSpec:
     """The spec with the encoder's own tile size and mpp where none was asked for."""
     size = spec.tile_px or tile_px
+    if size % (spec.stride_px or size):
+        raise SettingsError(
+            f"tiles.stride_px is {spec.stride_px}; it must divide tile_px ({size}), so that the heatmap has whole cells."
+        )
     return TileSpec(**{**asdict(spec), "tile_px": size, "mpp": spec.mpp or mpp, "stride_px": spec.stride_px or size})
 
 
@@ -100,6 +105,12 @@ def lay_grid(slide: Slide, mask: TissueMask, spec: TileSpec, max_tiles: int | No
         kept = np.linspace(0, len(xy) - 1, max_tiles).round().astype(np.int64)
         xy, coverage = xy[kept], coverage[kept]
     read_px = (round(tile_l0[0] / level.downsample[0]), round(tile_l0[1] / level.downsample[1]))
+    if max(read_px) > MAX_READ_PX:
+        raise ResolutionError(
+            slide.path,
+            f"a tile of {spec.tile_px * spec.mpp:.0f} um is {read_px[0]} pixels wide on its coarsest fitting level. "
+            "Use smaller tiles, or a slide with more levels.",
+        )
     origin = (slide.bounds.x, slide.bounds.y)
     return TileGrid(slide.id, spec, xy, coverage, tile_l0, stride_l0, origin, level.index, read_px, upsampled)
 

@@ -91,7 +91,7 @@ def _read_block(slide: Slide, level: Level, shrink: int, rows: slice, columns: s
     height, width = rows.stop - rows.start, columns.stop - columns.start
     for candidate in slide.levels[level.index :: -1]:
         factor = round(shrink * level.downsample[0] / candidate.downsample[0])
-        if width * height * factor**2 > BAND_PX**2 * 256:
+        if width * height * factor**2 > BAND_PX**2 * 16:  # a quarter of a gigabyte
             return None
         try:
             rgb, empty = slide.read(candidate, columns.start * factor, rows.start * factor, width * factor, height * factor)
@@ -149,7 +149,7 @@ def _find_stained(density: NDArray[np.float32], valid: Mask) -> Mask:
 
 
 def _above_glass(values: NDArray[np.float32], valid: Mask, floor: float, ceiling: float) -> Mask:
-    """Above the glass by five times its noise, within limits. The noise is the spread below the glass's own peak."""
+    """Above the glass by three times its noise, within limits. The noise is the spread below the glass's own peak."""
     step = max(1, round((values.size / SAMPLE_PX) ** 0.5))
     sample = values[::step, ::step][valid[::step, ::step]]
     near_glass = sample[sample < ceiling]

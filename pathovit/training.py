@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pathovit import RESEARCH_USE
-from pathovit.aggregator import AggregatorConfig, SlideTransformer, TileEvidence, save_model
+from pathovit.aggregator import WINDOW, AggregatorConfig, SlideTransformer, TileEvidence, save_model
 from pathovit.errors import SettingsError
 from pathovit.features import SlideFeatures
 from pathovit.manifest import ManifestRow
@@ -28,7 +28,7 @@ from pathovit.provenance import versions
 from pathovit.store import FeatureStore, write_atomically
 
 SPLITS = ("train", "validation", "test")
-GAP_UM = 1e6  # between the slides of one patient: no window spans two slides
+GAP_WINDOWS = 1000  # windows between the slides of one patient: none spans two slides, and all keep their own anchor
 BOOTSTRAPS = 1000
 
 
@@ -95,12 +95,17 @@ def load_bags(
             "Embed them first with: pathovit embed"
         )
     patients: dict[str, list[tuple[ManifestRow, SlideFeatures]]] = defaultdict(list)
+    taken: dict[Path, int] = {}
     recipe: dict[str, Any] = {}
     for row in rows:
         if row.line not in labels:
             continue
         folder = _find(row, stored)
         assert folder is not None
+        if taken.setdefault(folder, row.line) != row.line:
+            raise SettingsError(
+                f"Lines {taken[folder]} and {row.line} both mean {folder.name}. Name each slide once, e.g. by its slide_id."
+            )
         slide = FeatureStore(folder, row.slide).read(folder.name)
         recipe = _same_recipe(recipe, slide, row)
         patients[row.patient or row.slide.stem].append((row, slide))
@@ -172,7 +177,7 @@ def _make_bag(patient: str, slides: Sequence[SlideFeatures], label: int) -> Bag:
     features, places = [], []
     for index, slide in enumerate(slides):
         place = slide.centres_um()[slide.ok]
-        place = place - place.min(0) + np.array([index * GAP_UM, 0.0])
+        place = place - place.min(0) + np.array([index * GAP_WINDOWS * WINDOW * slides[0].pitch_um, 0.0])
         features.append(torch.from_numpy(slide.features[slide.ok]))
         places.append(torch.from_numpy(place))
     return Bag(patient, torch.cat(features), torch.cat(places), slides[0].pitch_um, label, tuple(s.slide_id for s in slides))

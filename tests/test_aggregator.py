@@ -33,7 +33,7 @@ def bag(tiles: int = 600, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 def slide_features(tiles: int = 50) -> SlideFeatures:
     features, xy = bag(tiles)
     recipe = {"encoder": {"encoder": "e", "weights_sha256": "w", "dim": DIM, "tile_px": 96}, "tiles": {"mpp": 1.0}}
-    attributes = {"mpp_x": 1.0, "mpp_y": 1.0, "tile_l0": [96.0, 96.0], "stride_px": 96, "mpp": 1.0, "recipe": recipe}
+    attributes = {"mpp_x": 1.0, "mpp_y": 1.0, "tile_l0": [96.0, 96.0], "stride_l0": [96.0, 96.0], "mpp": 1.0, "recipe": recipe}
     verdict = np.zeros(tiles, np.uint8)
     verdict[7] = Verdict.UNREADABLE
     values = features.numpy().astype(np.float16)
@@ -83,6 +83,19 @@ def test_far_tiles_reach_each_other_through_regions() -> None:
     changed = torch.stack([features[0], features[1] + 3])
     with torch.inference_mode():
         assert not torch.allclose(net(features, xy, PITCH).evidence[0], net(changed, xy, PITCH).evidence[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("mpp", [0.25, 0.2462, 0.2467, 0.2485, 0.263])
+def test_no_two_tiles_of_a_snapped_grid_share_a_place(mpp: float) -> None:
+    """Tiles read at 4 x 0.2462 = 0.985 um/px lie 94.5 um apart, not the 96 um that were asked for."""
+    stride = 384.0 if abs(4 * mpp - 1) <= 0.02 else 96 / mpp
+    columns, rows = np.meshgrid(np.arange(260), np.arange(260))
+    xy = np.rint(np.stack([columns.ravel(), rows.ravel()], -1) * stride).astype(np.int64)
+    attributes = {"mpp_x": mpp, "mpp_y": mpp, "tile_l0": [stride, stride], "stride_l0": [stride, stride]}
+    slide = SlideFeatures("s", np.zeros((1, 1), np.float16), xy, np.ones(1, np.float32), np.zeros(1, np.uint8), attributes)
+    centres = slide.centres_um()
+    places = np.rint((centres - centres.min(0)) / slide.pitch_um)
+    assert len(np.unique(places, axis=0)) == 260 * 260
 
 
 def test_a_single_tile_is_a_slide() -> None:

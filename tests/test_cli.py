@@ -15,8 +15,8 @@ from pathovit.settings import Settings, load_settings
 PATHOVIT = [sys.executable, "-c", "from pathovit.cli import main; main()"]
 
 
-def pathovit(*arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*PATHOVIT, *map(str, arguments)], capture_output=True, text=True, timeout=timeout)
+def pathovit(*arguments: object, timeout: float = 300, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*PATHOVIT, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, cwd=cwd)
 
 
 def test_help_lists_every_command_of_the_readme() -> None:

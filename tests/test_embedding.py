@@ -7,6 +7,7 @@ from conftest import PINK, PURPLE, MeanColourEncoder, squares_picture, write_tif
 from test_tiling import exact_mask
 
 from pathovit.embedding import embed_chunks
+from pathovit.errors import WeightsError
 from pathovit.features import Verdict
 from pathovit.settings import TileSpec
 from pathovit.slide import open_slide
@@ -54,6 +55,14 @@ def test_an_undecodable_tile_gets_its_verdict_and_the_others_their_features(tmp_
     assert np.isnan(features[[0, 1, 8, 9]]).all()
     assert np.isfinite(features[verdict == Verdict.OK]).all()
     assert (verdict == Verdict.OK).sum() == 60
+
+
+def test_features_that_are_no_numbers_are_refused(squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        MeanColourEncoder, "embed", lambda self, tiles: np.full((len(tiles), 3), 1e9, np.float32)
+    )  # beyond float16
+    with pytest.raises(WeightsError, match="no numbers. Try --precision fp32"):
+        embed(squares)
 
 
 def test_errors_of_the_encoder_are_not_swallowed(squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:

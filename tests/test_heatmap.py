@@ -99,6 +99,18 @@ def test_geojson_landmarks_lie_within_one_level0_pixel_of_qupaths_view(case: str
     assert np.abs(found[:, None] - corners[None]).max(-1).min(1).max() <= 1
 
 
+@pytest.mark.parametrize("mpp", [0.2278, 0.2205, 0.2312, 0.25])
+def test_a_solid_hot_area_is_one_region_at_any_pixel_size(mpp: float, tmp_path: Path) -> None:
+    """Rounded corners plus a rounded side would leave gaps of a pixel between neighbours."""
+    slide, scores, _ = planted("plain")
+    side = 96 / mpp
+    slide.attributes.update(mpp_x=mpp, mpp_y=mpp, tile_l0=[side, side], stride_l0=[side, side])
+    columns, rows = np.meshgrid(np.arange(COLUMNS), np.arange(ROWS))
+    slide.xy[:] = np.rint(np.stack([columns.ravel(), rows.ravel()], -1) * side)
+    scores[:] = 0.9
+    assert write_geojson(tmp_path / "h.geojson", slide, scores, scores, "tumour", hot_score=0.5, max_tiles=20_000) == 1
+
+
 def test_geojson_keeps_qupaths_rules(tmp_path: Path) -> None:
     slide, scores, _ = planted("plain")
     slide.verdict[5] = Verdict.UNREADABLE

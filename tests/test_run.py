@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import ModuleType
@@ -212,6 +213,66 @@ def test_good_slides_finish_and_each_bad_one_has_its_own_reason(slides: list[Pat
     assert int(rows["zeroed.tif"]["tiles_unread"]) > 0
 
 
+def test_a_degraded_slide_stays_degraded_when_it_is_skipped(tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "zeroed.tif", squares_picture(), jpeg=True)
+    zero_tiles(path, [18, 19])
+    codes = [pathovit("run", path, "--out", tmp_path / "out").returncode for _ in range(2)]
+    assert codes == [3, 3]
+
+
+def test_a_pixel_size_given_by_mistake_can_be_taken_back(squares: Path, tmp_path: Path) -> None:
+    assert pathovit("embed", squares, "--out", tmp_path / "out", "--mpp", 0.6).returncode == 0
+    done = pathovit("embed", squares, "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert "mpp: [0.6, 0.6] there, [0.5" in done.stderr
+    assert pathovit("embed", squares, "--out", tmp_path / "out", "--overwrite").returncode == 0
+
+
+def test_a_slide_that_kills_its_worker_fails_alone(slides: list[Path], squares: Path, tmp_path: Path) -> None:
+    """A decoder that never comes back: the watchdog ends the worker, twice; then the slide is given up."""
+    (tmp_path / "s.toml").write_text("[run]\nread_timeout_s = 0.0001\n")
+    done = pathovit("embed", squares, "--out", tmp_path / "out", "--settings", tmp_path / "s.toml", "--json")
+    assert done.returncode == 3, done.stderr
+    (slide,) = json.loads(done.stdout)["slides"]
+    assert "crashed, hung or ran out of memory twice" in slide["reason"]
+
+
+def test_a_full_disk_ends_the_run_with_its_own_code(slides: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "small"
+    out.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(out)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        done = pathovit("run", slides[0], "--out", out)
+    finally:
+        subprocess.run(["umount", str(out)], check=True)
+    assert done.returncode == 6, done.stderr
+    assert "cannot be written" in done.stderr
+
+
+def test_a_running_scheduler_is_used(slides: list[Path], tmp_path: Path) -> None:
+    file = tmp_path / "scheduler.json"
+    commands = (
+        ["dask", "scheduler", "--no-dashboard", "--host", "127.0.0.1", "--port", "0"],
+        ["dask", "worker", "--nthreads", "1", "--no-dashboard"],
+    )
+    python = [sys.executable, "-m"]
+    processes = [
+        subprocess.Popen(
+            [*python, *command, "--scheduler-file", str(file)], cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        for command in commands
+    ]
+    try:
+        done = pathovit("embed", slides[0].name, "--out", tmp_path / "out", "--scheduler-file", file, cwd=slides[0].parent)
+        assert done.returncode == 0, done.stderr
+    finally:
+        for process in processes:
+            process.terminate()
+            process.wait()
+
+
 def start(slides: list[Path], out: Path, *more: str) -> subprocess.Popen[bytes]:
     command = [*PATHOVIT, "embed", *map(str, slides), "--out", str(out), "--settings", str(out.parent / "s.toml"), *more]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
@@ -235,11 +296,13 @@ def test_a_run_killed_at_any_point_goes_on_to_the_same_bytes(slides: list[Path],
     (tmp_path / "wild").mkdir()
     small_chunks(tmp_path / "wild")
     out = tmp_path / "wild" / "out"
-    for _ in range(3):
+    for kill in range(3):
         process = start(slides, out)
-        time.sleep(chance.uniform(3, 12))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        chunks = 2 + 6 * kill + chance.randrange(4)  # of the 40 or so there are
+        while process.poll() is None and len(list(out.glob("slides/*/features.zarr/features/c/*/0"))) < chunks:
+            time.sleep(0.01)
+        assert process.poll() is None, "the run was over before it was killed"
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     process = start(slides, out)
     assert process.wait(timeout=300) == 0

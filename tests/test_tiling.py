@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import PINK, PURPLE, TISSUE
 
-from pathovit.errors import NoTissueError, ResolutionError
+from pathovit.errors import NoTissueError, ResolutionError, SettingsError
 from pathovit.settings import TileSpec, TissueSettings
 from pathovit.slide import Slide, open_slide
 from pathovit.tiling import TileGrid, fill_spec, lay_grid, read_tile
@@ -82,6 +82,12 @@ def test_overlapping_tiles_have_their_own_stride(squares: Path) -> None:
     grid, _ = lay(squares, fill_spec(TileSpec(stride_px=128), 256, 0.5))
     assert grid.xy[1, 0] - grid.xy[0, 0] == 128
     assert grid.lattice()[0].tolist() == [3, 1]  # a quarter of the tile beyond the tissue's edge on both axes is covered 1/4
+
+
+def test_a_stride_that_leaves_gaps_or_broken_cells_is_refused() -> None:
+    for stride in (100, 512):
+        with pytest.raises(SettingsError, match="it must divide tile_px"):
+            fill_spec(TileSpec(stride_px=stride), 256, 0.5)
 
 
 def test_a_cap_spreads_over_the_grid(squares: Path) -> None:

@@ -8,11 +8,12 @@ from test_store import CHUNK
 
 from pathovit.aggregator import load_model
 from pathovit.errors import SettingsError
+from pathovit.features import SlideFeatures
 from pathovit.manifest import read_manifest
 from pathovit.settings import TileSpec
 from pathovit.store import FeatureStore, to_json, write_atomically
 from pathovit.tiling import TileGrid
-from pathovit.training import TrainSettings, train
+from pathovit.training import TrainSettings, _make_bag, train
 
 DIM, SIDE = 6, 8
 FAST = TrainSettings(epochs=8, width=32, depth=1, learning_rate=5e-3, patience=8)
@@ -35,7 +36,7 @@ def write_slide(features: Path, name: str, tumour: bool, chance: np.random.Gener
     store.create(grid, DIM, CHUNK, {"recipe": recipe, "mpp_x": 1.0, "mpp_y": 1.0, **grid.describe()})
     for chunk in range(tiles // CHUNK):
         store.write_chunk(chunk, values[chunk * CHUNK : (chunk + 1) * CHUNK].astype(np.float16), np.zeros(CHUNK, np.uint8))
-    write_atomically(store.folder / "slide.json", to_json({"slide": {"file": f"{name}.svs"}}))
+    write_atomically(store.folder / "slide.json", to_json({"slide": {"file": f"{name}.svs"}, "finish_recipe": {}}))
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,28 @@ def test_a_patients_slides_stay_together(cohort: Path, tmp_path: Path) -> None:
     for row in rows:
         by_patient.setdefault(row["patient"], set()).add(part[row["slide"].removesuffix(".svs")])
     assert all(len(parts) == 1 for parts in by_patient.values())
+
+
+@pytest.mark.parametrize("side_um", [96.0, 128.0, 112.3])
+def test_slides_of_one_patient_keep_every_tile_in_its_own_place(side_um: float) -> None:
+    place = np.stack(np.meshgrid(np.arange(20), np.arange(20)), -1).reshape(-1, 2) * side_um
+    attributes = {"mpp_x": 1.0, "mpp_y": 1.0, "tile_l0": [side_um] * 2, "stride_l0": [side_um] * 2}
+    ones = np.ones(400, np.float32)
+    slide = SlideFeatures(
+        "s", np.zeros((400, 2), np.float16), np.rint(place).astype(np.int64), ones, np.zeros(400, np.uint8), attributes
+    )
+    bag = _make_bag("p", [slide, slide, slide], 0)
+    places = np.rint((bag.xy_um - bag.xy_um.min(0).values).numpy() / bag.pitch_um)
+    assert len(np.unique(places, axis=0)) == 1200
+    assert (places[400:800] - places[:400] == places[400] - places[0]).all()
+    assert (places[400] - places[0])[0] % 16 == 0  # the same windows as when it is alone
+
+
+def test_one_stored_slide_is_not_two_patients(cohort: Path, tmp_path: Path) -> None:
+    rows = table(cohort)
+    rows[2]["slide"], rows[2]["patient"] = "elsewhere/slide-00.svs", "another"
+    with pytest.raises(SettingsError, match=r"Lines 2 and 4 both mean slide-00"):
+        train(read_manifest(write_table(tmp_path / "l.csv", rows)), cohort / "features", tmp_path / "model", settings=FAST)
 
 
 def test_a_split_column_is_obeyed(cohort: Path, tmp_path: Path) -> None:

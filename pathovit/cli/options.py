@@ -63,9 +63,9 @@ HOMES = {
 }
 
 
-def merge_settings(file: Path | None, **options: Any) -> Settings:
-    """Settings from the file, with every option that was given put over them."""
-    settings = load_settings(file) if file else Settings()
+def merge_settings(file: Path | None, before: Settings | None = None, **options: Any) -> Settings:
+    """Settings from the file (or those `before`), with every option that was given put over them."""
+    settings = load_settings(file) if file else before or Settings()
     for name, value in options.items():
         if value is not None:
             record, field = HOMES[name]
@@ -85,7 +85,11 @@ def find_jobs(slides: Sequence[Path] | None, mpp: float | None, manifest: Path |
         raise SettingsError(f"--mpp is {mpp:g}, expected above 0.")
     known = by_slide(rows)
     jobs = []
+    seen: set[Path] = set()
     for path in find_slides(slides or [row.slide for row in rows]):
+        if path.resolve() in seen:
+            continue
+        seen.add(path.resolve())
         row = known.get(path.resolve())
         job = SlideJob(
             path, row.mpp if row else None, "manifest", row.patient if row else None, row.label("label") if row else None

@@ -13,6 +13,7 @@ import typer
 from pathovit import RESEARCH_USE
 from pathovit.cli import app, options
 from pathovit.errors import NoSlidesError
+from pathovit.settings import Settings, settings_from_dict
 
 Features = Annotated[Path, typer.Argument(help="Folder that `pathovit embed` or `run` wrote.")]
 ModelFolder = Annotated[str, typer.Option("--model", help="Model folder; the bundled one by default.")]
@@ -44,6 +45,15 @@ def predict(features: Features, model: ModelFolder = "reference", as_json: optio
     writer.writerows(rows)
 
 
+def last_settings(out: Path) -> Settings:
+    """The settings of the last run into a folder."""
+    try:
+        record = json.loads((out / "run.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise NoSlidesError(f"{out}: no run was made into it (run.json is missing or damaged). Use `pathovit run`.") from error
+    return settings_from_dict(record["settings"], f"{out / 'run.json'}")
+
+
 @app.command()
 def heatmap(
     slides: options.Slides,
@@ -54,9 +64,12 @@ def heatmap(
     settings_file: options.SettingsFile = None,
     hot_score: Annotated[float | None, typer.Option("--hot-score", help="Outline regions at or above this score.")] = None,
 ) -> None:
-    """Draw heatmaps and the report anew from stored features, e.g. with another model or threshold."""
+    """Draw heatmaps and the report anew from stored features, e.g. with another model or threshold.
+
+    Tiles and encoder are those of the run that stored them, unless --settings says otherwise.
+    """
     from pathovit.cli.run import carry_out, match_model
 
-    settings = options.merge_settings(settings_file, model=model, hot_score=hot_score)
-    settings, folder = match_model(settings, encoder_given=False, model_given=True)
+    settings = options.merge_settings(settings_file, last_settings(features), model=model, hot_score=hot_score)
+    settings, folder = match_model(settings, encoder_given=True, model_given=model is not None)
     sys.exit(carry_out(options.find_jobs(slides, mpp, manifest), features, settings, folder, False, False))

@@ -149,20 +149,36 @@ def _carry_out(jobs: Sequence[SlideJob], out: Path, settings: Settings, model: s
     from pathovit.cli.progress import Progress
     from pathovit.cluster import Work, run_slides
     from pathovit.encoders.check import check_weights
+    from pathovit.errors import PathovitError, StorageError
+    from pathovit.model_card import read_card
     from pathovit.provenance import run_record
     from pathovit.report import Failure, write_predictions, write_report
     from pathovit.store import to_json, write_atomically
 
     sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
     settings = options.weights_path(settings)
-    check_weights(settings)
+    weights_sha256 = check_weights(settings)
+    model_sha256 = read_card(model)[1]["weights_sha256"] if model is not None else None
     started, began = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.monotonic()
     record = run_record(
-        command=sys.argv[1:], started=started, settings=settings.to_dict(), model=model, slides=[str(job.path) for job in jobs]
+        command=sys.argv[1:],
+        started=started,
+        settings=settings.to_dict(),
+        weights_sha256=weights_sha256,
+        model=model,
+        model_sha256=model_sha256,
+        slides=[str(job.path) for job in jobs],
     )
     write_atomically(out / "run.json", to_json({**record, "exit_code": None}))
-    with stoppable() as stop, Progress(len(jobs)) as progress:
-        states = run_slides(jobs, Work(out.resolve(), settings, model, overwrite), progress.changed, stop.event)
+    work = Work(out.resolve(), settings, weights_sha256, model, model_sha256, overwrite)
+    try:
+        with stoppable() as stop, Progress(len(jobs)) as progress:
+            states = run_slides(jobs, work, progress.changed, stop.event)
+    except StorageError:
+        raise  # nothing can be written there
+    except PathovitError as error:
+        write_atomically(out / "run.json", to_json({**record, "exit_code": error.exit_code, "error": str(error)}))
+        raise
     failures = [
         Failure(state.job.path.name, state.reason.splitlines()[0], state.plan.slide_id if state.plan else "")
         for state in states

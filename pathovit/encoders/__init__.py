@@ -114,7 +114,7 @@ def find_record(name: str) -> EncoderRecord:
     model = timm.create_model(name, pretrained=False, num_classes=0)
     size = config.input_size[-1] if config else 224
     return EncoderRecord(
-        name, name.split(".")[0], int(model.num_features), getattr(config, "license", None) or "unknown",
+        name, name.split(".")[0], int(getattr(model, "head_hidden_size", None) or model.num_features), getattr(config, "license", None) or "unknown",
         (config.hf_hub_id or "") if config else "", tile_px=size, multiple_px=size,
         mean=tuple(config.mean) if config else IMAGENET_MEAN, std=tuple(config.std) if config else IMAGENET_STD,
     )  # fmt: skip

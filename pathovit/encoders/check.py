@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathovit.encoders.records import RECORDS
-from pathovit.encoders.weights import find_weights
+from pathovit.encoders.weights import file_sha256, find_weights
 from pathovit.errors import WeightsError
 from pathovit.settings import Settings
 
 
-def check_weights(settings: Settings) -> None:
-    """Raises WeightsError if the encoder is unknown, or its weights are missing or of a refused kind."""
+def check_weights(settings: Settings) -> str:
+    """The SHA-256 of the encoder's weights; raises WeightsError if they are missing or refused, or the encoder is unknown."""
     name, weights = settings.embed.encoder, settings.embed.weights
     if weights == "random":
-        return
+        return weights
     record = RECORDS.get(name)
     if record is None:
         from pathovit.encoders import find_record
@@ -26,3 +26,4 @@ def check_weights(settings: Settings) -> None:
             f"{path.name}: only .safetensors weights are loaded, because other formats can run code. "
             f"Convert it with: pathovit encoders convert {path.name} {path.stem}.safetensors"
         )
+    return file_sha256(path)

@@ -37,7 +37,7 @@ _H_OPTIMUS_MEAN: Colour = (0.707223, 0.578729, 0.703617)
 _H_OPTIMUS_STD: Colour = (0.211883, 0.230117, 0.177517)
 _LUNIT_MEAN: Colour = (0.70322989, 0.53606487, 0.66096631)
 _LUNIT_STD: Colour = (0.21716536, 0.26081574, 0.20723464)
-# Names of layers, resolved by `make.py`, so that this table needs no torch.
+# Names of layers, resolved when a model is made, so that this table needs no torch.
 _SWIGLU = {"mlp_layer": "timm.layers.SwiGLUPacked", "act_layer": "torch.nn.SiLU"}
 
 _ALL = [

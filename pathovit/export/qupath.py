@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from shapely import box, union_all
+from shapely import STRtree, box, centroid, union_all
 from shapely.geometry import mapping
 
 from pathovit import RESEARCH_USE
@@ -43,8 +43,7 @@ def write_geojson(
     name : the class the scores speak of
     """
     offset = np.asarray(slide.attributes["bounds"][:2]) if slide.attributes["has_bounds"] else np.zeros(2)
-    corners = np.concatenate([slide.xy - offset, slide.xy - offset + np.asarray(slide.tile_l0)], axis=1)  # (N, 4)
-    squares = box(*np.rint(corners).T)
+    squares = box(*(tile_edges(slide) - np.tile(offset, 2)).T)
     features: list[dict[str, Any]] = []
     if len(slide.xy) <= max_tiles:
         features += _tiles(slide, squares, scores, attention, name)
@@ -55,8 +54,9 @@ def write_geojson(
         features.append(_feature(slide.slide_id, part, "annotation", "Unread", UNREAD_COLOUR, {}))
     regions = 0
     hot = np.nan_to_num(scores, nan=-1.0) >= hot_score
+    tree, hot_scores = STRtree(centroid(squares[hot])), scores[hot]
     for region in _parts(squares[hot]):
-        inside = [float(s) for s, square in zip(scores[hot], squares[hot], strict=True) if region.contains(square.centroid)]
+        inside = [float(s) for s in hot_scores[tree.query(region, predicate="contains")]]
         area = region.area * slide.mpp[0] * slide.mpp[1] * 1e-6
         numbers = {"Mean score": float(np.mean(inside)), "Highest score": max(inside), "Area mm^2": area}
         features.append(_feature(slide.slide_id, region, "annotation", name, HOT_COLOUR, numbers))
@@ -64,6 +64,16 @@ def write_geojson(
     collection = {"type": "FeatureCollection", "pathovit": RESEARCH_USE, "features": features}
     write_atomically(path, to_json(collection))
     return regions
+
+
+def tile_edges(slide: SlideFeatures) -> NDArray[np.float64]:
+    """(N, 4) left, top, right, bottom in whole level-0 pixels; tiles that touch on the lattice share their edge exactly."""
+    tile, stride = np.asarray(slide.tile_l0), np.asarray(slide.attributes["stride_l0"])
+    if not np.allclose(tile, stride):
+        return np.concatenate([slide.xy, np.rint(slide.xy + tile)], axis=1)
+    origin = np.asarray(slide.attributes["origin"])
+    place = np.rint((slide.xy - origin) / stride)
+    return np.concatenate([np.rint(origin + place * stride), np.rint(origin + (place + 1) * stride)], axis=1)
 
 
 def _tiles(

@@ -21,7 +21,9 @@ def main() -> None:
         done = json.loads((folder / "slide.json").read_text())
         outline = (slides / done["slide"]["file"]).with_suffix(".geojson")
         tumour = union_all([shape(f["geometry"]) for f in json.loads(outline.read_text())["features"]])
-        tiles = [f for f in json.loads((folder / "heatmap.geojson").read_text())["features"] if f["properties"]["objectType"] == "tile"]
+        tiles = [
+            f for f in json.loads((folder / "heatmap.geojson").read_text())["features"] if f["properties"]["objectType"] == "tile"
+        ]
         squares = [box(*shape(f["geometry"]).bounds) for f in tiles]
         inside = np.array([tumour.intersection(square).area > 0.5 * square.area for square in squares])
         scores = np.array([f["properties"]["measurements"]["tumour score"] for f in tiles])
