@@ -91,9 +91,9 @@ def find_jobs(slides: Sequence[Path] | None, mpp: float | None, manifest: Path |
             continue
         seen.add(path.resolve())
         row = known.get(path.resolve())
-        job = SlideJob(
-            path, row.mpp if row else None, "manifest", row.patient if row else None, row.label("label") if row else None
-        )
+        job = SlideJob(path.absolute())  # workers may run in another folder
+        if row is not None:
+            job = SlideJob(path.absolute(), row.mpp, "manifest", row.patient, row.label("label"))
         jobs.append(with_mpp(job, mpp))
     return jobs
 
