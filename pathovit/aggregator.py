@@ -367,13 +367,13 @@ def load_model(folder: str | Path) -> SlideModel:
 
 def save_model(folder: Path, network: SlideTransformer, card: dict[str, Any]) -> None:
     """Write model.safetensors and model.json; the card gets the configuration and the weights' digest."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from pathovit.store import to_json, write_atomically
 
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "model.safetensors"
-    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, weights)
+    write_atomically(weights, save({name: tensor.contiguous() for name, tensor in network.state_dict().items()}))
     write_atomically(
         folder / "model.json", to_json({"config": asdict(network.config), "weights_sha256": file_sha256(weights), **card})
     )

@@ -202,11 +202,11 @@ def _local_cluster(wanted: int | None, device: str) -> Iterator[tuple[Any, int]]
                 **listen,
                 "nthreads": 1,
                 "env": environment,
-                "dashboard_address": None,
+                "dashboard_address": "127.0.0.1:0",
                 "memory_limit": MEMORY_LIMIT // workers,
             },
         }
-    scheduler = {"cls": Scheduler, "options": {**listen, "port": 0, "dashboard_address": None}}
+    scheduler = {"cls": Scheduler, "options": {**listen, "port": 0, "dashboard_address": "127.0.0.1:0"}}
     with SpecCluster(workers=specs, scheduler=scheduler, security=security, silence_logs=50) as cluster:
         yield cluster, workers
 
@@ -289,8 +289,9 @@ def _next_step(states: list[SlideState], work: Work) -> tuple[SlideState, str, C
         if state.stage == "embedding" and not state.parts_running:
             state.stage = "finishing"
             return state, "finish", _finish, (state.plan, work, state.seconds)
+    planning = {state.job.path.stem for state in states if state.stage == "planning"}
     for state in states:
-        if state.stage == "waiting":
+        if state.stage == "waiting" and state.job.path.stem not in planning:  # it might be the same slide given twice
             state.stage = "planning"
             return state, "start", _start, (state.job, work)
     return None
@@ -324,7 +325,11 @@ def _proceed(state: SlideState, step: str, value: Any, states: list[SlideState],
             (s for s in states if s is not state and s.plan and s.plan.slide_id == value.slide_id and s.stage != "failed"), None
         )
         if twin is not None:
-            state.stage, state.reason = "failed", f"the same slide as {twin.job.path.name}, given twice. It is done once."
+            state.stage, state.skipped, state.reason = (
+                "done",
+                True,
+                f"the same slide as {twin.job.path}, given twice; it is done once",
+            )
             return
         if value.done is not None:
             state.stage, state.skipped, state.done = "done", True, value.done

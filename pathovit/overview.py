@@ -116,9 +116,11 @@ def draw_overview(
     bar = figure.colorbar(colours, ax=panels[1], fraction=0.05, pad=0.02, alpha=0.8)
     bar.set_label(f"tile score: {name} (same scale on every slide)")
     file = plain(plan.job.path.name)
+    file = file if len(file) <= 90 else f"{file[:60]}...{file[-25:]}"
     title = f"{file}\n{name}: {probability:.3f}    tissue {plan.tissue_mm2:.1f} mm²    {plan.tiles:,} tiles"
-    figure.suptitle(title + (f"\nDEGRADED: {warning}" if warning else ""), fontsize=11, parse_math=False)
-    figure.supxlabel(f"{RESEARCH_USE}  Hatched: tissue that could not be read.", fontsize=8)
+    figure.suptitle(title + (f"\n{warning}" if warning else ""), fontsize=11, parse_math=False)
+    hatched = "  Hatched: tissue that could not be read." if heatmap.unread.any() else ""
+    figure.supxlabel(RESEARCH_USE + hatched, fontsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": "pathovit", "Comment": RESEARCH_USE})
     write_atomically(path, buffer.getvalue())

@@ -44,7 +44,7 @@ class SlideJob:
 
     path: Path
     mpp: float | None = None
-    mpp_source: str = "--mpp"
+    mpp_source: str = "option --mpp"
     patient: str | None = None
     label: str | None = None
 
@@ -254,7 +254,7 @@ def stored_grid(slide: Slide, store: FeatureStore, settings: Settings, record: E
     return TileGrid(
         slide.id, tile_spec(settings, record), xy, np.ones(len(xy), np.float32), tuple(attributes["tile_l0"]),
         tuple(attributes["stride_l0"]), tuple(attributes["origin"]), attributes["read_level"], tuple(attributes["read_px"]),
-        attributes["upsampled"],
+        attributes["upsampled"], attributes["total_tiles"],
     )  # fmt: skip
 
 
@@ -291,6 +291,9 @@ def finish_slide(plan: SlidePlan, out: Path, settings: Settings, model: SlideMod
         reason = "; ".join(
             filter(None, [reason, f"slide is {plan.upsampled:.3f} times coarser than the encoder's tiles (upsampled)"])
         )
+    if slide.attributes["total_tiles"] > len(slide.verdict):
+        trial = f"a trial on {len(slide.verdict):,} of {slide.attributes['total_tiles']:,} tiles (--max-tiles)"
+        reason = "; ".join(filter(None, [reason, trial]))
     done: dict[str, Any] = {
         "research_use": RESEARCH_USE,
         "slide": {
@@ -320,7 +323,9 @@ def finish_slide(plan: SlidePlan, out: Path, settings: Settings, model: SlideMod
             "classes": list(prediction.classes),
             "probabilities": [float(p) for p in prediction.probabilities],
         }
-        done["top_tiles"] = draw_products(plan, folder, slide, prediction, settings, reason if degraded else "")
+        done["top_tiles"] = draw_products(
+            plan, folder, slide, prediction, settings, f"DEGRADED: {reason}" if degraded else reason
+        )
     done["finish_recipe"] = finish_recipe(settings, model, plan.job)
     _write_done(folder, done, [folder])
     return done
@@ -375,4 +380,4 @@ def analyse_slide(
 
 def with_mpp(job: SlideJob, mpp: float | None) -> SlideJob:
     """The job with a pixel size given for all slides, unless it has its own."""
-    return job if mpp is None or job.mpp is not None else replace(job, mpp=mpp, mpp_source="--mpp")
+    return job if mpp is None or job.mpp is not None else replace(job, mpp=mpp, mpp_source="option --mpp")

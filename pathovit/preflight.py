@@ -21,6 +21,7 @@ SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".tif", ".tiff", ".d
 FLAT_SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_TILE_BYTES = 256 * 2**20  # a tile is decoded whole, 4 bytes a pixel
 MAX_SIDE_PX = 2**24
+OWN_OUTPUTS = {"run.json", "slide.json"}
 
 
 def find_slides(paths: Iterable[Path]) -> list[Path]:
@@ -35,6 +36,10 @@ def find_slides(paths: Iterable[Path]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     asked = list(paths)
+    if not any(path.exists() or path.is_symlink() for path in asked):
+        raise NoSlidesError(
+            f"{', '.join(str(p) for p in asked) or 'No path given'}: there is no such file or folder. Check the path."
+        )
     for path in asked:
         if path.is_dir():
             found.update(dict.fromkeys(_slides_in(path)))
@@ -48,8 +53,11 @@ def find_slides(paths: Iterable[Path]) -> list[Path]:
 
 
 def _slides_in(folder: Path) -> Iterator[Path]:
-    """Slide files below a folder; links to folders are not followed, data folders of MRXS slides are skipped."""
+    """Slide files below a folder; links to folders, data folders of MRXS slides and output folders are left out."""
     for root, folders, files in os.walk(folder, followlinks=False):
+        if OWN_OUTPUTS & set(files):  # what pathovit wrote is not looked at as slides
+            folders.clear()
+            continue
         mirax_data = {Path(name).stem for name in files if name.lower().endswith(".mrxs")}
         folders[:] = sorted(name for name in folders if name not in mirax_data and not name.endswith(".zarr"))
         for name in sorted(files):

@@ -111,6 +111,7 @@ def write_report(out: Path, failures: Sequence[Failure], record: dict[str, Any])
         rows=rows,
         classes=[name for name in names if name.startswith("prob_")],
         slides=slides,
+        shown={slide["slide"]["slide_id"] for slide in slides},
         left_out=max(0, len(done) - MAX_PICTURES),
         record=record,
         cards=_cards(record),
@@ -135,10 +136,11 @@ def _cards(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _overview(out: Path, done: dict[str, Any]) -> str:
     path = out / "slides" / done["slide"]["slide_id"] / "overview.png"
-    if not path.is_file():
+    try:
+        with Image.open(path) as image:
+            picture = image.convert("RGB")
+    except OSError:  # missing or damaged: the report says so in its place
         return ""
-    with Image.open(path) as image:
-        picture = image.convert("RGB")
     picture.thumbnail((PICTURE_PX, PICTURE_PX))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=85)

@@ -57,7 +57,7 @@ class Slide:
     sha256: str
     vendor: str
     mpp: XY
-    mpp_source: str  # "metadata (openslide.mpp-x)", "--mpp", "manifest"
+    mpp_source: str  # "metadata (openslide.mpp-x)", "option --mpp", "manifest"
     levels: tuple[Level, ...]
     bounds: Box  # the part that was scanned, level-0 pixels
     has_bounds: bool  # the file states them, so QuPath crops to them
@@ -225,7 +225,9 @@ def _refuse_huge(path: Path, width: int, height: int) -> None:
         )
 
 
-def open_slide(path: str | Path, mpp: float | XY | None = None, mpp_source: str = "--mpp", sha256: str | None = None) -> Slide:
+def open_slide(
+    path: str | Path, mpp: float | XY | None = None, mpp_source: str = "option --mpp", sha256: str | None = None
+) -> Slide:
     """Open a slide and describe it.
 
     Parameters

@@ -27,7 +27,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
-from pathovit.errors import StorageError, StoreError
+from pathovit.errors import SettingsError, StorageError, StoreError
 from pathovit.features import SlideFeatures, Verdict
 from pathovit.tiling import TileGrid
 
@@ -43,7 +43,7 @@ def storage_errors(path: Path) -> Iterator[None]:
     except StorageError:
         raise
     except (FileExistsError, NotADirectoryError) as error:
-        raise StorageError(
+        raise SettingsError(
             f"{path}: the output cannot be a folder here, there is a file of that name. Choose another --out."
         ) from error
     except OSError as error:
@@ -73,7 +73,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def to_json(value: Any) -> bytes:
     """UTF-8 JSON; NaN and infinities are refused, for other programs cannot read them."""
-    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace")
 
 
 def _fsync(path: Path) -> None:
@@ -87,6 +87,13 @@ def _fsync(path: Path) -> None:
 def file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _every_chunk() -> Iterator[None]:
+    """Chunks that equal the fill value are written too: a chunk that is not there was never committed."""
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        yield
 
 
 @dataclass(frozen=True)
@@ -128,11 +135,11 @@ class FeatureStore:
             }
             for name, (shape, dtype, fill) in layout.items():
                 group.create_array(
-                    name, shape=shape, dtype=dtype, chunks=(chunk_tiles, *shape[1:]), compressors=codec, fill_value=fill,
-                    config={"write_empty_chunks": True},
+                    name, shape=shape, dtype=dtype, chunks=(chunk_tiles, *shape[1:]), compressors=codec, fill_value=fill
                 )  # fmt: skip
-            _array(group, "xy")[:] = grid.xy
-            _array(group, "coverage")[:] = grid.coverage
+            with _every_chunk():
+                _array(group, "xy")[:] = grid.xy
+                _array(group, "coverage")[:] = grid.coverage
             if self.zarr_path.exists():
                 shutil.rmtree(self.zarr_path)
             for file in temporary.rglob("*"):
@@ -168,8 +175,9 @@ class FeatureStore:
             group = self._group("r+")
             size = _array(group, "features").chunks[0]
             rows = slice(chunk * size, chunk * size + len(features))
-            _array(group, "features")[rows] = features
-            _array(group, "verdict")[rows] = verdict
+            with _every_chunk():
+                _array(group, "features")[rows] = features
+                _array(group, "verdict")[rows] = verdict
             files = self.chunk_files(chunk)
             for file in files:
                 _fsync(file)

@@ -38,6 +38,7 @@ class TileGrid:
     read_level: int
     read_px: tuple[int, int]  # width, height to read at that level
     upsampled: float  # 1, or by how much the slide is coarser than asked
+    total: int  # tiles on the tissue, of which `max_tiles` may have left out some
 
     def __len__(self) -> int:
         return len(self.xy)
@@ -60,6 +61,7 @@ class TileGrid:
             "read_level": self.read_level,
             "read_px": list(self.read_px),
             "upsampled": self.upsampled,
+            "total_tiles": self.total,
         }
 
 
@@ -101,6 +103,7 @@ def lay_grid(slide: Slide, mask: TissueMask, spec: TileSpec, max_tiles: int | No
             f"no tile of {spec.tile_px * spec.mpp:.0f} um has {spec.min_coverage:.0%} tissue "
             f"(tissue found: {mask.area_mm2:.3f} mm2). Lower --min-coverage, or use smaller tiles.",
         )
+    total = len(xy)
     if max_tiles is not None and len(xy) > max_tiles:
         kept = np.linspace(0, len(xy) - 1, max_tiles).round().astype(np.int64)
         xy, coverage = xy[kept], coverage[kept]
@@ -112,7 +115,7 @@ def lay_grid(slide: Slide, mask: TissueMask, spec: TileSpec, max_tiles: int | No
             "Use smaller tiles, or a slide with more levels.",
         )
     origin = (slide.bounds.x, slide.bounds.y)
-    return TileGrid(slide.id, spec, xy, coverage, tile_l0, stride_l0, origin, level.index, read_px, upsampled)
+    return TileGrid(slide.id, spec, xy, coverage, tile_l0, stride_l0, origin, level.index, read_px, upsampled, total)
 
 
 def _check_resolution(slide: Slide, spec: TileSpec) -> float:

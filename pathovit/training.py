@@ -30,6 +30,7 @@ from pathovit.store import FeatureStore, write_atomically
 SPLITS = ("train", "validation", "test")
 GAP_WINDOWS = 1000  # windows between the slides of one patient: none spans two slides, and all keep their own anchor
 BOOTSTRAPS = 1000
+FEWEST_FOR_INTERVAL = 20  # patients; an interval over fewer says more than it knows
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ class TrainSettings:
     validation_share: float = 0.2
     test_share: float = 0.2
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise SettingsError(f"train.epochs is {self.epochs}, expected at least 1.")
 
 
 @dataclass(frozen=True)
@@ -328,7 +333,10 @@ def auroc(truth: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float
 def with_interval(
     metric: Callable[[NDArray[Any], NDArray[Any]], float], truth: NDArray[np.int64], values: NDArray[np.float64], seed: int
 ) -> dict[str, float | None]:
-    """A metric with its 95 % bootstrap interval over patients."""
+    """A metric with its 95 % bootstrap interval over patients; without one (None) for fewer than 20."""
+    if len(truth) < FEWEST_FOR_INTERVAL:
+        value = metric(truth, values)
+        return {"value": round(value, 4) if np.isfinite(value) else None, "low": None, "high": None}
     chance = np.random.default_rng(seed)
     draws = [metric(truth[rows], values[rows]) for rows in chance.integers(0, len(truth), (BOOTSTRAPS, len(truth)))]
     low, high = np.nanpercentile(draws, [2.5, 97.5]) if np.isfinite(draws).any() else (np.nan, np.nan)
@@ -438,7 +446,10 @@ def describe_model(card: dict[str, Any], classes: Sequence[str]) -> str:
     for part, found in card["metrics"].items():
         for name in ("auroc", "accuracy"):
             m = found[name]
-            figure = f"{m['value']} (95 % interval {m['low']} to {m['high']})" if m["value"] is not None else "not defined"
+            interval = (
+                f"(95 % interval {m['low']} to {m['high']})" if m["low"] is not None else "(too few patients for an interval)"
+            )
+            figure = f"{m['value']} {interval}" if m["value"] is not None else "not defined"
             lines.append(f"| {name} | {part} | {found['patients']} | {figure} |")
     table = "\n".join(lines)
     return f"""# Slide model: {" / ".join(classes)}

@@ -57,13 +57,14 @@ def test_a_manifest_gives_pixel_sizes_and_an_option_gives_the_rest(make_squares:
     done = pathovit("info", one, two, "--manifest", tmp_path / "manifest.csv", "--mpp", 1.0, "--json")
     rows = {row["file"]: row for row in json.loads(done.stdout)}
     assert (rows["one.tif"]["mpp"], rows["one.tif"]["mpp_source"]) == ([0.25, 0.25], "manifest")
-    assert (rows["two.tif"]["mpp"], rows["two.tif"]["mpp_source"]) == ([1.0, 1.0], "--mpp")
+    assert (rows["two.tif"]["mpp"], rows["two.tif"]["mpp_source"]) == ([1.0, 1.0], "option --mpp")
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["info", "nowhere-to-be-found"], 3, "no such file"),
+        (["info", "nowhere-to-be-found"], 4, "no such file"),
+        (["run", "x.svs", "--out", "x.svs"], 2, "there is a file of that name"),
         (["run", "empty"], 4, "No slide found"),
         (["run"], 2, "No slide given"),
         (["run", "x.svs", "--mpp", "-1"], 2, "expected above 0"),

@@ -60,6 +60,14 @@ def test_folders_are_searched_in_order_and_mirax_data_is_no_slide(tmp_path: Path
     assert [p.name for p in find_slides([tmp_path])] == ["a.tif", "b.svs", "c.mrxs"]
 
 
+def test_our_own_outputs_are_not_slides(tmp_path: Path) -> None:
+    (tmp_path / "a.svs").touch()
+    (tmp_path / "out" / "slides" / "a-1").mkdir(parents=True)
+    (tmp_path / "out" / "run.json").touch()
+    (tmp_path / "out" / "slides" / "a-1" / "overview.png").touch()
+    assert [p.name for p in find_slides([tmp_path])] == ["a.svs"]
+
+
 def test_no_slide_found_says_where(tmp_path: Path) -> None:
     with pytest.raises(NoSlidesError, match=tmp_path.name):
         find_slides([tmp_path])

@@ -237,6 +237,25 @@ def test_a_slide_that_kills_its_worker_fails_alone(slides: list[Path], squares: 
     assert "crashed, hung or ran out of memory twice" in slide["reason"]
 
 
+def test_a_slide_given_twice_is_done_once(slides: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "copy").mkdir()
+    copy = tmp_path / "copy" / slides[0].name
+    copy.write_bytes(slides[0].read_bytes())
+    done = pathovit("embed", slides[0], copy, "--out", tmp_path / "out", "--max-tiles", 8, "--workers", 2, "--json")
+    assert done.returncode == 0, done.stderr
+    first, second = json.loads(done.stdout)["slides"]
+    assert (first["skipped"], second["skipped"]) == (False, True)
+    assert "given twice" in second["reason"]
+
+
+def test_a_name_that_is_no_utf8_harms_nobody(slides: list[Path], tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/odd\xff.svs"))
+    odd.symlink_to(slides[1])
+    done = pathovit("run", os.fsdecode(os.fsencode(odd)), "--out", tmp_path / "out", "--max-tiles", 8)
+    assert done.returncode == 0, done.stderr
+    assert "a trial on 8 of" in (tmp_path / "out" / "predictions.csv").read_text()
+
+
 def test_a_full_disk_ends_the_run_with_its_own_code(slides: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "small"
     out.mkdir()

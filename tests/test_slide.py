@@ -33,7 +33,7 @@ def test_without_a_pixel_size_the_message_says_what_to_do(make_squares: Callable
     with pytest.raises(ResolutionError, match=r"plain.tif: no pixel size .* Give it with --mpp"):
         open_slide(path)
     with open_slide(path, 0.25) as slide:
-        assert (slide.mpp, slide.mpp_source) == ((0.25, 0.25), "--mpp")
+        assert (slide.mpp, slide.mpp_source) == ((0.25, 0.25), "option --mpp")
 
 
 def test_an_absurd_pixel_size_is_refused(make_squares: Callable[..., Path]) -> None:

@@ -18,7 +18,7 @@ ROWS = [(0, 16), (16, 32), (32, 40)]
 def grid() -> TileGrid:
     xy = np.stack([np.arange(TILES) * 10, np.zeros(TILES)], 1).astype(np.int64)
     spec = TileSpec(tile_px=10, mpp=1.0, stride_px=10)
-    return TileGrid("s", spec, xy, np.ones(TILES, np.float32), (10.0, 10.0), (10.0, 10.0), (0, 0), 0, (10, 10), 1.0)
+    return TileGrid("s", spec, xy, np.ones(TILES, np.float32), (10.0, 10.0), (10.0, 10.0), (0, 0), 0, (10, 10), 1.0, TILES)
 
 
 def values() -> NDArray[np.float16]:
@@ -123,6 +123,21 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     write_atomically(tmp_path / "a.json", b"two")
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
     assert (tmp_path / "a.json").read_bytes() == b"two"
+
+
+def test_a_chunk_of_nothing_but_unread_tiles_is_a_chunk(store: FeatureStore) -> None:
+    write_all(store, (0, 1))
+    store.write_chunk(2, np.full((8, DIM), np.nan, np.float16), np.full(8, Verdict.UNREADABLE, np.uint8))
+    assert store.committed() == {0, 1, 2}
+    assert np.isnan(store.read("s").features[32:]).all()
+
+
+def test_a_slide_of_one_tile_at_its_corner_is_stored(tmp_path: Path) -> None:
+    one = TileGrid(**{**vars(grid()), "xy": np.zeros((1, 2), np.int64), "coverage": np.zeros(1, np.float32), "total": 1})
+    made = FeatureStore(tmp_path / "one", Path("s.svs"))
+    made.create(one, DIM, CHUNK, {"recipe": {}})
+    made.write_chunk(0, np.zeros((1, DIM), np.float16), np.zeros(1, np.uint8))
+    assert made.read("s").xy.tolist() == [[0, 0]]
 
 
 def test_json_never_holds_nan() -> None:

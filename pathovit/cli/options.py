@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,19 @@ import typer
 from pathovit.errors import SettingsError
 from pathovit.manifest import by_slide, read_manifest
 from pathovit.settings import Settings, load_settings
+from pathovit.text import plain
 
 Slides = Annotated[list[Path], typer.Argument(help="Slide files, or folders of them.", show_default=False)]
 MaybeSlides = Annotated[list[Path] | None, typer.Argument(help="Slide files, or folders of them.", show_default=False)]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Output folder.")]
 SettingsFile = Annotated[Path | None, typer.Option("--settings", help="TOML file; options given here win over it.")]
 Mpp = Annotated[float | None, typer.Option("--mpp", help="Micrometres per level-0 pixel, instead of what the files say.")]
-ManifestFile = Annotated[Path | None, typer.Option("--manifest", help="CSV with columns slide, mpp, patient, label.")]
+ManifestFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--manifest", help="CSV with columns slide, mpp, patient, label; slides by name, or by path from the CSV's folder."
+    ),
+]
 EncoderName = Annotated[
     str | None, typer.Option("--encoder", help="Encoder by name (see `pathovit encoders`), or any timm name.")
 ]
@@ -84,17 +91,26 @@ def find_jobs(slides: Sequence[Path] | None, mpp: float | None, manifest: Path |
     if mpp is not None and not mpp > 0:
         raise SettingsError(f"--mpp is {mpp:g}, expected above 0.")
     known = by_slide(rows)
+    by_name = {row.slide.name: row for row in rows if sum(other.slide.name == row.slide.name for other in rows) == 1}
+    used: set[int] = set()
     jobs = []
     seen: set[Path] = set()
     for path in find_slides(slides or [row.slide for row in rows]):
         if path.resolve() in seen:
             continue
         seen.add(path.resolve())
-        row = known.get(path.resolve())
+        row = known.get(path.resolve()) or by_name.get(path.name)
         job = SlideJob(path.absolute())  # workers may run in another folder
         if row is not None:
+            used.add(row.line)
             job = SlideJob(path.absolute(), row.mpp, "manifest", row.patient, row.label("label"))
         jobs.append(with_mpp(job, mpp))
+    unused = [row for row in rows if row.line not in used]
+    if unused:
+        names = ", ".join(plain(row.slide.name) for row in unused[:5])
+        sys.stderr.write(
+            f"pathovit: {len(unused)} rows of {manifest} match no slide given: {names}{', ...' if len(unused) > 5 else ''}\n"
+        )
     return jobs
 
 

@@ -84,9 +84,9 @@ class Progress:
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False, caption=self._summary(), caption_justify="left")
         for name, justify in (("slide", "left"), ("stage", "left"), ("tiles", "right"), ("", "left")):
-            table.add_column(name, justify=justify, overflow="ellipsis", no_wrap=name != "")  # type: ignore[arg-type]  # rich's literals
+            table.add_column(name, justify=justify, overflow="ellipsis", no_wrap=True)  # type: ignore[arg-type]  # rich's literals
         states: Sequence[SlideState] = sorted(self._states.values(), key=lambda s: (s.over, s.index if not s.over else -s.index))
-        for state in sorted(states[:ROWS], key=lambda s: s.index):
+        for state in sorted(states[: max(2, min(ROWS, self.console.height - 5))], key=lambda s: s.index):
             tiles = f"{state.tiles_done:,} / {state.plan.tiles:,}" if state.plan else ""
             stage = Text(state.stage, STYLES.get(state.stage, "cyan"))
             table.add_row(Text(plain(state.job.path.name)), stage, tiles, Text(outcome(state) if state.over else ""))
@@ -98,7 +98,7 @@ def outcome(state: SlideState) -> str:
     if state.stage == "failed":
         return f"failed: {plain(state.reason.splitlines()[0])}"
     if state.skipped:
-        return "done already"
+        return state.reason or "done already"
     assert state.done
     answer = state.done["prediction"]
     text = f"{answer['classes'][-1]} {answer['probabilities'][-1]:.3f}" if answer else "features stored"

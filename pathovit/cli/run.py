@@ -178,6 +178,8 @@ def _carry_out(jobs: Sequence[SlideJob], out: Path, settings: Settings, model: s
         raise  # nothing can be written there
     except PathovitError as error:
         write_atomically(out / "run.json", to_json({**record, "exit_code": error.exit_code, "error": str(error)}))
+        write_predictions(out, [])
+        write_report(out, [], record)  # what was finished before is shown
         raise
     failures = [
         Failure(state.job.path.name, state.reason.splitlines()[0], state.plan.slide_id if state.plan else "")

@@ -25,6 +25,7 @@ def train(
     positive: Annotated[str | None, typer.Option("--positive", help="The positive label.  [default: last in order]")] = None,
     kind: Annotated[str, typer.Option("--kind", help="slide_transformer, abmil or mean.")] = "slide_transformer",
     epochs: Annotated[int | None, typer.Option("--epochs", help="At most so many.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is in the folder.")] = False,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     as_json: options.Json = False,
 ) -> None:
@@ -36,6 +37,8 @@ def train(
 
     if kind not in ("slide_transformer", "abmil", "mean"):
         raise SettingsError(f"--kind {kind!r} is unknown. Use slide_transformer, abmil or mean.")
+    if (model / "model.json").exists() and not overwrite:
+        raise SettingsError(f"{model}: there is a model here already. Choose another --model, or replace it with --overwrite.")
     settings = TrainSettings(kind=kind, seed=seed)
     if epochs is not None:
         settings = replace(settings, epochs=epochs)
@@ -51,5 +54,6 @@ def train(
         typer.echo(json.dumps(card, indent=1))
     for part, found in card["metrics"].items():
         m = found["auroc"]
-        sys.stderr.write(f"{part}: AUROC {m['value']} (95 % interval {m['low']} to {m['high']}), {found['patients']} patients\n")
+        between = f"95 % interval {m['low']} to {m['high']}" if m["low"] is not None else "too few for an interval, or to rely on"
+        sys.stderr.write(f"{part}: AUROC {m['value']}, {found['patients']} patients ({between})\n")
     sys.stderr.write(f"Model: {model}   (use it with: pathovit run --model {model})\n")
