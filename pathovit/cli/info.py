@@ -21,7 +21,7 @@ from pathovit.text import duration, plain, size
 if TYPE_CHECKING:
     from pathovit.pipeline import SlideJob
 
-TILES_PER_S = {"reference": 250.0}  # measured on two CPU cores; others are scaled by the figure for ViT-S
+TILES_PER_S = {"reference": 200.0}  # on two CPU cores, docs/benchmarks.md; others are guessed at the speed of a ViT-S
 OTHER_TILES_PER_S = 20.0
 
 

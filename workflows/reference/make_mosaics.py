@@ -187,7 +187,7 @@ def make_samples(folder: Path) -> list[dict[str, object]]:
 
 
 def atlas_rows(data: Path) -> list[dict[str, object]]:
-    """Real slides at about 1 um/px of the training patients; one malignant and one other patient validate."""
+    """Real slides at about 1 um/px of the training patients; all of them train."""
     rows: list[dict[str, object]] = []
     with (data / "atlas" / "slides.csv").open(newline="") as file:
         for row in csv.DictReader(file):
