@@ -18,7 +18,7 @@ _HOMES = {
     "embed_chunks": "embedding",
     "SlideFeatures": "features", "Verdict": "features",
     "FeatureStore": "store",
-    "SlideTransformer": "aggregator", "SlidePrediction": "aggregator", "load_model": "aggregator",
+    "SlideTransformer": "aggregator", "SlideModel": "slide_model", "SlidePrediction": "slide_model", "load_model": "slide_model",
     "Heatmap": "heatmap",
     "analyse_slide": "pipeline",
     "PathovitError": "errors", "SlideError": "errors", "SettingsError": "errors",

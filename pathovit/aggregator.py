@@ -15,100 +15,79 @@ of that tile alone. That is what the heatmap shows; a benign slide stays cold be
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
-
-from pathovit.encoders.weights import file_sha256, read_safetensors
-from pathovit.errors import SettingsError, WeightsError
-from pathovit.features import SlideFeatures
-from pathovit.model_card import read_card
+from torch.utils.checkpoint import checkpoint
 
 WINDOW = 16  # tiles on a side
-SLOTS = WINDOW * WINDOW
 WINDOWS_AT_ONCE = 32  # bounds the memory of attention
 UM_PER_UNIT = 100.0  # positions enter the network in tenths of a millimetre
+RECOMPUTE_TILES = 8192  # bags above this are computed twice in training rather than kept: memory stays linear and small
 
 
 @dataclass(frozen=True)
 class AggregatorConfig:
-    """The shape of a slide model, and what it answers."""
+    """The shape of an aggregator."""
 
     feature_dim: int
-    classes: tuple[str, ...]  # names; for a binary target (negative, positive)
-    task: str  # binary, multiclass or multilabel
+    outputs: int  # logits C
     width: int = 128
     depth: int = 2  # pairs of a plain and a shifted block
     heads: int = 4
-    kind: str = "slide_transformer"  # or mean, abmil
-
-    @property
-    def logits(self) -> int:
-        """A binary target has one logit, of its positive class."""
-        return 1 if self.task == "binary" else len(self.classes)
+    kind: str = "slide_transformer"  # or one of the baselines
 
 
 @dataclass(frozen=True)
 class TileEvidence:
-    """What the head makes of a bag of N tiles."""
+    """What an aggregator makes of a bag of N tiles: logits = sum(attention * evidence) + bias, where there is evidence."""
 
     logits: Tensor  # (C,)
-    evidence: Tensor  # (N, C), before attention and bias
+    evidence: Tensor  # (N, C), before attention and bias; NaN for an aggregator whose answer is no sum over tiles
     attention: Tensor  # (N,), sums to 1
     bias: Tensor  # (C,)
 
 
-@dataclass(frozen=True)
-class SlidePrediction:
-    """The answer for a slide. Tile rows are in grid order; rows that were not read hold NaN."""
-
-    slide_id: str
-    classes: tuple[str, ...]
-    probabilities: NDArray[np.float32]  # (len(classes),)
-    tile_scores: NDArray[np.float32]  # (N, C') in [0, 1]; C' is 1 for a binary target (its positive class)
-    attention: NDArray[np.float32]  # (N,), sums to 1 over the tiles that were read
-    contributions: NDArray[np.float32]  # (N, C'), attention x evidence; their sum plus the bias is the logit
-    logits: NDArray[np.float32]  # (C',)
-    bias: NDArray[np.float32]  # (C',)
-
-    @property
-    def score_names(self) -> tuple[str, ...]:
-        """Classes that `tile_scores` has columns for."""
-        return self.classes[-1:] if self.tile_scores.shape[1] == 1 else self.classes
-
-
 class WindowLayout:
-    """Where every tile sits: its window and its slot within, for one partition of the lattice."""
+    """Which tiles share a window, for one partition of the lattice; empty places and empty windows take no room."""
 
     def __init__(self, column: Tensor, row: Tensor, shift: int) -> None:
         column, row = column + shift, row + shift
         wide = int(column.max()) // WINDOW + 1
         key = (row // WINDOW) * wide + column // WINDOW
-        self.windows, self.window = torch.unique(key, return_inverse=True)  # (W,), (N,): empty windows do not appear
-        self.slot = (row % WINDOW) * WINDOW + column % WINDOW  # (N,)
-        self.count = len(self.windows)
-        self.filled = torch.zeros(self.count, SLOTS, dtype=torch.bool, device=column.device)
-        self.filled[self.window, self.slot] = True
+        _, self.window, tiles = torch.unique(key, return_inverse=True, return_counts=True)  # (N,), (W,)
+        self.count = len(tiles)
+        self.order = torch.argsort(self.window)  # tiles, window by window
+        starts = torch.cumsum(tiles, 0) - tiles
+        self.parts = [self._part(windows, tiles, starts) for windows in _of_like_size(tiles)]
 
-    def gather(self, tokens: Tensor) -> Tensor:
-        """(N, d) -> (W, 256, d), zeros where there is no tile."""
-        dense = tokens.new_zeros(self.count, SLOTS, tokens.shape[-1])
-        dense[self.window, self.slot] = tokens
-        return dense
+    def _part(self, windows: Tensor, tiles: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Tiles (w, K) of some windows, and which of these places are filled; the others repeat a tile."""
+        slot = torch.arange(int(tiles[windows].max()), device=tiles.device)
+        filled = slot < tiles[windows, None]
+        return self.order[starts[windows, None] + torch.where(filled, slot, 0)], filled
 
-    def scatter(self, dense: Tensor) -> Tensor:
-        """(W, 256, d) -> (N, d)."""
-        return dense[self.window, self.slot]
+
+def _of_like_size(tiles: Tensor) -> list[Tensor]:
+    """Windows in groups that are attended to together, little of which is padding."""
+    fullest = torch.argsort(tiles, descending=True, stable=True)
+    sizes = tiles[fullest].tolist()
+    groups, first = [], 0
+    for place, size in enumerate(sizes):
+        if place - first == WINDOWS_AT_ONCE or size < 0.7 * sizes[first]:
+            groups.append(fullest[first:place])
+            first = place
+    return [*groups, fullest[first:]]
 
 
 class WindowAttention(nn.Module):
-    """Attention within windows, with a bias made from the distance between tiles in micrometres (as SwinV2 does)."""
+    """Attention within windows. Each head sees as far as it has learned to: exp(-distance^2 / 2 reach^2), in micrometres.
+
+    |a - b|^2 = |a|^2 - 2ab + |b|^2, and what depends on the query alone cancels in the softmax. So the distance is three
+    more entries of query and key, no mask is needed, and the fastest attention kernels serve.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -116,37 +95,36 @@ class WindowAttention(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        self.bias = nn.Sequential(nn.Linear(2, 32), nn.GELU(), nn.Linear(32, heads, bias=False))
-        side = torch.arange(WINDOW)
-        y, x = torch.meshgrid(side, side, indexing="ij")
-        place = torch.stack([x.flatten(), y.flatten()], -1)
-        offset = place[:, None] - place[None]  # (256, 256, 2)
-        index = (offset[..., 1] + WINDOW - 1) * (2 * WINDOW - 1) + offset[..., 0] + WINDOW - 1
-        self.register_buffer("offset_index", index, persistent=False)
+        self.log_reach = nn.Parameter(torch.linspace(0.0, 3.0, heads))  # of 100 um to 2 mm, at the start
 
-    def position_bias(self, pitch_um: float) -> Tensor:
-        """(heads, 256, 256) for tiles `pitch_um` apart."""
-        steps = torch.arange(-WINDOW + 1, WINDOW, device=self.qkv.weight.device) * (pitch_um / UM_PER_UNIT)
-        y, x = torch.meshgrid(steps, steps, indexing="ij")
-        offsets = torch.stack([x, y], -1).flatten(0, 1)  # (31 * 31, 2)
-        table = self.bias(offsets.sign() * offsets.abs().log1p())
-        index = self.offset_index
-        assert isinstance(index, Tensor)
-        bias: Tensor = table[index.flatten()].view(SLOTS, SLOTS, self.heads).permute(2, 0, 1)
-        return bias
-
-    def forward(self, tokens: Tensor, layout: WindowLayout, pitch_um: float) -> Tensor:
-        qkv = layout.gather(self.qkv(self.norm(tokens)))  # (N, 3d) -> (W, 256, 3d)
-        bias = self.position_bias(pitch_um)
-        mixed = []
-        for first in range(0, layout.count, WINDOWS_AT_ONCE):
-            part = slice(first, first + WINDOWS_AT_ONCE)
-            q, k, v = split_heads(qkv[part], self.heads).permute(2, 0, 3, 1, 4)  # each (w, heads, 256, d/heads)
-            empty = torch.zeros_like(layout.filled[part], dtype=bias.dtype).masked_fill(~layout.filled[part], -1e4)
-            mask = bias[None] + empty[:, None, None, :]  # (w, heads, 256, 256)
-            mixed.append(functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
-        out: Tensor = self.out(layout.scatter(torch.cat(mixed)))
+    def forward(self, tokens: Tensor, layout: WindowLayout, xy_um: Tensor) -> Tensor:
+        qkv = self.qkv(self.norm(tokens)).float()  # (N, 3d)
+        recompute = torch.is_grad_enabled() and layout.count > WINDOWS_AT_ONCE
+        mixed = torch.zeros_like(qkv[:, : qkv.shape[1] // 3])
+        for index, filled in layout.parts:
+            if recompute:
+                found = checkpoint(self.attend, qkv[index], xy_um[index], filled, use_reentrant=False)
+            else:
+                found = self.attend(qkv[index], xy_um[index], filled)
+            mixed = mixed.index_put((index[filled],), found[filled])
+        out: Tensor = self.out(mixed)
         return out
+
+    def attend(self, qkv: Tensor, xy_um: Tensor, filled: Tensor) -> Tensor:
+        """Attention within w windows of up to K tiles: (w, K, 3d), (w, K, 2), (w, K) -> (w, K, d)."""
+        q, k, v = split_heads(qkv, self.heads).permute(2, 0, 3, 1, 4)  # each (w, heads, K, d/heads)
+        place = (xy_um - xy_um[:, :1]) / UM_PER_UNIT  # (w, K, 2), from the window's first tile
+        place = place[:, None] * torch.exp(-self.log_reach)[:, None, None]  # (w, heads, K, 2), in units of the reach
+        near = -place.square().sum(-1, keepdim=True) / 2
+        near = torch.where(filled[:, None, :, None], near, near.new_tensor(-1e4))
+        size = q.shape[-1] ** 0.5  # the kernel divides by the root of a longer vector than ours
+        nothing = q.new_zeros(*q.shape[:-1], -(q.shape[-1] + 3) % 8)
+        q = torch.cat([q / size, place, torch.ones_like(near), nothing], -1)
+        k = torch.cat([k, place, near, nothing], -1)
+        v = torch.cat([v, place * 0, near * 0, nothing], -1)
+        with torch.autocast(qkv.device.type, enabled=False):  # squares of positions need all their digits
+            mixed = functional.scaled_dot_product_attention(q, k, v, scale=1.0)
+        return mixed[..., : qkv.shape[-1] // (3 * self.heads)].transpose(1, 2).flatten(2)
 
 
 def split_heads(qkv: Tensor, heads: int) -> Tensor:
@@ -198,9 +176,9 @@ class Block(nn.Module):
         self.feed = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
         self.scale = nn.ParameterList(nn.Parameter(torch.full((width,), 0.1)) for _ in range(3))
 
-    def forward(self, tokens: Tensor, layouts: dict[int, WindowLayout], xy_um: Tensor, pitch_um: float) -> Tensor:
+    def forward(self, tokens: Tensor, layouts: dict[int, WindowLayout], xy_um: Tensor) -> Tensor:
         layout = layouts[self.shift]
-        tokens = tokens + self.scale[0] * self.window(tokens, layout, pitch_um)
+        tokens = tokens + self.scale[0] * self.window(tokens, layout, xy_um)
         tokens = tokens + self.scale[1] * self.region(tokens, layout, xy_um)
         fed: Tensor = tokens + self.scale[2] * self.feed(tokens)
         return fed
@@ -223,8 +201,8 @@ class AdditiveHead(nn.Module):
         return TileEvidence((attention[:, None] * evidence).sum(0) + self.bias, evidence, attention, self.bias)
 
 
-class SlideTransformer(nn.Module):
-    """The aggregator. `kind` "mean" and "abmil" leave out the transformer, as yardsticks on the same interface."""
+class Aggregator(nn.Module):
+    """What all aggregators share: `forward` makes a `TileEvidence` of a bag; features are standardised first."""
 
     feature_mean: Tensor
     feature_scale: Tensor
@@ -234,11 +212,25 @@ class SlideTransformer(nn.Module):
         self.config = config
         self.register_buffer("feature_mean", torch.zeros(config.feature_dim))
         self.register_buffer("feature_scale", torch.ones(config.feature_dim))
+
+    def standardise(self, features: Tensor) -> Tensor:
+        """(N, D) to mean 0 and spread 1 of the training part."""
+        return (features.float() - self.feature_mean) / self.feature_scale
+
+    def extra_loss(self, features: Tensor, truth: Tensor) -> Tensor:
+        """What an aggregator adds to the loss of a bag in training; nothing, for most."""
+        return self.feature_mean.new_zeros(())
+
+
+class SlideTransformer(Aggregator):
+    """Tile -> region -> slide, with an additive head."""
+
+    def __init__(self, config: AggregatorConfig) -> None:
+        super().__init__(config)
         self.embed = nn.Sequential(nn.Linear(config.feature_dim, config.width), nn.GELU(), nn.LayerNorm(config.width))
-        depth = config.depth if config.kind == "slide_transformer" else 0
-        shifts = [0, WINDOW // 2] * depth
+        shifts = [0, WINDOW // 2] * config.depth
         self.blocks = nn.ModuleList(Block(config.width, config.heads, shift) for shift in shifts)
-        self.head = AdditiveHead(config.width, config.logits)
+        self.head = AdditiveHead(config.width, config.outputs)
         self.dropout = nn.Dropout(0.25)
 
     def forward(self, features: Tensor, xy_um: Tensor, pitch_um: float) -> TileEvidence:
@@ -250,130 +242,14 @@ class SlideTransformer(nn.Module):
         xy_um : (N, 2) tile centres in micrometres
         pitch_um : distance of neighbouring tiles
         """
-        tokens = self.dropout(self.embed((features - self.feature_mean) / self.feature_scale))
-        if len(self.blocks):
-            place = torch.round((xy_um - xy_um.min(0).values) / pitch_um).long()
-            layouts = {shift: WindowLayout(place[:, 0], place[:, 1], shift) for shift in (0, WINDOW // 2)}
-            near = (xy_um - xy_um.min(0).values).to(tokens.dtype)
-            for block in self.blocks:
-                tokens = block(tokens, layouts, near, pitch_um)
-        if self.config.kind == "mean":
-            evidence = self.head.evidence(tokens).float()
-            even = torch.full((len(tokens),), 1 / len(tokens), device=tokens.device)
-            return TileEvidence((even[:, None] * evidence).sum(0) + self.head.bias, evidence, even, self.head.bias)
+        tokens = self.dropout(self.embed(self.standardise(features)))
+        place = torch.round((xy_um - xy_um.min(0).values) / pitch_um).long()
+        layouts = {shift: WindowLayout(place[:, 0], place[:, 1], shift) for shift in (0, WINDOW // 2)}
+        near = (xy_um - xy_um.min(0).values).float()
+        for block in self.blocks:
+            if torch.is_grad_enabled() and len(tokens) > RECOMPUTE_TILES:
+                tokens = checkpoint(block, tokens, layouts, near, use_reentrant=False)
+            else:
+                tokens = block(tokens, layouts, near)
         result: TileEvidence = self.head(tokens)
         return result
-
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """(..., C) logits to probabilities of all classes."""
-        if self.config.task == "binary":
-            positive = torch.sigmoid(logits)
-            return torch.cat([1 - positive, positive], -1)
-        return torch.sigmoid(logits) if self.config.task == "multilabel" else torch.softmax(logits, -1)
-
-    def predict(self, slide: SlideFeatures) -> SlidePrediction:
-        """The slide's answer and every tile's share in it."""
-        ok = slide.ok
-        if not ok.any():
-            raise SettingsError(f"{slide.slide_id}: not one of its tiles could be read.")
-        with torch.inference_mode():
-            found = self(
-                torch.from_numpy(slide.features[ok].astype(np.float32)),
-                torch.from_numpy(slide.centres_um()[ok]),
-                slide.pitch_um,
-            )
-            probabilities = self.probabilities(found.logits).numpy()
-            scores = self.probabilities(found.evidence + found.bias)
-            scores = scores[:, 1:] if self.config.task == "binary" else scores
-            return SlidePrediction(
-                slide.slide_id,
-                self.config.classes,
-                probabilities.astype(np.float32),
-                _spread(scores, ok),
-                _spread(found.attention[:, None], ok)[:, 0],
-                _spread(found.attention[:, None] * found.evidence, ok),
-                found.logits.numpy(),
-                found.bias.numpy(),
-            )
-
-
-def _spread(values: Tensor, ok: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """(n, C) of the read tiles to (N, C) of all, NaN elsewhere."""
-    full = np.full((len(ok), values.shape[1]), np.nan, np.float32)
-    full[ok] = values.numpy()
-    return full
-
-
-@dataclass(frozen=True)
-class SlideModel:
-    """A trained slide model with its card: what it was made for, from what, and how well it does."""
-
-    network: SlideTransformer
-    card: dict[str, Any]
-    sha256: str
-    name: str = field(default="")
-
-    @property
-    def encoder(self) -> dict[str, Any]:
-        return dict(self.card["encoder"])
-
-    def predict(self, slide: SlideFeatures) -> SlidePrediction:
-        """The answer for a slide.
-
-        Raises
-        ------
-        SettingsError : the features come from another encoder, other weights, or other tiles than the model was trained on
-        """
-        self.check(slide.attributes["recipe"])
-        return self.network.predict(slide)
-
-    def check(self, recipe: dict[str, Any]) -> None:
-        """Refuse features of another recipe than the model was trained on; before they are made, best of all."""
-        check_recipe(self.encoder, recipe, self.name)
-
-
-def check_recipe(trained: dict[str, Any], recipe: dict[str, Any], model: str) -> None:
-    """Refuse features the model was not trained on, naming both."""
-    found = {**recipe["encoder"], "mpp": recipe["tiles"]["mpp"]}
-    for key in ("encoder", "weights_sha256", "dim", "tile_px", "mpp"):
-        if trained[key] != found[key]:
-            raise SettingsError(
-                f"Model {model!r} was trained on features with {key} = {trained[key]}, and these have {found[key]}. "
-                f"Embed the slides with --encoder {trained['encoder']}, or train a model on these features."
-            )
-
-
-def load_model(folder: str | Path) -> SlideModel:
-    """A slide model from its folder (model.safetensors, model.json); "reference" is the bundled one."""
-    path, card = read_card(folder)
-    weights_path = path / "model.safetensors"
-    try:
-        config = AggregatorConfig(**{**card["config"], "classes": tuple(card["config"]["classes"])})
-    except (KeyError, TypeError) as error:
-        raise WeightsError(f"{path / 'model.json'}: of another version ({error}). Train the model again.") from error
-    network = SlideTransformer(config)
-    tensors = read_safetensors(weights_path)
-    try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise WeightsError(f"{weights_path}: does not fit model.json ({str(error).splitlines()[0]}).") from error
-    digest = file_sha256(weights_path)
-    if digest != card["weights_sha256"]:
-        raise WeightsError(
-            f"{weights_path}: its SHA-256 is not the one in model.json; one of the two was changed. Train the model again."
-        )
-    return SlideModel(network.eval(), card, digest, path.name)
-
-
-def save_model(folder: Path, network: SlideTransformer, card: dict[str, Any]) -> None:
-    """Write model.safetensors and model.json; the card gets the configuration and the weights' digest."""
-    from safetensors.torch import save
-
-    from pathovit.store import to_json, write_atomically
-
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = folder / "model.safetensors"
-    write_atomically(weights, save({name: tensor.contiguous() for name, tensor in network.state_dict().items()}))
-    write_atomically(
-        folder / "model.json", to_json({"config": asdict(network.config), "weights_sha256": file_sha256(weights), **card})
-    )

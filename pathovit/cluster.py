@@ -94,7 +94,7 @@ def _encoder(settings: Settings, weights_sha256: str) -> Any:
 
 @lru_cache(maxsize=1)
 def _model(folder: str | None, model_sha256: str | None) -> Any:
-    from pathovit.aggregator import load_model
+    from pathovit.slide_model import load_model
 
     if folder is None:
         return None

@@ -1,4 +1,7 @@
-"""model.json: what a slide model was made for, from what, and how well it does. Read without torch."""
+"""model.json: what a slide model was made for, from what, and how well it does; and MODEL_CARD.md, the same to be read.
+
+Needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,19 @@ from typing import Any
 from pathovit.errors import WeightsError
 
 BUNDLED = Path(__file__).parent / "models"
-NEEDED = ("config", "encoder", "weights_sha256")
+NEEDED = ("config", "encoder", "target", "calibration", "weights_sha256")
+NO_EVIDENCE = ("transmil",)  # kinds whose answer is no sum over tiles
+SAID = {
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "balanced_accuracy": "balanced accuracy",
+    "sensitivity_at_95_specificity": "sensitivity at 95 % specificity",
+    "brier": "Brier score",
+    "ece": "expected calibration error",
+    "c_index": "C-index",
+    "mae": "mean absolute error",
+    "r2": "R2",
+}
 
 
 def read_card(folder: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -33,3 +48,98 @@ def read_card(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     if missing:
         raise WeightsError(f"{card_path}: of another version ({', '.join(missing)} missing). Train the model again.")
     return path.resolve(), card
+
+
+def describe_model(card: dict[str, Any]) -> str:
+    """MODEL_CARD.md, written from the card."""
+    encoder, target, calibration = card["encoder"], card["target"], card["calibration"]
+    parts = ", ".join(f"{name} {count} ({card['slides'][name]} slides)" for name, count in card["patients"].items() if count)
+    limits = "\n".join(f"* {limit}" for limit in card["limits"])
+    picture = "\n![Evaluation](evaluation.png)\n\n![Training](training.png)\n"
+    return f"""# Slide model: {" / ".join(target["classes"])}
+
+**{card["research_use"]}**
+
+* Intended use: {card["intended_use"]}
+* Target: {target["task"]}; column {", ".join(f"`{c}`" for c in target["columns"])}; {", ".join(target["classes"])}.
+* Aggregator: {card["config"]["kind"]}, {card["config"]["feature_dim"]} features in. Seed {card["training"]["seed"]}, epoch {card["best_epoch"]} kept.
+* Features: encoder `{encoder["encoder"]}` (weights SHA-256 `{encoder["weights_sha256"][:16]}...`), tiles of {encoder["tile_px"]} px at {encoder["mpp"]} um/px.
+* Patients: {parts}. Training set SHA-256 `{card["training_set_sha256"][:16]}...`; slides by part in `split.csv`.
+* Calibration, from {calibration["patients"]} validation patients: {_calibration(calibration, target)}
+
+## How well it does
+
+{_metrics_table(card)}
+
+{_heatmap(card["heatmap_check"])}
+{_abstention(card["abstention"])}{picture}
+## Limits
+
+{limits}
+"""
+
+
+def _metrics_table(card: dict[str, Any]) -> str:
+    parts = dict(card["metrics"])
+    if card["cross_validation"]:
+        parts = {f"cross-validation, {card['cross_validation']['folds']} folds": card["cross_validation"]} | parts
+    lines = ["| metric | part | patients | value (95 % interval) |", "|---|---|---|---|"]
+    for part, found in parts.items():
+        remark = " (chose the epoch and the calibration)" if part == "validation" else ""
+        for name, metric in found.items():
+            if name in SAID:
+                lines.append(f"| {SAID[name]} | {part}{remark} | {found['patients']} | {say_metric(metric)} |")
+    return "\n".join(lines)
+
+
+def say_metric(metric: dict[str, Any]) -> str:
+    """A metric with its interval, as text."""
+    if metric["value"] is None:
+        return "not defined"
+    if metric["low"] is None:
+        return f"{metric['value']} (too few patients for an interval)"
+    return f"{metric['value']} ({metric['low']} to {metric['high']})"
+
+
+def _calibration(calibration: dict[str, Any], target: dict[str, Any]) -> str:
+    if target["task"] == "regression":
+        return "residuals, for intervals."
+    if target["task"] == "survival":
+        return "none; the risk has no unit."
+    counted = ", ".join(str(n) for n in calibration["hot_patients"])
+    return (
+        f"temperature {calibration['temperature']:.3f}. Tile score 0.5 is the evidence that at most 5 % of patients without the class "
+        f"reach anywhere (found on {counted} such patients; below 19 it is the highest they reached)."
+    )
+
+
+def _heatmap(check: dict[str, Any]) -> str:
+    if "remark" in check:
+        return f"Heatmap: {check['remark']}."
+    text = f"Heatmap ({check['part']} part): tiles add up to the logit within {check['largest_sum_error']:.1g} on {check['slides']} patients."
+    if "deletion" not in check:
+        return text
+    rows = [
+        "",
+        "",
+        "| mean probability while tiles are | evidence | attention | random | p against attention | p against random |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind, better in (("deletion", "taken away (lower is better)"), ("insertion", "put back (higher is better)")):
+        f = check[kind]
+        p = [_p(f[f"p_value_against_{other}"]) for other in ("attention", "random")]
+        rows.append(f"| {better} | {f['evidence']} | {f['attention']} | {f['random']} | {p[0]} | {p[1]} |")
+    return text + "\n".join(rows)
+
+
+def _p(value: float | None) -> str:
+    return "too few" if value is None else f"{value:.2g}"
+
+
+def _abstention(found: dict[str, Any] | None) -> str:
+    if not found:
+        return ""
+    return (
+        f"\nAbstention at an error rate of {found['error_rate']:g} ({found['part']} part, {found['answers']} answers): the truth was among the "
+        f"possible answers in {found['coverage']:.1%}; {found['unsure']:.1%} were unsure.\n"
+    )

@@ -21,8 +21,8 @@ from pathovit.text import plain
 from pathovit.tissue import read_overview
 
 if TYPE_CHECKING:
-    from pathovit.aggregator import SlidePrediction
     from pathovit.pipeline import SlidePlan
+    from pathovit.slide_model import SlidePrediction
 
 COLOURS = "cividis"  # even in lightness, the same to eyes that confuse red and green
 TILE_SIDE_PX = 192  # of the pictures of top tiles
@@ -30,14 +30,14 @@ SCALE_BARS_UM = (20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000)
 
 
 def score_layers(slide: SlideFeatures, prediction: SlidePrediction) -> Heatmap:
-    """Evidence first, one layer per class; attention is a layer of its own."""
+    """Evidence first, one layer per class; attention and novelty are layers of their own."""
     layers = {f"score: {name}": prediction.tile_scores[:, i] for i, name in enumerate(prediction.score_names)}
-    return Heatmap.from_tiles(slide, {**layers, "attention": prediction.attention})
+    return Heatmap.from_tiles(slide, {**layers, "attention": prediction.attention, "novelty": prediction.tile_novelty})
 
 
 def leading_class(prediction: SlidePrediction) -> int:
     """Column of the tile scores that is drawn: the positive class, or the most probable one."""
-    return 0 if prediction.tile_scores.shape[1] == 1 else int(prediction.probabilities.argmax())
+    return 0 if prediction.target.outputs == 1 else int(prediction.probabilities.argmax())
 
 
 def draw_products(
@@ -50,13 +50,12 @@ def draw_products(
     name, scores = prediction.score_names[column], prediction.tile_scores[:, column]
     write_ome_tiff(folder / "heatmap.ome.tiff", heatmap)
     write_geojson(
-        folder / "heatmap.geojson", slide, scores, prediction.attention, name,
+        folder / "heatmap.geojson", slide, scores, {"Attention": prediction.attention, "Novelty": prediction.tile_novelty}, name,
         hot_score=wanted.hot_score, max_tiles=wanted.max_geojson_tiles,
     )  # fmt: skip
     with open_slide(plan.job.path, plan.mpp, plan.mpp_source, plan.sha256) as opened:
         picture, px_l0 = thumbnail(opened, wanted.overview_px)
-        probability = float(prediction.probabilities[list(prediction.classes).index(name)])
-        draw_overview(folder / "overview.png", picture, px_l0, heatmap, column, plan, name, probability, warning)
+        draw_overview(folder / "overview.png", picture, px_l0, heatmap, column, plan, name, prediction.headline, warning)
         return _save_top_tiles(opened, folder, slide, scores, prediction.attention, wanted.top_tiles)
 
 
@@ -80,7 +79,7 @@ def draw_overview(
     layer: int,
     plan: SlidePlan,
     name: str,
-    probability: float,
+    headline: str,
     warning: str,
 ) -> None:
     """Slide and slide with heatmap, side by side (above each other for wide slides)."""
@@ -114,10 +113,10 @@ def draw_overview(
     _scale_bar(panels[0], extent, plan.mpp[0])
     colours = ScalarMappable(Normalize(0, 1), COLOURS)
     bar = figure.colorbar(colours, ax=panels[1], fraction=0.05, pad=0.02, alpha=0.8)
-    bar.set_label(f"tile score: {name} (same scale on every slide)")
+    bar.set_label(f"tile score: {name} (same scale on every slide; 0.5 = limit of the benign)")
     file = plain(plan.job.path.name)
     file = file if len(file) <= 90 else f"{file[:60]}...{file[-25:]}"
-    title = f"{file}\n{name}: {probability:.3f}    tissue {plan.tissue_mm2:.1f} mm²    {plan.tiles:,} tiles"
+    title = f"{file}\n{headline}    tissue {plan.tissue_mm2:.1f} mm²    {plan.tiles:,} tiles"
     figure.suptitle(title + (f"\n{warning}" if warning else ""), fontsize=11, parse_math=False)
     hatched = "  Hatched: tissue that could not be read." if heatmap.unread.any() else ""
     figure.supxlabel(RESEARCH_USE + hatched, fontsize=8)

@@ -31,9 +31,9 @@ from pathovit.tiling import TileGrid, fill_spec, lay_grid
 from pathovit.tissue import find_tissue
 
 if TYPE_CHECKING:
-    from pathovit.aggregator import SlideModel, SlidePrediction
     from pathovit.encoders import Encoder
     from pathovit.heatmap import Heatmap
+    from pathovit.slide_model import SlideModel, SlidePrediction
 
 DONE = "slide.json"
 
@@ -263,6 +263,7 @@ def finish_recipe(settings: Settings, model: SlideModel | None, job: SlideJob) -
     steps = {name: STEP_VERSIONS[name] for name in ("aggregator", "heatmap")}
     recipe = {
         "model_sha256": model.sha256 if model else None,
+        "answer": asdict(settings.answer),
         "heatmap": {**asdict(settings.heatmap), "model": None},
         "max_unreadable": settings.run.max_unreadable,
         "patient": job.patient,
@@ -306,6 +307,7 @@ def finish_slide(plan: SlidePlan, out: Path, settings: Settings, model: SlideMod
         "reason": reason,
         "tiles": counts,
         "prediction": None,
+        "heatmap_check": None,
         "seconds": round(seconds, 2),
         "recipe": slide.attributes["recipe"],
         "finish_recipe": None,
@@ -317,12 +319,15 @@ def finish_slide(plan: SlidePlan, out: Path, settings: Settings, model: SlideMod
     if model is not None:
         from pathovit.overview import draw_products
 
-        prediction = model.predict(slide)
-        done["prediction"] = {
-            "model": model.name,
-            "classes": list(prediction.classes),
-            "probabilities": [float(p) for p in prediction.probabilities],
-        }
+        prediction = model.predict(slide, settings.answer.error_rate)
+        done["prediction"] = {"model": model.name, **prediction.to_dict()}
+        if prediction.strange:
+            strange = f"unlike the slides the model knows (novelty {prediction.novelty:.2f}): do not rely on its answer"
+            done["reason"] = reason = "; ".join(filter(None, [reason, strange]))
+        if settings.heatmap.check:
+            from pathovit.faithfulness import check_heatmap
+
+            done["heatmap_check"] = check_heatmap(model, slide, prediction)
         done["top_tiles"] = draw_products(
             plan, folder, slide, prediction, settings, f"DEGRADED: {reason}" if degraded else reason
         )
@@ -374,7 +379,7 @@ def analyse_slide(
     if plan.done is None:
         finish_slide(plan, out, settings, model, time.perf_counter() - started)
     slide = FeatureStore(out / "slides" / plan.slide_id, Path(path)).read(plan.slide_id)
-    prediction = model.predict(slide)
+    prediction = model.predict(slide, settings.answer.error_rate)
     return prediction, score_layers(slide, prediction)
 
 

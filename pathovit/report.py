@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from pathovit import RESEARCH_USE, __version__
@@ -38,8 +39,8 @@ def done_slides(out: Path) -> list[dict[str, Any]]:
 
 def prediction_rows(done: Sequence[dict[str, Any]], failures: Sequence[Failure]) -> tuple[list[str], list[dict[str, Any]]]:
     """Column names and rows of predictions.csv."""
-    classes = list(dict.fromkeys(name for d in done if d["prediction"] for name in d["prediction"]["classes"]))
-    names = ["slide_id", "file", "patient", "verdict", *(f"prob_{name}" for name in classes)]
+    numbers = list(dict.fromkeys(name for d in done if d["prediction"] for name in d["prediction"]["columns"]))
+    names = ["slide_id", "file", "patient", "verdict", "answer", *numbers, "novelty"]
     names += ["tiles", "tiles_unread", "tissue_mm2", "mpp_x", "mpp_y", "mpp_source", "minutes", "model", "reason"]
     rows: list[dict[str, Any]] = []
     for d in done:
@@ -60,7 +61,8 @@ def prediction_rows(done: Sequence[dict[str, Any]], failures: Sequence[Failure])
             "reason": d["reason"],
         }
         if answer:
-            row |= {f"prob_{name}": f"{p:.6f}" for name, p in zip(answer["classes"], answer["probabilities"], strict=True)}
+            row |= {name: f"{value:.6f}" for name, value in answer["columns"].items()}
+            row |= {"answer": answer["answer"], "novelty": answer["novelty"]}
         rows.append(row)
     rows += [{"slide_id": f.slide_id, "file": f.file, "verdict": "failed", "reason": f.reason} for f in failures]
     return names, rows
@@ -109,7 +111,7 @@ def write_report(out: Path, failures: Sequence[Failure], record: dict[str, Any])
         research_use=RESEARCH_USE,
         version=__version__,
         rows=rows,
-        classes=[name for name in names if name.startswith("prob_")],
+        numbers=[name for name in names[names.index("answer") + 1 : names.index("novelty")]],
         slides=slides,
         shown={slide["slide"]["slide_id"] for slide in slides},
         left_out=max(0, len(done) - MAX_PICTURES),
@@ -122,8 +124,8 @@ def write_report(out: Path, failures: Sequence[Failure], record: dict[str, Any])
 
 
 def _highest(done: dict[str, Any]) -> float:
-    """Probability of the last class: the positive one of a binary target."""
-    return float(done["prediction"]["probabilities"][-1]) if done["prediction"] else -1.0
+    """The last number of the answer: for a binary target the probability of the positive class."""
+    return float(list(done["prediction"]["columns"].values())[-1]) if done["prediction"] else -np.inf
 
 
 def _cards(record: dict[str, Any]) -> list[tuple[str, str]]:

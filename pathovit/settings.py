@@ -83,10 +83,22 @@ class EmbedSettings:
 
 
 @dataclass(frozen=True)
+class AnswerSettings:
+    """What is said of a slide."""
+
+    error_rate: float = 0.1  # of answers that may be wrong; what cannot be said at that rate is "unsure"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.error_rate < 1:
+            raise SettingsError(f"answer.error_rate is {self.error_rate}, expected between 0 and 1.")
+
+
+@dataclass(frozen=True)
 class HeatmapSettings:
     """How scores become pictures."""
 
     model: str = "reference"  # a model folder, or the bundled one
+    check: bool = False  # measure whether the heatmap shows what the answer rests on
     hot_score: float = 0.5  # regions at or above this score are outlined
     top_tiles: int = 12
     overview_px: int = 1600  # longer side of the overview picture
@@ -129,6 +141,7 @@ class Settings:
     tissue: TissueSettings = field(default_factory=TissueSettings)
     tiles: TileSpec = field(default_factory=TileSpec)
     embed: EmbedSettings = field(default_factory=EmbedSettings)
+    answer: AnswerSettings = field(default_factory=AnswerSettings)
     heatmap: HeatmapSettings = field(default_factory=HeatmapSettings)
     run: RunSettings = field(default_factory=RunSettings)
 

@@ -1,22 +1,19 @@
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-from pathovit.aggregator import AggregatorConfig, SlideTransformer, load_model, save_model
-from pathovit.errors import SettingsError, WeightsError
-from pathovit.features import SlideFeatures, Verdict
+from pathovit import aggregator
+from pathovit.aggregator import Aggregator, AggregatorConfig, WindowLayout, split_heads
+from pathovit.baselines import make_aggregator
+from pathovit.errors import SettingsError
+from pathovit.features import SlideFeatures
 
 DIM, PITCH = 8, 96.0
 
 
-def network(
-    classes: tuple[str, ...] = ("normal", "tumour"), task: str = "binary", kind: str = "slide_transformer"
-) -> SlideTransformer:
+def network(outputs: int = 1, kind: str = "slide_transformer") -> Aggregator:
     torch.manual_seed(0)
-    made = SlideTransformer(AggregatorConfig(DIM, classes, task, width=32, depth=1, kind=kind)).eval()
+    made = make_aggregator(AggregatorConfig(DIM, outputs, width=32, depth=1, kind=kind)).eval()
     with torch.no_grad():  # branches at full strength, or a fault in them would hide behind the small start
         for name, parameter in made.named_parameters():
             if ".scale." in name:
@@ -30,30 +27,61 @@ def bag(tiles: int = 600, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(tiles, DIM, generator=chance), torch.stack([place % 40, place // 40], -1).double() * PITCH
 
 
-def slide_features(tiles: int = 50) -> SlideFeatures:
-    features, xy = bag(tiles)
-    recipe = {"encoder": {"encoder": "e", "weights_sha256": "w", "dim": DIM, "tile_px": 96}, "tiles": {"mpp": 1.0}}
-    attributes = {"mpp_x": 1.0, "mpp_y": 1.0, "tile_l0": [96.0, 96.0], "stride_l0": [96.0, 96.0], "mpp": 1.0, "recipe": recipe}
-    verdict = np.zeros(tiles, np.uint8)
-    verdict[7] = Verdict.UNREADABLE
-    values = features.numpy().astype(np.float16)
-    values[7] = np.nan
-    return SlideFeatures("s", values, xy.numpy().astype(np.int64), np.ones(tiles, np.float32), verdict, attributes)
+KINDS = ["slide_transformer", "mean", "abmil", "clam_sb", "transformer", "transmil"]
 
 
-@pytest.mark.parametrize("kind", ["slide_transformer", "abmil", "mean"])
-def test_the_tiles_add_up_to_the_answer(kind: str) -> None:
-    answer = network(kind=kind).predict(slide_features())
-    assert np.nansum(answer.contributions, 0) + answer.bias == pytest.approx(answer.logits, abs=1e-5)
-    assert np.nansum(answer.attention) == pytest.approx(1, abs=1e-5)
-    assert answer.probabilities.sum() == pytest.approx(1)
+def made(kind: str, outputs: int = 1) -> Aggregator:
+    if kind not in ("slide_transformer", "mean"):
+        pytest.importorskip("torchmil", reason="the baselines come from torchmil")
+    return network(outputs, kind)
 
 
-def test_tiles_that_were_not_read_have_no_score_and_no_influence() -> None:
-    slide = slide_features()
-    answer = network().predict(slide)
-    assert np.isnan(answer.tile_scores[7]).all()
-    assert np.isfinite(np.delete(answer.tile_scores, 7, 0)).all()
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_the_tiles_add_up_to_the_answer(kind: str, outputs: int) -> None:
+    features, xy = bag(90)
+    with torch.inference_mode():
+        found = made(kind, outputs)(features, xy, PITCH)
+    assert found.logits.shape == (outputs,)
+    assert found.evidence.shape == (90, outputs)
+    if kind == "transmil":
+        assert found.evidence.isnan().all()
+        return
+    assert float(found.attention.sum()) == pytest.approx(1, abs=1e-5)
+    total = (found.attention[:, None] * found.evidence).sum(0) + found.bias
+    assert torch.allclose(total, found.logits, atol=1e-5)
+
+
+def test_windows_are_packed_and_no_tile_is_lost() -> None:
+    _, xy = bag(600)
+    place = (xy / PITCH).long()
+    layout = WindowLayout(place[:, 0], place[:, 1], 8)
+    held = torch.cat([index[filled] for index, filled in layout.parts])
+    assert sorted(held.tolist()) == list(range(600))
+    for index, filled in layout.parts:
+        for tiles, there in zip(index, filled, strict=True):
+            windows = (place[tiles[there]] + 8) // 16
+            assert len(torch.unique(windows, dim=0)) == 1
+
+
+def test_packing_does_not_change_attention() -> None:
+    """Against attention written down plainly: softmax of similarity and distance over the tiles of the same window."""
+    net = network()
+    _, xy = bag(300)
+    attention = net.blocks[0].window
+    tokens = torch.randn(300, 32)
+    place = (xy / PITCH).long()
+    layout = WindowLayout(place[:, 0], place[:, 1], 0)
+    with torch.inference_mode():
+        found = attention(tokens, layout, xy.float())
+        q, k, v = split_heads(attention.qkv(attention.norm(tokens)), attention.heads).permute(1, 2, 0, 3)
+        away = torch.cdist(xy.float(), xy.float()) / 100
+        reach = attention.log_reach.exp()[:, None, None]
+        strength = q @ k.transpose(1, 2) / 8**0.5 - away**2 / (2 * reach**2)
+        together = layout.window[:, None] == layout.window[None]
+        weights = strength.masked_fill(~together, -torch.inf).softmax(-1)
+        wanted = attention.out((weights @ v).transpose(0, 1).flatten(1))
+    assert torch.allclose(found, wanted, atol=1e-4)
 
 
 def test_order_and_origin_of_the_tiles_do_not_matter() -> None:
@@ -113,41 +141,28 @@ def test_every_parameter_learns() -> None:
     assert silent == []
 
 
-@pytest.mark.parametrize(("task", "total"), [("multiclass", 1.0), ("multilabel", None)])
-def test_more_than_two_classes(task: str, total: float | None) -> None:
-    answer = network(("a", "b", "c"), task).predict(slide_features())
-    assert answer.probabilities.shape == (3,)
-    assert answer.tile_scores.shape == (50, 3)
-    if total is not None:
-        assert answer.probabilities.sum() == pytest.approx(total)
+def test_a_large_bag_recomputed_in_training_gives_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, (features, xy) = network(), bag(400)
+    found = []
+    for limit in (10_000, 1):
+        monkeypatch.setattr(aggregator, "RECOMPUTE_TILES", limit)
+        monkeypatch.setattr(aggregator, "WINDOWS_AT_ONCE", 2 if limit == 1 else 32)
+        net.zero_grad()
+        net(features, xy, PITCH).logits.sum().backward()
+        found.append({name: p.grad.clone() for name, p in net.named_parameters()})
+    for name, gradient in found[0].items():
+        assert torch.allclose(gradient, found[1][name], atol=1e-4), name
 
 
-def card(**changes: object) -> dict[str, object]:
-    return {"encoder": {"encoder": "e", "weights_sha256": "w", "dim": DIM, "tile_px": 96, "mpp": 1.0, **changes}}
+def test_half_precision_hardly_changes_the_answer() -> None:
+    net, (features, xy) = network(), bag(300)
+    with torch.inference_mode():
+        full = net(features, xy, PITCH).logits
+        with torch.autocast("cpu", torch.bfloat16):
+            half = net(features, xy, PITCH).logits
+    assert torch.allclose(full, half.float(), atol=0.05)
 
 
-def test_a_model_is_saved_and_loaded_whole(tmp_path: Path) -> None:
-    net = network()
-    save_model(tmp_path / "m", net, card())
-    slide = slide_features()
-    assert np.array_equal(load_model(tmp_path / "m").predict(slide).logits, net.predict(slide).logits)
-
-
-@pytest.mark.parametrize(("key", "value"), [("encoder", "other"), ("weights_sha256", "other"), ("mpp", 0.5), ("tile_px", 224)])
-def test_features_the_model_was_not_trained_on_are_refused_and_both_named(tmp_path: Path, key: str, value: object) -> None:
-    save_model(tmp_path / "m", network(), card(**{key: value}))
-    with pytest.raises(SettingsError, match=rf"'m' was trained on features with {key} = {value}, and these have"):
-        load_model(tmp_path / "m").predict(slide_features())
-
-
-def test_swapped_weights_are_noticed(tmp_path: Path) -> None:
-    save_model(tmp_path / "m", network(), card())
-    described = json.loads((tmp_path / "m" / "model.json").read_text())
-    (tmp_path / "m" / "model.json").write_text(json.dumps({**described, "weights_sha256": "0" * 64}))
-    with pytest.raises(WeightsError, match="its SHA-256 is not the one in model.json"):
-        load_model(tmp_path / "m")
-
-
-def test_a_folder_without_a_model_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"model.json is missing.*pathovit train"):
-        load_model(tmp_path)
+def test_an_unknown_kind_names_those_there_are() -> None:
+    with pytest.raises(SettingsError, match="'gcn' is unknown. Use slide_transformer, mean, abmil"):
+        network(kind="gcn")

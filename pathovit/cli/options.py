@@ -39,6 +39,10 @@ MaxUpsampling = Annotated[
     float | None, typer.Option("--max-upsampling", help="Accept slides coarser than the tiles by this factor.  [default: 1.1]")
 ]
 MaxTiles = Annotated[int | None, typer.Option("--max-tiles", help="At most so many tiles per slide, spread evenly: for trials.")]
+ErrorRate = Annotated[
+    float | None,
+    typer.Option("--error-rate", help="Share of answers that may be wrong; else the answer is unsure.  [default: 0.1]"),
+]
 Precision = Annotated[str | None, typer.Option("--precision", help="auto, fp32 or bf16.  [default: auto]")]
 BatchTiles = Annotated[int | None, typer.Option("--batch-tiles", help="Tiles in one pass of the encoder.  [default: 64]")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.  [default: auto]")]
@@ -62,6 +66,8 @@ HOMES = {
     "max_upsampling": ("tiles", "max_upsampling"),
     "model": ("heatmap", "model"),
     "hot_score": ("heatmap", "hot_score"),
+    "error_rate": ("answer", "error_rate"),
+    "check": ("heatmap", "check"),
     "workers": ("run", "workers"),
     "readers": ("run", "readers"),
     "device": ("run", "device"),

@@ -20,21 +20,25 @@ ModelFolder = Annotated[str, typer.Option("--model", help="Model folder; the bun
 
 
 @app.command()
-def predict(features: Features, model: ModelFolder = "reference", as_json: options.Json = False) -> None:
+def predict(
+    features: Features, model: ModelFolder = "reference", error_rate: options.ErrorRate = None, as_json: options.Json = False
+) -> None:
     """Slide-level answers from stored features, as CSV on stdout; slides themselves are not needed."""
-    from pathovit.aggregator import load_model
     from pathovit.report import done_slides
+    from pathovit.slide_model import load_model
     from pathovit.store import FeatureStore
 
     sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
+    settings = options.merge_settings(None, error_rate=error_rate)
     loaded = load_model(model)
     rows: list[dict[str, Any]] = []
     for done in done_slides(features):
         slide_id = done["slide"]["slide_id"]
         slide = FeatureStore(features / "slides" / slide_id, Path(done["slide"]["file"])).read(slide_id)
-        answer = loaded.predict(slide)
-        chances = {f"prob_{name}": round(float(p), 6) for name, p in zip(answer.classes, answer.probabilities, strict=True)}
-        rows.append({"slide_id": slide_id, **chances, "tiles": int(slide.ok.sum())})
+        answer = loaded.predict(slide, settings.answer.error_rate)
+        numbers = {name: round(value, 6) for name, value in answer.columns().items()}
+        novelty = round(answer.novelty, 4)
+        rows.append({"slide_id": slide_id, "answer": answer.answer, **numbers, "novelty": novelty, "tiles": int(slide.ok.sum())})
     if not rows:
         raise NoSlidesError(f"{features}: no finished slide in it. Make some with: pathovit embed SLIDES --out {features}")
     if as_json:
@@ -63,6 +67,10 @@ def heatmap(
     mpp: options.Mpp = None,
     settings_file: options.SettingsFile = None,
     hot_score: Annotated[float | None, typer.Option("--hot-score", help="Outline regions at or above this score.")] = None,
+    error_rate: options.ErrorRate = None,
+    check: Annotated[
+        bool | None, typer.Option("--check", help="Measure whether the heatmap shows what the answer rests on (minutes a slide).")
+    ] = None,
 ) -> None:
     """Draw heatmaps and the report anew from stored features, e.g. with another model or threshold.
 
@@ -70,6 +78,8 @@ def heatmap(
     """
     from pathovit.cli.run import carry_out, match_model
 
-    settings = options.merge_settings(settings_file, last_settings(features), model=model, hot_score=hot_score)
+    settings = options.merge_settings(
+        settings_file, last_settings(features), model=model, hot_score=hot_score, error_rate=error_rate, check=check
+    )
     settings, folder = match_model(settings, encoder_given=True, model_given=model is not None)
     sys.exit(carry_out(options.find_jobs(slides, mpp, manifest), features, settings, folder, False, False))

@@ -101,7 +101,7 @@ def outcome(state: SlideState) -> str:
         return state.reason or "done already"
     assert state.done
     answer = state.done["prediction"]
-    text = f"{answer['classes'][-1]} {answer['probabilities'][-1]:.3f}" if answer else "features stored"
+    text = answer["headline"] if answer else "features stored"
     text += f", {state.done['slide']['tiles']:,} tiles in {duration(state.seconds)}"
     if state.done["verdict"] != "ok":
         text = f"DEGRADED ({plain(state.done['reason'])}), {text}"

@@ -48,6 +48,7 @@ def run(
     hot_score: Annotated[
         float | None, typer.Option("--hot-score", help="Outline regions at or above this score.  [default: 0.5]")
     ] = None,
+    error_rate: options.ErrorRate = None,
     precision: options.Precision = None,
     batch_tiles: options.BatchTiles = None,
     device: options.Device = None,
@@ -66,7 +67,7 @@ def run(
     """
     settings = options.merge_settings(
         settings_file, model=model, encoder=encoder, weights=weights, tile_px=tile_px, tile_mpp=tile_mpp,
-        min_coverage=min_coverage, max_upsampling=max_upsampling, max_tiles=max_tiles, hot_score=hot_score,
+        min_coverage=min_coverage, max_upsampling=max_upsampling, max_tiles=max_tiles, hot_score=hot_score, error_rate=error_rate,
         precision=precision, batch_tiles=batch_tiles, device=device, workers=workers, readers=readers,
         scheduler=scheduler, scheduler_file=scheduler_file,
     )  # fmt: skip
@@ -118,7 +119,8 @@ def match_model(settings: Settings, encoder_given: bool, model_given: bool) -> t
     A model brings the encoder and the tiles it was trained on, unless others were asked for; an encoder that no model
     was given for is run for its features alone.
     """
-    from pathovit.model_card import read_card
+    from pathovit.errors import SettingsError
+    from pathovit.model_card import NO_EVIDENCE, read_card
 
     if not model_given and settings.embed.encoder != REFERENCE:
         sys.stderr.write(
@@ -127,6 +129,11 @@ def match_model(settings: Settings, encoder_given: bool, model_given: bool) -> t
         )
         return settings, None
     folder, card = read_card(settings.heatmap.model)
+    if card["config"]["kind"] in NO_EVIDENCE:
+        raise SettingsError(
+            f"{settings.heatmap.model}: a {card['config']['kind']} model says nothing of single tiles, so there is no heatmap to draw. "
+            "Use it with predict and evaluate, or train a slide_transformer."
+        )
     trained = card["encoder"]
     if not encoder_given:
         settings = replace(settings, embed=replace(settings.embed, encoder=trained["encoder"]))

@@ -1,4 +1,4 @@
-"""pathovit train: stored features and a table of labels to a slide model."""
+"""pathovit train, evaluate, compare: a table of labels and stored features to a slide model, and how good it is."""
 
 from __future__ import annotations
 
@@ -6,54 +6,161 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pathovit import RESEARCH_USE
 from pathovit.cli import app, options
+from pathovit.errors import SettingsError
+from pathovit.model_card import SAID, read_card, say_metric
+
+if TYPE_CHECKING:
+    from pathovit.targets import Target
+
+Labels = Annotated[
+    Path,
+    typer.Argument(help="CSV with a column slide and those of the target; patient and split (train, validation, test) if known."),
+]
+FeatureFolder = Annotated[Path, typer.Option("--features", help="Folder that `pathovit embed` or `run` wrote.")]
 
 
 @app.command()
 def train(
-    labels: Annotated[
-        Path, typer.Argument(help="CSV with columns slide, label; patient and split (train, validation, test) if known.")
-    ],
-    features: Annotated[Path, typer.Option("--features", help="Folder that `pathovit embed` or `run` wrote.")] = Path("out"),
+    labels: Labels,
+    features: FeatureFolder = Path("out"),
     model: Annotated[Path, typer.Option("--model", "-o", help="Folder to write the model to.")] = Path("model"),
-    target: Annotated[str, typer.Option("--target", help="Column with the truth.")] = "label",
+    target: Annotated[
+        str, typer.Option("--target", help="Column with the truth; several, separated by commas: labels, or time and event.")
+    ] = "label",
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task", help="binary, multiclass, multilabel, regression or survival.  [default: what the columns look like]"
+        ),
+    ] = None,
     positive: Annotated[str | None, typer.Option("--positive", help="The positive label.  [default: last in order]")] = None,
-    kind: Annotated[str, typer.Option("--kind", help="slide_transformer, abmil or mean.")] = "slide_transformer",
+    folds: Annotated[
+        int | None, typer.Option("--folds", help="Cross-validate in so many folds, then fit on all patients.")
+    ] = None,
+    group: Annotated[str | None, typer.Option("--group", help="Column, e.g. the site, whose members stay in one part.")] = None,
+    kind: Annotated[
+        str, typer.Option("--kind", help="slide_transformer, or a yardstick: mean, abmil, clam_sb, transformer, transmil.")
+    ] = "slide_transformer",
     epochs: Annotated[int | None, typer.Option("--epochs", help="At most so many.")] = None,
+    precision: options.Precision = None,
+    device: options.Device = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is in the folder.")] = False,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     as_json: options.Json = False,
 ) -> None:
-    """Fit a slide model on stored features: patient-level split, early stopping, metrics on the held-out part."""
-    from pathovit.errors import SettingsError
-    from pathovit.manifest import read_manifest
-    from pathovit.training import TrainSettings
-    from pathovit.training import train as fit
+    """Fit a slide model on stored features: parts by patient, early stopping, calibration, metrics on patients held out.
 
-    if kind not in ("slide_transformer", "abmil", "mean"):
-        raise SettingsError(f"--kind {kind!r} is unknown. Use slide_transformer, abmil or mean.")
+    Run the same command again after an interruption: it goes on at the epoch where it stopped.
+    """
+    from pathovit.cohort import load_cohort
+    from pathovit.manifest import read_manifest
+    from pathovit.study import train_model
+    from pathovit.targets import read_target
+    from pathovit.training import TrainSettings
+
     if (model / "model.json").exists() and not overwrite:
         raise SettingsError(f"{model}: there is a model here already. Choose another --model, or replace it with --overwrite.")
-    settings = TrainSettings(kind=kind, seed=seed)
-    if epochs is not None:
-        settings = replace(settings, epochs=epochs)
+    given: dict[str, Any] = {"epochs": epochs, "precision": precision, "device": device}
+    settings = replace(TrainSettings(kind=kind, seed=seed), **{key: value for key, value in given.items() if value is not None})
     sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
-
-    def show(line: dict[str, float]) -> None:
-        sys.stderr.write(
-            f"epoch {line['epoch']:3.0f}  train loss {line['train_loss']:.4f}  validation loss {line['loss']:.4f}  AUROC {line['auroc']:.4f}\n"
-        )
-
-    card = fit(read_manifest(labels), features, model, target, positive, settings, show)
+    rows = read_manifest(labels)
+    asked = read_target(rows, [name.strip() for name in target.split(",")], task, positive)
+    cohort = load_cohort(rows, asked, features, group)
+    sys.stderr.write(f"{asked.task} target: {', '.join(asked.classes)}; {len(cohort.bags)} patients\n")
+    card = train_model(cohort, model, settings, folds, show_epoch, lambda text: print(text, file=sys.stderr))
     if as_json:
         typer.echo(json.dumps(card, indent=1))
+    if card["cross_validation"]:
+        _show_metrics(f"{folds}-fold cross-validation", card["cross_validation"])
     for part, found in card["metrics"].items():
-        m = found["auroc"]
-        between = f"95 % interval {m['low']} to {m['high']}" if m["low"] is not None else "too few for an interval, or to rely on"
-        sys.stderr.write(f"{part}: AUROC {m['value']}, {found['patients']} patients ({between})\n")
-    sys.stderr.write(f"Model: {model}   (use it with: pathovit run --model {model})\n")
+        _show_metrics(part, found)
+    sys.stderr.write(f"Model card: {model / 'MODEL_CARD.md'}   (use the model with: pathovit run --model {model})\n")
+
+
+def show_epoch(line: dict[str, float]) -> None:
+    """One line of progress."""
+    name, value = next((name, value) for name, value in line.items() if name in SAID)
+    sys.stderr.write(
+        f"epoch {line['epoch']:3.0f}  train loss {line['train_loss']:.4f}  validation loss {line['loss']:.4f}  {SAID[name]} {value:.4f}\n"
+    )
+
+
+def _show_metrics(part: str, found: dict[str, Any]) -> None:
+    sys.stderr.write(f"\n{part}, {found['patients']} patients (95 % interval)\n")
+    for name, metric in found.items():
+        if name in SAID:
+            sys.stderr.write(f"  {SAID[name]:32} {say_metric(metric)}\n")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Model folder.")],
+    labels: Labels,
+    features: FeatureFolder = Path("out"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for predictions.csv, evaluation.json, evaluation.png.")] = Path(
+        "evaluation"
+    ),
+    split: Annotated[str | None, typer.Option("--split", help="Only patients of this part of the table's split column.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Judge a slide model on patients with known labels: metrics with intervals, pictures, predictions."""
+    from pathovit.cohort import load_cohort
+    from pathovit.manifest import read_manifest
+    from pathovit.study import evaluate_model
+
+    sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
+    cohort = load_cohort(read_manifest(labels), _target_of(read_card(model)[1]), features)
+    found = evaluate_model(model, cohort, out, split)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+    _show_metrics(found["model"], found["metrics"])
+    if found["abstention"]:
+        sys.stderr.write(
+            f"  unsure at an error rate of 0.1: {found['abstention']['unsure']:.1%}; truth covered {found['abstention']['coverage']:.1%}\n"
+        )
+    if found["patients_it_learned_from"]:
+        sys.stderr.write(
+            f"pathovit: the model learned from {found['patients_it_learned_from']} of these patients; its figures on them say little. Use --split test.\n"
+        )
+    sys.stderr.write(f"Pictures and predictions: {out}\n")
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="Folder that `pathovit evaluate` wrote.")],
+    b: Annotated[Path, typer.Argument(help="Another one, of the same patients.")],
+    as_json: options.Json = False,
+) -> None:
+    """Two models on the same patients: the difference of every metric with its interval and p-value (paired bootstrap)."""
+    from pathovit.evaluation import compare as compare_answers
+    from pathovit.evaluation import read_answers
+
+    cards = []
+    for folder in (a, b):
+        try:
+            cards.append(json.loads((folder / "evaluation.json").read_text("utf-8")))
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"{folder}: not a folder that `pathovit evaluate` wrote ({error}).") from error
+    answers = [read_answers(folder / "predictions.csv", _target_of(card)) for folder, card in zip((a, b), cards, strict=True)]
+    found = compare_answers(answers[0], answers[1])
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    typer.echo(f"{next(iter(found.values()))['patients']:.0f} patients; a = {cards[0]['model']}, b = {cards[1]['model']}")
+    for name, line in found.items():
+        typer.echo(
+            f"{SAID[name]:32} a {line['a']}  b {line['b']}  b - a {line['difference']} ({line['low']} to {line['high']})  p = {line['p_value']}"
+        )
+
+
+def _target_of(card: dict[str, Any]) -> Target:
+    from pathovit.targets import Target
+
+    asked = card["target"]
+    return Target(asked["task"], tuple(asked["columns"]), tuple(asked["classes"]))

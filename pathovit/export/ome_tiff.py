@@ -20,11 +20,12 @@ def write_ome_tiff(path: Path, heatmap: Heatmap) -> None:
     """Write a heatmap. Its first pixel begins at the corner of the scanned bounds, where QuPath's view begins."""
     import tifffile
 
-    pyramid = [heatmap.layers]
+    names = [*heatmap.names, "unread"]
+    pyramid = [np.concatenate([heatmap.layers, heatmap.unread[None].astype(np.float32)])]
     while max(pyramid[-1].shape[1:]) >= 2 * SMALLEST_PX:
         pyramid.append(halve(pyramid[-1]))
     width_um, height_um = heatmap.cell_um
-    layers = len(heatmap.names)
+    layers = len(names)
     metadata = {
         "axes": "CYX",
         "Name": "pathovit heatmap",
@@ -33,7 +34,7 @@ def write_ome_tiff(path: Path, heatmap: Heatmap) -> None:
         "PhysicalSizeXUnit": "µm",
         "PhysicalSizeY": height_um,
         "PhysicalSizeYUnit": "µm",
-        "Channel": {"Name": list(heatmap.names)},
+        "Channel": {"Name": names},
         "Plane": {
             "PositionX": [heatmap.origin[0] * heatmap.mpp[0]] * layers,
             "PositionXUnit": ["µm"] * layers,

@@ -29,7 +29,7 @@ def write_geojson(
     path: Path,
     slide: SlideFeatures,
     scores: NDArray[np.float32],
-    attention: NDArray[np.float32],
+    layers: dict[str, NDArray[np.float32]],
     name: str,
     *,
     hot_score: float,
@@ -39,14 +39,15 @@ def write_geojson(
 
     Parameters
     ----------
-    scores, attention : (N,), NaN where a tile was not read
+    scores : (N,), NaN where a tile was not read
+    layers : further measurements (N,) of tiles, by name
     name : the class the scores speak of
     """
     offset = np.asarray(slide.attributes["bounds"][:2]) if slide.attributes["has_bounds"] else np.zeros(2)
     squares = box(*(tile_edges(slide) - np.tile(offset, 2)).T)
     features: list[dict[str, Any]] = []
     if len(slide.xy) <= max_tiles:
-        features += _tiles(slide, squares, scores, attention, name)
+        features += _tiles(slide, squares, scores, layers, name)
     else:
         features += _bands(squares, scores, name)
     bad = np.isin(slide.verdict, (Verdict.MISSING, Verdict.UNREADABLE))
@@ -77,10 +78,11 @@ def tile_edges(slide: SlideFeatures) -> NDArray[np.float64]:
 
 
 def _tiles(
-    slide: SlideFeatures, squares: NDArray[Any], scores: NDArray[np.float32], attention: NDArray[np.float32], name: str
+    slide: SlideFeatures, squares: NDArray[Any], scores: NDArray[np.float32], layers: dict[str, NDArray[np.float32]], name: str
 ) -> Iterator[dict[str, Any]]:
     for index in np.flatnonzero(slide.ok):
-        numbers = {f"{name} score": float(scores[index]), "Attention": float(attention[index])}
+        numbers = {f"{name} score": float(scores[index])}
+        numbers |= {layer: float(values[index]) for layer, values in layers.items() if np.isfinite(values[index])}
         yield _feature(slide.slide_id, squares[index], "tile", None, None, numbers)
 
 

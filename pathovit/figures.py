@@ -1,0 +1,135 @@
+"""Pictures of training and evaluation. The one door to matplotlib besides the slide overview."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pathovit import RESEARCH_USE
+from pathovit.evaluation import CALIBRATION_BINS, Answers, lifelines
+from pathovit.store import write_atomically
+
+MODEL, FAINT, SECOND = "#24507a", "#9aa5b1", "#c0562f"
+MAX_CURVES = 8
+
+
+def training_curves(path: Path, history: Sequence[dict[str, float]], best_epoch: int, title: str) -> None:
+    """Loss of both parts and the main metric of the validation part, by epoch."""
+    figure, (left, right) = _figure(1, 2, (9, 3.6), title)
+    metric = next(name for name in history[0] if name not in ("epoch", "train_loss", "loss"))
+    epochs = [line["epoch"] for line in history]
+    left.plot(epochs, [line["train_loss"] for line in history], color=FAINT, label="train")
+    left.plot(epochs, [line["loss"] for line in history], color=MODEL, label="validation")
+    right.plot(epochs, [line[metric] for line in history], color=MODEL, label="validation")
+    for axes, name in ((left, "loss"), (right, metric.replace("_", " "))):
+        axes.axvline(best_epoch, color=SECOND, linestyle=":", label="kept")
+        axes.set(xlabel="epoch", ylabel=name)
+        axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def evaluation_picture(path: Path, answers: Answers, found: dict[str, Any], title: str) -> None:
+    """ROC, precision-recall and calibration for classes; Kaplan-Meier for survival; predicted against true for numbers."""
+    if answers.target.is_classification:
+        figure, (roc, pr, calibration) = _figure(1, 3, (13, 4.3), title)
+        _roc(roc, answers, found)
+        _precision_recall(pr, answers, found)
+        _calibration(calibration, answers, found)
+    elif answers.target.task == "survival":
+        figure, (axes,) = _figure(1, 1, (6.5, 4.6), title)
+        _kaplan_meier(axes, answers, found)
+    else:
+        figure, (axes,) = _figure(1, 1, (5, 4.8), title)
+        axes.scatter(answers.truth[:, 0], answers.values[:, 0], s=14, color=MODEL, alpha=0.7, linewidths=0)
+        ends = [float(min(answers.truth.min(), answers.values.min())), float(max(answers.truth.max(), answers.values.max()))]
+        axes.plot(ends, ends, color=FAINT, linestyle=":")
+        axes.set(
+            xlabel=f"true {answers.target.columns[0]}",
+            ylabel="predicted",
+            title=f"MAE {said(found['mae'])}\nR2 {said(found['r2'])}",
+        )
+    _save(figure, path)
+
+
+def said(metric: dict[str, float | None]) -> str:
+    """A metric with its interval, as text."""
+    if metric["value"] is None:
+        return "not defined"
+    if metric["low"] is None:
+        return f"{metric['value']:.3f}"
+    return f"{metric['value']:.3f} ({metric['low']:.3f} to {metric['high']:.3f})"
+
+
+def _roc(axes: Any, answers: Answers, found: dict[str, Any]) -> None:
+    from sklearn.metrics import roc_curve
+
+    for name, truth, chance in answers.one_vs_rest()[:MAX_CURVES]:
+        if 0 < truth.sum() < len(truth):
+            false, true, _ = roc_curve(truth, chance)
+            axes.plot(false, true, label=name, **_line(answers))
+    axes.plot([0, 1], [0, 1], color=FAINT, linestyle=":")
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=f"AUROC {said(found['auroc'])}")
+    axes.legend(frameon=False, loc="lower right")
+
+
+def _precision_recall(axes: Any, answers: Answers, found: dict[str, Any]) -> None:
+    from sklearn.metrics import precision_recall_curve
+
+    for name, truth, chance in answers.one_vs_rest()[:MAX_CURVES]:
+        if 0 < truth.sum() < len(truth):
+            precision, recall, _ = precision_recall_curve(truth, chance)
+            axes.plot(recall, precision, label=name, **_line(answers))
+    axes.set(xlabel="sensitivity (recall)", ylabel="precision", ylim=(0, 1.02), title=f"AUPRC {said(found['auprc'])}")
+
+
+def _calibration(axes: Any, answers: Answers, found: dict[str, Any]) -> None:
+    """Dots as large as the patients they stand for."""
+    axes.plot([0, 1], [0, 1], color=FAINT, linestyle=":")
+    for name, truth, chance in answers.one_vs_rest()[:MAX_CURVES]:
+        bins = np.minimum((chance * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+        filled = np.unique(bins)
+        x = [chance[bins == b].mean() for b in filled]
+        y = [truth[bins == b].mean() for b in filled]
+        size = [20 + 300 * (bins == b).mean() for b in filled]
+        drawn = axes.plot(x, y, label=name, **_line(answers))
+        axes.scatter(x, y, s=size, color=drawn[0].get_color(), alpha=0.5, linewidths=0)
+    axes.set(xlabel="probability", ylabel="frequency", title=f"calibration error {said(found['ece'])}")
+
+
+def _line(answers: Answers) -> dict[str, Any]:
+    return {"color": MODEL} if answers.target.task == "binary" else {}
+
+
+def _kaplan_meier(axes: Any, answers: Answers, found: dict[str, Any]) -> None:
+    """Patients above and below the median risk."""
+    fitter = lifelines("fitters.kaplan_meier_fitter").KaplanMeierFitter
+    high = answers.values[:, 0] > np.median(answers.values[:, 0])
+    for name, chosen, colour in (("lower risk", ~high, MODEL), ("higher risk", high, SECOND)):
+        if chosen.any():
+            curve = fitter().fit(answers.truth[chosen, 0], answers.truth[chosen, 1], label=f"{name}, {chosen.sum()} patients")
+            curve.plot_survival_function(ax=axes, color=colour, show_censors=True, censor_styles={"ms": 4, "marker": "|"})
+    axes.set(xlabel=answers.target.columns[0], ylabel="without event", ylim=(0, 1.02), title=f"C-index {said(found['c_index'])}")
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float], title: str) -> tuple[Any, list[Any]]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=11, parse_math=False)
+    figure.supxlabel(RESEARCH_USE, fontsize=8)
+    return figure, panels
+
+
+def _save(figure: Any, path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": "pathovit", "Comment": RESEARCH_USE})
+    write_atomically(path, buffer.getvalue())

@@ -1,0 +1,252 @@
+"""SlideModel: a trained aggregator with what it knows about itself; SlideFeatures to SlidePrediction."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pathovit.aggregator import Aggregator, AggregatorConfig
+from pathovit.baselines import make_aggregator
+from pathovit.calibration import Calibration, margins, measured_interval, possible_answers, probabilities, questions
+from pathovit.encoders.weights import file_sha256, read_safetensors
+from pathovit.errors import SettingsError, WeightsError
+from pathovit.evaluation import answer_columns
+from pathovit.features import SlideFeatures
+from pathovit.model_card import read_card
+from pathovit.novelty import Novelty
+from pathovit.targets import Target
+
+Floats = NDArray[np.float64]
+UNSURE = "unsure"
+DEFAULT_ERROR_RATE = 0.1
+
+
+@dataclass(frozen=True)
+class SlidePrediction:
+    """The answer for a slide. Tile rows are in grid order; rows that were not read hold NaN.
+
+    All logits, evidence and contributions are calibrated: divided by the model's temperature.
+    """
+
+    slide_id: str
+    target: Target
+    answer: str  # a class, several, "unsure", or a number
+    possible: tuple[tuple[str, ...], ...]  # of each question, the options that cannot be ruled out
+    probabilities: NDArray[np.float32]  # (classes,); empty for a target without classes
+    value: float | None  # a measurement or a risk; None for a target with classes
+    interval: tuple[float, float] | None  # of a measurement
+    tile_scores: NDArray[np.float32]  # (N, C) in [0, 1]; 0.5 is the evidence that patients without the class hardly ever reach
+    attention: NDArray[np.float32]  # (N,), sums to 1 over the tiles that were read
+    contributions: NDArray[np.float32]  # (N, C), attention x evidence; their sum plus the bias is the logit
+    logits: NDArray[np.float32]  # (C,)
+    bias: NDArray[np.float32]  # (C,)
+    novelty: float  # above 1: stranger than 95 % of the cohort's own slides
+    tile_novelty: NDArray[np.float32]  # (N,); above 1: stranger than 95 % of the cohort's own tiles
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.target.classes
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """Classes that `tile_scores` has columns for."""
+        return self.target.score_names
+
+    @property
+    def unsure(self) -> bool:
+        return self.answer == UNSURE
+
+    @property
+    def strange(self) -> bool:
+        return self.novelty > 1
+
+    @property
+    def headline(self) -> str:
+        """The answer in a few words."""
+        if self.value is not None:
+            name = self.target.columns[0] if self.target.task == "regression" else "risk"
+            between = f" ({self.interval[0]:.4g} to {self.interval[1]:.4g})" if self.interval else ""
+            return f"{name}: {self.value:.4g}{between}"
+        if self.target.task == "binary":
+            chance = f"{self.classes[1]}: {self.probabilities[1]:.3f}"
+            return f"{chance} (unsure)" if self.unsure else chance
+        top = int(self.probabilities.argmax())
+        return f"{self.answer}; {self.classes[top]}: {self.probabilities[top]:.3f}"
+
+    def columns(self) -> dict[str, float]:
+        """The numbers of the answer, as columns of predictions.csv."""
+        values = [float(p) for p in self.probabilities] if self.value is None else [self.value]
+        return dict(zip(answer_columns(self.target), values, strict=True))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What slide.json keeps of it."""
+        return {
+            "headline": self.headline,
+            "answer": self.answer,
+            "columns": self.columns(),
+            "possible": [list(options) for options in self.possible],
+            "classes": list(self.classes),
+            "probabilities": [float(p) for p in self.probabilities],
+            "interval": None if self.interval is None else [v if np.isfinite(v) else None for v in self.interval],
+            "novelty": round(self.novelty, 4),
+            "strange": self.strange,
+        }
+
+
+@dataclass(frozen=True)
+class SlideModel:
+    """A trained slide model with its card: what it was made for, from what, and how well it does."""
+
+    network: Aggregator
+    target: Target
+    calibration: Calibration
+    novelty: Novelty | None
+    card: dict[str, Any]
+    sha256: str
+    name: str = ""
+
+    @property
+    def encoder(self) -> dict[str, Any]:
+        return dict(self.card["encoder"])
+
+    def check(self, recipe: dict[str, Any]) -> None:
+        """Refuse features of another recipe than the model was trained on; before they are made, best of all."""
+        check_recipe(self.encoder, recipe, self.name)
+
+    def predict(self, slide: SlideFeatures, error_rate: float = DEFAULT_ERROR_RATE) -> SlidePrediction:
+        """The slide's answer and every tile's share in it.
+
+        Parameters
+        ----------
+        error_rate : share of slides for which the answer may be wrong; what cannot be said at that rate is "unsure"
+
+        Raises
+        ------
+        SettingsError : the features come from another encoder, other weights, or other tiles than the model was trained on
+        """
+        self.check(slide.attributes["recipe"])
+        ok = slide.ok
+        if not ok.any():
+            raise SettingsError(f"{slide.slide_id}: not one of its tiles could be read.")
+        features = slide.features[ok].astype(np.float32)
+        with torch.inference_mode():
+            found = self.network(torch.from_numpy(features), torch.from_numpy(slide.centres_um()[ok]), slide.pitch_um)
+        logits, bias = (t.detach().numpy().astype(np.float64) / self.calibration.temperature for t in (found.logits, found.bias))
+        evidence = found.evidence.numpy().astype(np.float64) / self.calibration.temperature
+        attention = found.attention.numpy()
+        chances = probabilities(self.target, logits)
+        value, interval = self._measured(logits, error_rate)
+        possible = tuple(possible_answers(self.target, self.calibration, chances, error_rate))
+        strangeness = self.novelty.tiles(features) if self.novelty else np.full(len(features), np.nan)
+        return SlidePrediction(
+            slide_id=slide.slide_id,
+            target=self.target,
+            answer=self._answer(possible, value),
+            possible=possible,
+            probabilities=chances.astype(np.float32),
+            value=value,
+            interval=interval,
+            tile_scores=_spread(self.tile_scores(evidence + bias), ok),
+            attention=_spread(attention[:, None], ok)[:, 0],
+            contributions=_spread(attention[:, None] * evidence, ok),
+            logits=logits.astype(np.float32),
+            bias=bias.astype(np.float32),
+            novelty=self.novelty.slide(features) if self.novelty else float("nan"),
+            tile_novelty=_spread(strangeness[:, None], ok)[:, 0],
+        )
+
+    def tile_scores(self, evidence: Floats) -> Floats:
+        """(N, C) calibrated evidence plus bias to scores in [0, 1], on one scale for all slides."""
+        with np.errstate(over="ignore"):
+            return np.asarray(1 / (1 + np.exp(np.asarray(self.calibration.hot) - margins(self.target, evidence))))
+
+    def _measured(self, logits: Floats, error_rate: float) -> tuple[float | None, tuple[float, float] | None]:
+        if self.target.is_classification:
+            return None, None
+        value = float(logits[0] * self.calibration.scale + self.calibration.centre)
+        return value, measured_interval(
+            self.calibration, float(logits[0]), error_rate
+        ) if self.target.task == "regression" else None
+
+    def _answer(self, possible: tuple[tuple[str, ...], ...], value: float | None) -> str:
+        if value is not None:
+            return f"{value:.4g}"
+        if any(len(options) != 1 for options in possible):
+            return UNSURE
+        if self.target.task == "multilabel":
+            return ", ".join(o[0] for o, q in zip(possible, questions(self.target), strict=True) if o[0] == q[1]) or "none"
+        return possible[0][0]
+
+
+def _spread(values: Floats | NDArray[np.float32], ok: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """(n, C) of the read tiles to (N, C) of all, NaN elsewhere."""
+    full = np.full((len(ok), values.shape[1]), np.nan, np.float32)
+    full[ok] = values
+    return full
+
+
+def check_recipe(trained: dict[str, Any], recipe: dict[str, Any], model: str) -> None:
+    """Refuse features the model was not trained on, naming both."""
+    found = {**recipe["encoder"], "mpp": recipe["tiles"]["mpp"]}
+    for key in ("encoder", "weights_sha256", "dim", "tile_px", "mpp"):
+        if trained[key] != found[key]:
+            raise SettingsError(
+                f"Model {model!r} was trained on features with {key} = {trained[key]}, and these have {found[key]}. "
+                f"Embed the slides with --encoder {trained['encoder']}, or train a model on these features."
+            )
+
+
+def load_model(folder: str | Path) -> SlideModel:
+    """A slide model from its folder (model.safetensors, model.json); "reference" is the bundled one."""
+    path, card = read_card(folder)
+    weights_path = path / "model.safetensors"
+    try:
+        config = AggregatorConfig(**card["config"])
+        asked = card["target"]
+        target = Target(asked["task"], tuple(asked["columns"]), tuple(asked["classes"]))
+        calibration = Calibration.from_dict(card["calibration"])
+    except (KeyError, TypeError) as error:
+        raise WeightsError(f"{path / 'model.json'}: of another version ({error}). Train the model again.") from error
+    network = make_aggregator(config)
+    tensors = read_safetensors(weights_path)
+    digest = file_sha256(weights_path)
+    if digest != card["weights_sha256"]:
+        raise WeightsError(
+            f"{weights_path}: its SHA-256 is not the one in model.json; one of the two was changed. Train the model again."
+        )
+    novelty = Novelty.from_tensors(
+        {k.removeprefix("novelty."): v.numpy() for k, v in tensors.items() if k.startswith("novelty.")}
+    )
+    try:
+        network.load_state_dict({k: v for k, v in tensors.items() if not k.startswith("novelty.")})
+    except RuntimeError as error:
+        raise WeightsError(f"{weights_path}: does not fit model.json ({str(error).splitlines()[0]}).") from error
+    return SlideModel(network.eval(), target, calibration, novelty, card, digest, path.name)
+
+
+def save_model(folder: Path, model: SlideModel) -> SlideModel:
+    """Write model.safetensors and model.json; the card gets configuration, target, calibration and the weights' digest."""
+    from safetensors.torch import save
+
+    from pathovit.store import to_json, write_atomically
+
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / "model.safetensors"
+    tensors = dict(model.network.state_dict())
+    if model.novelty:
+        tensors |= {f"novelty.{name}": torch.from_numpy(values) for name, values in model.novelty.tensors().items()}
+    write_atomically(weights, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    known = {
+        "config": asdict(model.network.config),
+        "target": asdict(model.target),
+        "calibration": model.calibration.to_dict(),
+        "weights_sha256": file_sha256(weights),
+    }
+    card = {**known, **model.card}
+    write_atomically(folder / "model.json", to_json(card))
+    return replace(model, card=card, sha256=card["weights_sha256"], name=folder.name)

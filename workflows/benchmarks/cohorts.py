@@ -1,0 +1,318 @@
+"""Cohorts of slides with known truth from labelled real tissue: lymph node (PatchCamelyon) and breast (IDC).
+
+python workflows/benchmarks/cohorts.py --data DATA --work WORK [--cohort lymph breast] [--seed 0]
+
+Each slide is a tissue-shaped mosaic of real tiles at their real pixel size, saved as a tiled JPEG pyramid. Tumour tiles
+lie together in one to three regions that cover 0.5 % to 60 % of the tissue; every second slide has none. No patch (lymph)
+and no patient (breast) of one part occurs in another. Writes, under WORK/<cohort>/:
+
+    slides/*.tif, *.geojson    the slides, and the outline of their tumour
+    labels.csv                 train, validation and test slides: slide, label, split, patient, tumour_share
+    strange.csv                slides unlike the cohort (another stain, blur, foreign tissue), for validation and test
+    all.csv                    both, for `pathovit embed --manifest`
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+from pathovit.settings import TileSpec, TissueSettings
+from pathovit.slide import open_slide
+from pathovit.tiling import lay_grid, read_tile
+from pathovit.tissue import find_tissue
+
+Patch = NDArray[np.uint8]  # (side, side, 3)
+Pool = dict[int, list[Patch]]  # label -> patches
+
+SLIDES = {"train": 100, "validation": 60, "test": 100}
+STRANGE = {"validation": 8, "test": 24}  # slides of each kind of strangeness
+SHARES = (0.005, 0.6)  # of the tissue that is tumour
+JPEG_TILE_PX = 256
+GLASS = (243, 242, 244)
+PATCHES_A_SLIDE = {0: 80, 1: 40}  # drawn from the pool for each lymph node slide, so that slides differ
+PATIENTS_A_SLIDE = 4  # of each breast slide
+COMPLETE_SLIDE = "14082"  # this breast patient is a slide of its own
+FOREIGN = {  # atlas patients whose tissue is foreign to both cohorts
+    "validation": ("metaplasia", "crohn-colonoscopic-biopsy", "gallbladder-adenomyoma"),
+    "test": ("helicobacterpylori", "colon-submucosal-lipoma", "tubularadenoma-flat"),
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Labelled patches of one cohort: for each part, a function that draws the patches of one slide."""
+
+    name: str
+    patch_px: int
+    mpp: float
+    draw: dict[str, Callable[[np.random.Generator], Pool]]
+
+
+def lymph(data: Path) -> Source:
+    """PCam patches by part; what is equal to a patch of a later part is left out of the earlier one."""
+    tables = {
+        "test": [data / "pcam" / "test_labels.csv"],
+        "validation": [data / "pcam" / "validation_labels.csv"],
+        "train": [data / "pcam" / "train_labels.csv", data / "pcam_more" / "labels.csv"],
+    }
+    seen: set[bytes] = set()
+    draw = {}
+    for part, files in tables.items():
+        pool: Pool = {0: [], 1: []}
+        for table in files:
+            for image, label in read_labels(table):
+                if image.tobytes() not in seen:
+                    seen.add(image.tobytes())
+                    pool[label].append(image)
+        draw[part] = _some_patches(pool)
+    return Source("lymph", 96, 1.0, draw)
+
+
+def _some_patches(pool: Pool) -> Callable[[np.random.Generator], Pool]:
+    def draw(chance: np.random.Generator) -> Pool:
+        return {
+            label: [patches[i] for i in chance.permutation(len(patches))[: PATCHES_A_SLIDE[label]]]
+            for label, patches in pool.items()
+        }
+
+    return draw
+
+
+def read_labels(table: Path) -> list[tuple[Patch, int]]:
+    """(96, 96, 3) images and labels of one PCam table."""
+    files = {path.name: path for path in table.parent.rglob("*.png")}
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = {key.lower(): key for key in rows[0]}
+    name_key = next(names[key] for key in ("filename", "file", "image", "name", "id") if key in names)
+    label_key = next(names[key] for key in ("label", "class", "target") if key in names)
+    found = []
+    for row in rows:
+        name = Path(row[name_key]).name
+        path = files[name if name.endswith(".png") else f"{name}.png"]
+        found.append((np.asarray(Image.open(path).convert("RGB")), int(row[label_key])))
+    return found
+
+
+def breast(data: Path) -> Source:
+    """IDC patches by patient: half the patients train, a sixth validates, a third tests."""
+    patients: dict[str, Pool] = defaultdict(lambda: {0: [], 1: []})
+    with (data / "idc" / "labels.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            image = np.asarray(Image.open(data / "idc" / row["filename"]).convert("RGB"))
+            if row["patient"] != COMPLETE_SLIDE and image.shape == (50, 50, 3):
+                patients[row["patient"]][int(row["label"])].append(image)
+    order = sorted(patients, key=lambda name: (len(patients[name][1]), name))  # each part gets patients rich and poor in tumour
+    places = {"train": (0, 2, 4), "validation": (1,), "test": (3, 5)}
+    parts = {part: [name for i, name in enumerate(order) if i % 6 in sixths] for part, sixths in places.items()}
+    return Source("breast", 50, 4.0, {part: _some_patients([patients[n] for n in names]) for part, names in parts.items()})
+
+
+def _some_patients(pools: list[Pool]) -> Callable[[np.random.Generator], Pool]:
+    size = np.array([len(pool[0]) + len(pool[1]) for pool in pools], float)
+
+    def draw(chance: np.random.Generator) -> Pool:
+        while True:
+            chosen = chance.choice(len(pools), PATIENTS_A_SLIDE, replace=False, p=size / size.sum())
+            drawn = {label: [patch for i in chosen for patch in pools[i][label]] for label in (0, 1)}
+            if len(drawn[0]) >= 40 and len(drawn[1]) >= 10:
+                return drawn
+
+    return draw
+
+
+SOURCES = {"lymph": lymph, "breast": breast}
+
+
+def foreign(data: Path, source: Source, patients: tuple[str, ...]) -> Callable[[np.random.Generator], Pool]:
+    """Tiles of atlas slides of other organs, at the cohort's pixel size, standing in for normal tissue and for tumour."""
+    tiles: list[Patch] = []
+    spec = TileSpec(tile_px=source.patch_px, mpp=source.mpp, stride_px=source.patch_px, min_coverage=0.9)
+    with (data / "atlas" / "slides.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["patient"] in patients and row["file"].startswith("1mpp/")]
+    for row in rows:
+        mpp = None if row["mpp_known"] == "1" else float(row["mpp_assumed"])
+        with open_slide(data / "atlas" / row["file"], mpp) as slide:
+            grid = lay_grid(slide, find_tissue(slide, TissueSettings()), spec, 200)
+            tiles += [tile for index in range(len(grid)) if (tile := read_tile(slide, grid, index)) is not None]
+    return lambda chance: {label: [tiles[i] for i in chance.permutation(len(tiles))[:80]] for label in (0, 1)}
+
+
+def smooth_noise(shape: tuple[int, int], sigma: float, chance: np.random.Generator) -> NDArray[np.float64]:
+    noise = ndimage.gaussian_filter(chance.normal(size=shape), sigma)
+    return np.asarray(noise / noise.std())
+
+
+def draw_layout(tumour_share: float, sides: tuple[int, int], chance: np.random.Generator) -> NDArray[np.int64]:
+    """Cells (rows, columns) of a tissue-shaped outline: 0 glass, 1 normal, 2 tumour, this in one to three places."""
+    rows, columns = (int(n) for n in chance.integers(*sides, 2))
+    y, x = np.mgrid[0:rows, 0:columns]
+    radius = np.hypot((y - rows / 2) / (rows * 0.42), (x - columns / 2) / (columns * 0.42))
+    cells = (radius + 0.12 * smooth_noise((rows, columns), 2.5, chance) < 1).astype(np.int64)
+    wanted = round(tumour_share * cells.sum())
+    if tumour_share > 0:
+        inside = np.argwhere(cells)
+        places = 1 if wanted < 12 else int(chance.integers(1, 4))
+        centres = inside[chance.integers(0, len(inside), places)]
+        distance = np.min([np.hypot(y - cy, x - cx) for cy, cx in centres], axis=0)
+        field = np.where(cells > 0, distance + 0.7 * smooth_noise((rows, columns), 1.2, chance), np.inf)
+        cells.flat[np.argsort(field, axis=None)[: max(2, wanted)]] = 2
+    return cells
+
+
+def paint(cells: NDArray[np.int64], pool: Pool, side: int, gain: NDArray[np.float64], chance: np.random.Generator) -> Patch:
+    """The mosaic at level 0, uint8 (H, W, 3); `gain` is a factor on the optical density of each channel."""
+    picture = np.empty((cells.shape[0] * side, cells.shape[1] * side, 3), np.uint8)
+    picture[:] = GLASS
+    for row, column in np.argwhere(cells > 0):
+        choices = pool[int(cells[row, column] == 2)]
+        patch = choices[chance.integers(len(choices))]
+        patch = np.rot90(patch, chance.integers(4))[:: chance.choice([-1, 1])]
+        stained = 255 * (np.maximum(patch, 1) / 255.0) ** gain
+        picture[row * side : (row + 1) * side, column * side : (column + 1) * side] = stained.clip(0, 255)
+    return picture
+
+
+def usual_gain(chance: np.random.Generator) -> NDArray[np.float64]:
+    """Slides of one laboratory differ a little."""
+    return np.asarray(chance.normal(1, 0.06, 3))
+
+
+def other_gain(chance: np.random.Generator) -> NDArray[np.float64]:
+    """Another stain: one or two channels markedly stronger, the others weaker."""
+    signs = chance.permutation([1, -1, chance.choice([1, -1])])
+    return np.asarray(1 + signs * chance.uniform(0.3, 0.5, 3))
+
+
+def blur(picture: Patch, mpp: float, chance: np.random.Generator) -> Patch:
+    """Out of focus by 1.5 to 3 tile pixels."""
+    sigma = chance.uniform(1.5, 3)
+    return np.stack([ndimage.gaussian_filter(picture[..., c], sigma) for c in range(3)], -1)
+
+
+def save_pyramid(path: Path, picture: Patch, mpp: float, quality: int) -> None:
+    """A tiled JPEG pyramid with its pixel size, as OpenSlide's generic TIFF."""
+    with tifffile.TiffWriter(path) as tiff:
+        for index, factor in enumerate((1, 4)):
+            level = picture if factor == 1 else np.asarray(Image.fromarray(picture).reduce(factor))
+            per_cm = 1e4 / (mpp * factor)
+            tiff.write(
+                jpeg_tiles(level, quality), shape=level.shape, dtype=np.uint8, tile=(JPEG_TILE_PX, JPEG_TILE_PX), photometric="ycbcr",
+                compression="jpeg", subsampling=(2, 2), resolution=(per_cm, per_cm), resolutionunit="CENTIMETER",
+                subfiletype=int(index > 0), metadata=None,
+            )  # fmt: skip
+
+
+def jpeg_tiles(picture: Patch, quality: int) -> Iterator[bytes]:
+    """The picture as JPEG tiles, row by row; the last ones are filled up with glass."""
+    height, width = picture.shape[:2]
+    for y in range(0, height, JPEG_TILE_PX):
+        for x in range(0, width, JPEG_TILE_PX):
+            tile = np.full((JPEG_TILE_PX, JPEG_TILE_PX, 3), GLASS, np.uint8)
+            part = picture[y : y + JPEG_TILE_PX, x : x + JPEG_TILE_PX]
+            tile[: part.shape[0], : part.shape[1]] = part
+            buffer = io.BytesIO()
+            Image.fromarray(tile).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
+            yield buffer.getvalue()
+
+
+def save_truth(path: Path, cells: NDArray[np.int64], side: int) -> None:
+    """Tumour cells as GeoJSON squares in level-0 pixels."""
+    squares = []
+    for row, column in np.argwhere(cells == 2):
+        x, y = int(column) * side, int(row) * side
+        ring = [[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]
+        squares.append({"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {}})
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": squares}))
+
+
+def tumour_shares(slides: int, chance: np.random.Generator) -> list[float]:
+    """Every second slide has tumour; its shares are spread evenly on a logarithmic scale."""
+    steps = chance.permutation(slides // 2) + chance.random(slides // 2)
+    low, high = np.log(SHARES)
+    shares = np.exp(low + (high - low) * steps / max(1, slides // 2))
+    return [float(shares[i // 2]) if i % 2 == 0 else 0.0 for i in range(slides)]
+
+
+def make_cohort(data: Path, folder: Path, source: Source, seed: int) -> None:
+    """Slides and tables of one cohort."""
+    (folder / "slides").mkdir(parents=True, exist_ok=True)
+    usual, strange = [], []
+    for number, (part, count) in enumerate(SLIDES.items()):
+        chance = np.random.default_rng([seed, number])
+        for index, share in enumerate(tumour_shares(count, chance)):
+            name = f"{source.name}-{part}-{index:03d}"
+            usual.append(make_slide(folder, name, part, share, source, source.draw[part], chance))
+    for number, (part, count) in enumerate(STRANGE.items()):
+        chance = np.random.default_rng([seed, 10 + number])
+        tissue = foreign(data, source, FOREIGN[part])
+        for kind in ("stain", "blur", "foreign"):
+            draw = tissue if kind == "foreign" else source.draw[part]
+            for index, share in enumerate(tumour_shares(count, chance)):
+                name = f"{source.name}-{part}-{kind}-{index:03d}"
+                row = make_slide(folder, name, part, share, source, draw, chance, kind)
+                strange.append({**row, "label": ""} if kind == "foreign" else row)
+    write_table(folder / "labels.csv", usual)
+    write_table(folder / "strange.csv", strange)
+    write_table(folder / "all.csv", usual + strange)
+    print(f"{len(usual)} slides and {len(strange)} strange ones in {folder}")
+
+
+def make_slide(
+    folder: Path, name: str, part: str, share: float, source: Source, draw: Callable[[np.random.Generator], Pool],
+    chance: np.random.Generator, strange: str = "",
+) -> dict[str, object]:  # fmt: skip
+    """One slide file with its truth; returns its row of the table."""
+    cells = draw_layout(share, (22, 30) if strange else (24, 46), chance)
+    gain = other_gain(chance) if strange == "stain" else usual_gain(chance)
+    picture = paint(cells, draw(chance), source.patch_px, gain, chance)
+    if strange == "blur":
+        picture = blur(picture, source.mpp, chance)
+    path = folder / "slides" / f"{name}.tif"
+    save_pyramid(path, picture, source.mpp, int(chance.integers(75, 95)))
+    save_truth(path.with_suffix(".geojson"), cells, source.patch_px)
+    label = "tumour" if share else "normal"
+    exact = f"{(cells == 2).sum() / (cells > 0).sum():.4f}"
+    return {
+        "slide": f"slides/{path.name}",
+        "label": label,
+        "split": part,
+        "patient": name,
+        "tumour_share": exact,
+        "strange": strange,
+    }
+
+
+def write_table(path: Path, rows: list[dict[str, object]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--cohort", nargs="+", default=list(SOURCES), choices=list(SOURCES))
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    for name in options.cohort:
+        make_cohort(options.data, options.work / name, SOURCES[name](options.data), options.seed)
+
+
+if __name__ == "__main__":
+    main()
