@@ -90,8 +90,9 @@ def load_cohort(rows: Sequence[ManifestRow], target: Target, features: Path, gro
         for row in members:
             folder = stored[row.slide.name] if row.slide.name in stored else stored[row.slide.stem]
             if taken.setdefault(folder, row.line) != row.line:
+                first, second = sorted((taken[folder], row.line))
                 raise SettingsError(
-                    f"Lines {taken[folder]} and {row.line} both mean {folder.name}. Name each slide once, e.g. by its slide_id."
+                    f"Lines {first} and {second} both mean {folder.name}. Name each slide once, e.g. by its slide_id."
                 )
             slide = FeatureStore(folder, row.slide).read(folder.name)
             recipe = _same_recipe(recipe, slide, row)
@@ -235,12 +236,13 @@ def assign_folds(bags: Sequence[Bag], target: Target, folds: int, seed: int) -> 
         raise SettingsError(
             f"{len(set(groups))} groups are too few for {folds} folds, as each stays in one. Leave out --group, or lower --folds."
         )
-    if len(set(groups)) == len(groups):
+    alone = len(set(groups)) == len(groups)
+    if alone:
         splitter: Any = StratifiedKFold(folds, shuffle=True, random_state=seed)
     else:
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     place = np.empty(len(bags), np.int64)
-    for fold, (_, inside) in enumerate(splitter.split(np.zeros(len(bags)), kinds, groups)):
+    for fold, (_, inside) in enumerate(splitter.split(np.zeros(len(bags)), kinds, None if alone else groups)):
         place[inside] = fold
     return place
 

@@ -36,7 +36,7 @@ def sum_error(prediction: SlidePrediction) -> float:
 
 
 def check_bag(
-    model: SlideModel, features: Tensor, xy_um: Tensor, pitch_um: float, scores: NDArray[np.float32], attention: NDArray[np.float32],
+    model: SlideModel, features: Tensor, xy_um: Tensor, pitch_um: float, scores: NDArray[Any], attention: NDArray[Any],
     column: int, seed: int = 0,
 ) -> dict[str, dict[str, float]]:  # fmt: skip
     """Deletion and insertion figures of one bag for each order, of the class in `column`; tiles (N,) must all be read."""
@@ -48,9 +48,7 @@ def check_bag(
 
     def chance(kept: Order) -> float:
         chosen = torch.from_numpy(np.sort(kept))
-        with torch.inference_mode():
-            logits = model.network(features[chosen].float(), xy_um[chosen], pitch_um).logits.numpy().astype(np.float64)
-        found = probabilities(model.target, logits / model.calibration.temperature)
+        found = probabilities(model.target, model.look(features[chosen], xy_um[chosen], pitch_um).logits)
         return float(found[1] if model.target.task == "binary" else found[column])
 
     whole = chance(np.arange(len(scores)))

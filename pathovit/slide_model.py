@@ -99,6 +99,16 @@ class SlidePrediction:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """Calibrated evidence of a bag of N tiles: logits = sum(attention * evidence) + bias, as far as there is evidence."""
+
+    logits: Floats  # (C,)
+    evidence: Floats  # (N, C)
+    attention: Floats  # (N,)
+    bias: Floats  # (C,)
+
+
+@dataclass(frozen=True)
 class SlideModel:
     """A trained slide model with its card: what it was made for, from what, and how well it does."""
 
@@ -118,6 +128,16 @@ class SlideModel:
         """Refuse features of another recipe than the model was trained on; before they are made, best of all."""
         check_recipe(self.encoder, recipe, self.name)
 
+    def look(self, features: torch.Tensor, xy_um: torch.Tensor, pitch_um: float) -> Seen:
+        """What the network makes of a bag of tiles (N, D), all of them read."""
+        with torch.inference_mode():
+            found = self.network(features.float(), xy_um, pitch_um)
+        logits, evidence, bias = (
+            tensor.detach().numpy().astype(np.float64) / self.calibration.temperature
+            for tensor in (found.logits, found.evidence, found.bias)
+        )
+        return Seen(logits, evidence, found.attention.numpy().astype(np.float64), bias)
+
     def predict(self, slide: SlideFeatures, error_rate: float = DEFAULT_ERROR_RATE) -> SlidePrediction:
         """The slide's answer and every tile's share in it.
 
@@ -134,13 +154,9 @@ class SlideModel:
         if not ok.any():
             raise SettingsError(f"{slide.slide_id}: not one of its tiles could be read.")
         features = slide.features[ok].astype(np.float32)
-        with torch.inference_mode():
-            found = self.network(torch.from_numpy(features), torch.from_numpy(slide.centres_um()[ok]), slide.pitch_um)
-        logits, bias = (t.detach().numpy().astype(np.float64) / self.calibration.temperature for t in (found.logits, found.bias))
-        evidence = found.evidence.numpy().astype(np.float64) / self.calibration.temperature
-        attention = found.attention.numpy()
-        chances = probabilities(self.target, logits)
-        value, interval = self._measured(logits, error_rate)
+        seen = self.look(torch.from_numpy(features), torch.from_numpy(slide.centres_um()[ok]), slide.pitch_um)
+        chances = probabilities(self.target, seen.logits)
+        value, interval = self._measured(seen.logits, error_rate)
         possible = tuple(possible_answers(self.target, self.calibration, chances, error_rate))
         strangeness = self.novelty.tiles(features) if self.novelty else np.full(len(features), np.nan)
         return SlidePrediction(
@@ -151,11 +167,11 @@ class SlideModel:
             probabilities=chances.astype(np.float32),
             value=value,
             interval=interval,
-            tile_scores=_spread(self.tile_scores(evidence + bias), ok),
-            attention=_spread(attention[:, None], ok)[:, 0],
-            contributions=_spread(attention[:, None] * evidence, ok),
-            logits=logits.astype(np.float32),
-            bias=bias.astype(np.float32),
+            tile_scores=_spread(self.tile_scores(seen.evidence + seen.bias), ok),
+            attention=_spread(seen.attention[:, None], ok)[:, 0],
+            contributions=_spread(seen.attention[:, None] * seen.evidence, ok),
+            logits=seen.logits.astype(np.float32),
+            bias=seen.bias.astype(np.float32),
             novelty=self.novelty.slide(features) if self.novelty else float("nan"),
             tile_novelty=_spread(strangeness[:, None], ok)[:, 0],
         )

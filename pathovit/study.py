@@ -12,12 +12,11 @@ MODEL/
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from pathovit import RESEARCH_USE
 from pathovit.calibration import Calibration, calibrate, margins, possible_answers, probabilities
@@ -40,36 +39,13 @@ Say = Callable[[str], None]
 OnEpoch = Callable[[dict[str, float]], None]
 
 
-@dataclass(frozen=True)
-class Looked:
-    """What a model makes of bags, before calibration: one row per patient."""
-
-    logits: np.ndarray[Any, np.dtype[np.float64]]  # (n, C)
-    hottest: np.ndarray[Any, np.dtype[np.float64]]  # (n, C) highest margin of evidence plus bias
-
-
-def look(model: SlideModel, bags: Sequence[Bag]) -> Looked:
-    """Run the network over bags."""
-    logits, hottest = [], []
-    with torch.inference_mode():
-        for bag in bags:
-            found = model.network(bag.features.float(), bag.xy_um, bag.pitch_um)
-            logits.append(found.logits.numpy().astype(np.float64))
-            hottest.append(margins(model.target, (found.evidence + found.bias).numpy().astype(np.float64)).max(0))
-    return Looked(np.stack(logits), np.stack(hottest))
-
-
 def answer(model: SlideModel, bags: Sequence[Bag]) -> Answers:
     """Calibrated answers for patients."""
-    return _answers(model, look(model, bags), bags)
-
-
-def _answers(model: SlideModel, looked: Looked, bags: Sequence[Bag]) -> Answers:
-    scaled = looked.logits / model.calibration.temperature
+    logits = np.stack([model.look(bag.features, bag.xy_um, bag.pitch_um).logits for bag in bags])
     if model.target.is_classification:
-        values = probabilities(model.target, scaled)
+        values = probabilities(model.target, logits)
     else:
-        values = scaled * model.calibration.scale + model.calibration.centre
+        values = logits * model.calibration.scale + model.calibration.centre
     return Answers(model.target, tuple(bag.patient for bag in bags), np.stack([bag.truth for bag in bags]), values)
 
 
@@ -136,8 +112,7 @@ def _train_one(
     encoder = cohort.recipe["encoder"]
     fitted = fit(parts, cohort.target, encoder["dim"], settings, on_epoch, folder / CHECKPOINT)
     model = _calibrated(fitted, cohort, parts)
-    looked = {name: look(model, parts[name]) for name in ("validation", "test") if parts[name]}
-    answers = {name: _answers(model, found, parts[name]) for name, found in looked.items()}
+    answers = {name: answer(model, parts[name]) for name in ("validation", "test") if parts[name]}
     metrics = {name: evaluate(found, settings.seed) for name, found in answers.items()}
     judged = "test" if parts["test"] else "validation"
     card = {
@@ -180,9 +155,11 @@ LIMITS = (
 def _calibrated(fitted: Fitted, cohort: Cohort, parts: Parts) -> SlideModel:
     """The model with calibration and novelty learned on the validation part."""
     bare = SlideModel(fitted.network, cohort.target, Calibration(hot=(0.0,) * cohort.target.outputs), None, {}, "")
-    looked = look(bare, parts["validation"])
+    seen = [bare.look(bag.features, bag.xy_um, bag.pitch_um) for bag in parts["validation"]]
+    hottest = np.stack([margins(cohort.target, bag.evidence + bag.bias).max(0) for bag in seen])
     truth = np.stack([bag.truth for bag in parts["validation"]])
-    calibration = calibrate(cohort.target, looked.logits, truth, looked.hottest, fitted.centre, fitted.scale)
+    logits = np.stack([bag.logits for bag in seen])
+    calibration = calibrate(cohort.target, logits, truth, hottest, fitted.centre, fitted.scale)
     slides = {name: [part.float().numpy() for bag in parts[name] for part in bag.by_slide()] for name in ("train", "validation")}
     return replace(bare, calibration=calibration, novelty=Novelty.fit(slides["train"], slides["validation"]))
 
@@ -190,24 +167,18 @@ def _calibrated(fitted: Fitted, cohort: Cohort, parts: Parts) -> SlideModel:
 def check_model(model: SlideModel, bags: Sequence[Bag]) -> dict[str, Any]:
     """The heatmap check over patients: all for the sum, some of those with a class called for deletion and insertion."""
     checks: list[dict[str, Any]] = []
-    called = 0
     for bag in bags:
-        with torch.inference_mode():
-            found = model.network(bag.features.float(), bag.xy_um, bag.pitch_um)
-        if not torch.isfinite(found.evidence).all():
-            return {"slides": 0, "remark": f"{model.network.config.kind} has no evidence of single tiles"}
-        total = (found.attention.double()[:, None] * found.evidence.double()).sum(0) + found.bias
-        error = float((total - found.logits).abs().max()) / model.calibration.temperature
-        evidence = (found.evidence + found.bias).numpy().astype(np.float64) / model.calibration.temperature
-        chances = probabilities(model.target, found.logits.numpy().astype(np.float64) / model.calibration.temperature)
-        column = called_class(model.target, chances)
-        if column is None or called >= CHECKED_BAGS:
-            checks.append({"sum_error": error, "class": None})
-            continue
-        called += 1
-        scores = model.tile_scores(evidence)[:, column].astype(np.float32)
-        figures = check_bag(model, bag.features, bag.xy_um, bag.pitch_um, scores, found.attention.numpy(), column)
-        checks.append({"sum_error": error, "class": model.target.score_names[column], **figures})
+        seen = model.look(bag.features, bag.xy_um, bag.pitch_um)
+        if not np.isfinite(seen.evidence).all():
+            return {"slides": 0, "remark": f"a {model.network.config.kind} model has no evidence of single tiles"}
+        total = (seen.attention[:, None] * seen.evidence).sum(0) + seen.bias
+        check: dict[str, Any] = {"sum_error": float(np.abs(total - seen.logits).max()), "class": None}
+        column = called_class(model.target, probabilities(model.target, seen.logits))
+        if column is not None and sum(c["class"] is not None for c in checks) < CHECKED_BAGS:
+            scores = model.tile_scores(seen.evidence + seen.bias)[:, column]
+            check |= check_bag(model, bag.features, bag.xy_um, bag.pitch_um, scores, seen.attention, column)
+            check["class"] = model.target.score_names[column]
+        checks.append(check)
     return summarise(checks)
 
 

@@ -115,7 +115,7 @@ def _cells(row: ManifestRow, columns: Sequence[str], rows: Sequence[ManifestRow]
         if value is None:
             known = sorted({name for r in rows for name, _ in r.labels})
             raise SettingsError(
-                f"The table has no column {column!r}. Choose with --target: {', '.join(known) or 'there is no column of labels'}."
+                f"The table has no column {column!r}. Choose one with --target: {', '.join(known) or 'there is no column of labels'}."
             )
         if value.lower() in NO_VALUE:
             raise SettingsError(f"Line {row.line}: {column} is {value!r}. Leave the cell empty where it is not known.")

@@ -1,0 +1,86 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pathovit.errors import SettingsError
+from pathovit.manifest import ManifestRow
+from pathovit.targets import Target, read_target, read_truth, strata
+
+
+def rows(**columns: list[str]) -> list[ManifestRow]:
+    """A table whose first row is line 2."""
+    length = len(next(iter(columns.values())))
+    return [
+        ManifestRow(Path(f"s{i}.svs"), i + 2, None, None, tuple((name, values[i]) for name, values in columns.items()))
+        for i in range(length)
+    ]
+
+
+MANY = [str(30 + i / 2) for i in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "names", "task"),
+    [
+        ({"label": ["a", "b"] * 5}, ["label"], "binary"),
+        ({"label": ["a", "b", "c"] * 5}, ["label"], "multiclass"),
+        ({"grade": ["1", "2", "3"] * 5}, ["grade"], "multiclass"),
+        ({"age": MANY}, ["age"], "regression"),
+        ({"er": ["0", "1"] * 10, "pr": ["1", "0"] * 10}, ["er", "pr"], "multilabel"),
+        ({"months": MANY, "died": ["0", "1"] * 10}, ["months", "died"], "survival"),
+    ],
+)
+def test_the_columns_say_what_is_asked(columns: dict[str, list[str]], names: list[str], task: str) -> None:
+    assert read_target(rows(**columns), names, None, None).task == task
+
+
+def test_the_truth_has_the_shape_of_the_task() -> None:
+    table = rows(label=["b", "a", "", "c"], er=["1", "0", "", "1"], months=["3", "4", "", "5"])
+    three = Target("multiclass", ("label",), ("a", "b", "c"))
+    assert {line: t.tolist() for line, t in read_truth(table, three).items()} == {2: [0, 1, 0], 3: [1, 0, 0], 5: [0, 0, 1]}
+    both = read_truth(table, Target("survival", ("months", "er"), ("risk",)))
+    assert both[5].tolist() == [5, 1]
+
+
+def test_the_positive_class_comes_last() -> None:
+    asked = read_target(rows(label=["cancer", "benign"]), ["label"], None, "cancer")
+    assert asked.classes == ("benign", "cancer")
+    assert asked.outputs == 1
+    assert asked.score_names == ("cancer",)
+
+
+@pytest.mark.parametrize(
+    ("columns", "names", "task", "message"),
+    [
+        ({"label": ["a"] * 4}, "label", None, r"one label \(a\)"),
+        ({"label": [""] * 4}, "label", None, "empty in every row"),
+        ({"label": ["a", "b"]}, "grade", None, "no column 'grade'. Choose one with --target: label"),
+        ({"label": ["a", "b", "N/A"]}, "label", None, "Line 4: label is 'N/A'. Leave the cell empty"),
+        ({"label": ["a", "b", "c"]}, "label", "binary", "A binary target has two classes, and column 'label' has 3"),
+        ({"age": [*MANY, "old"]}, "age", "regression", "Line 22: age is 'old', not a number"),
+        ({"age": [*MANY, "inf"]}, "age", "regression", "Line 22: age is 'inf', not a number"),
+        ({"er": ["0", "1", "1"], "pr": ["0", "1", ""]}, "er,pr", None, "Line 4: pr is empty and the others are not"),
+        ({"er": ["0", "1", "2"], "pr": ["0", "1", "0"]}, "er,pr", "multilabel", "Line 4: er, pr must be 0 or 1, not 2, 0"),
+        ({"er": ["0", "1"], "pr": ["1", "1"]}, "er,pr", None, "Column 'pr' is the same in every row"),
+        ({"months": [*MANY, "0"], "died": ["1"] * 21}, "months,died", "survival", "Line 22: months is 0; a time must be above 0"),
+        ({"months": MANY, "died": ["0"] * 20}, "months,died", "survival", "Column 'died' is 0 in every row"),
+        ({"months": MANY}, "months", "survival", "A survival target has 2 columns, and --target names 1"),
+        ({"label": ["a", "b"]}, "label", "guess", "--task 'guess' is unknown"),
+    ],
+)
+def test_a_bad_table_is_told_which_line(columns: dict[str, list[str]], names: str, task: str | None, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        read_target(rows(**columns), names.split(","), task, None)
+
+
+def test_a_class_the_model_does_not_know_is_named() -> None:
+    with pytest.raises(SettingsError, match="Line 3: label is 'x'; the model knows a, b"):
+        read_truth(rows(label=["a", "x"]), Target("binary", ("label",), ("a", "b")))
+
+
+def test_strata_hold_what_must_be_spread() -> None:
+    months = np.array([[1, 0], [2, 1], [3, 1]], np.float32)
+    assert strata(Target("survival", ("m", "d"), ("risk",)), months).tolist() == [0, 1, 1]
+    ages = np.arange(8, dtype=np.float32)[:, None]
+    assert strata(Target("regression", ("age",), ("age",)), ages).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
