@@ -96,6 +96,10 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.log_reach = nn.Parameter(torch.linspace(0.0, 3.0, heads))  # of 100 um to 2 mm, at the start
+        # At the start each head is a mean over its neighbourhood: what surrounds a tile need not be discovered.
+        with torch.no_grad():
+            self.qkv.weight[2 * width :] = torch.eye(width)
+            self.out.weight.copy_(torch.eye(width))
 
     def forward(self, tokens: Tensor, layout: WindowLayout, xy_um: Tensor) -> Tensor:
         qkv = self.qkv(self.norm(tokens)).float()  # (N, 3d)
@@ -166,7 +170,7 @@ def _sum_by(values: Tensor, layout: WindowLayout) -> Tensor:
 
 
 class Block(nn.Module):
-    """Window attention, region attention, feed-forward; residual, each branch scaled from a small start."""
+    """Window attention, region attention, feed-forward; residual, the last two scaled from a small start."""
 
     def __init__(self, width: int, heads: int, shift: int) -> None:
         super().__init__()
@@ -174,7 +178,7 @@ class Block(nn.Module):
         self.window = WindowAttention(width, heads)
         self.region = RegionAttention(width, heads)
         self.feed = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
-        self.scale = nn.ParameterList(nn.Parameter(torch.full((width,), 0.1)) for _ in range(3))
+        self.scale = nn.ParameterList(nn.Parameter(torch.full((width,), start)) for start in (1.0, 0.1, 0.1))
 
     def forward(self, tokens: Tensor, layouts: dict[int, WindowLayout], xy_um: Tensor) -> Tensor:
         layout = layouts[self.shift]
@@ -191,13 +195,14 @@ class AdditiveHead(nn.Module):
         super().__init__()
         self.value, self.gate = nn.Linear(width, width // 2), nn.Linear(width, width // 2)
         self.weight = nn.Linear(width // 2, 1, bias=False)  # a softmax ignores it
-        self.evidence = nn.Sequential(nn.Linear(width, width // 2), nn.GELU(), nn.Linear(width // 2, logits))
+        self.evidence = nn.Linear(width, logits)
         self.bias = nn.Parameter(torch.zeros(logits))
+        self.pull = nn.Parameter(torch.ones(()))  # of evidence on attention: a small tumour must not drown in its surroundings
 
     def forward(self, tokens: Tensor) -> TileEvidence:
-        strength = self.weight(torch.tanh(self.value(tokens)) * torch.sigmoid(self.gate(tokens)))[:, 0]
-        attention = torch.softmax(strength.float(), 0)
         evidence = self.evidence(tokens).float()  # (N, C)
+        strength = self.weight(torch.tanh(self.value(tokens)) * torch.sigmoid(self.gate(tokens)))[:, 0]
+        attention = torch.softmax(strength.float() + self.pull * evidence.max(1).values, 0)
         return TileEvidence((attention[:, None] * evidence).sum(0) + self.bias, evidence, attention, self.bias)
 
 
@@ -227,7 +232,7 @@ class SlideTransformer(Aggregator):
 
     def __init__(self, config: AggregatorConfig) -> None:
         super().__init__(config)
-        self.embed = nn.Sequential(nn.Linear(config.feature_dim, config.width), nn.GELU(), nn.LayerNorm(config.width))
+        self.embed = nn.Sequential(nn.Linear(config.feature_dim, config.width), nn.LayerNorm(config.width))
         shifts = [0, WINDOW // 2] * config.depth
         self.blocks = nn.ModuleList(Block(config.width, config.heads, shift) for shift in shifts)
         self.head = AdditiveHead(config.width, config.outputs)

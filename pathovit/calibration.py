@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,8 @@ class Calibration:
     """Numbers of one model. `conformity[q][o]` belongs to option o of question q (see `questions`)."""
 
     temperature: float = 1.0
-    hot: tuple[float, ...] = (0.0,)  # (C,) margins, after the temperature
+    shift: tuple[float, ...] = (0.0,)  # (C,)
+    hot: tuple[float, ...] = (0.0,)  # (C,) margins, calibrated
     hot_patients: tuple[int, ...] = (0,)  # patients without the class, that they were found on
     conformity: tuple[tuple[tuple[float, ...], ...], ...] = ()
     centre: float = 0.0  # of a measurement, in the training part
@@ -41,7 +42,8 @@ class Calibration:
     @classmethod
     def from_dict(cls, found: dict[str, Any]) -> Calibration:
         lists = tuple(tuple(tuple(option) for option in question) for question in found["conformity"])
-        return cls(**{**found, "hot": tuple(found["hot"]), "hot_patients": tuple(found["hot_patients"]), "conformity": lists})
+        flat = {name: tuple(found[name]) for name in ("shift", "hot", "hot_patients")}
+        return cls(**{**found, **flat, "conformity": lists})
 
 
 def questions(target: Target) -> list[tuple[str, ...]]:
@@ -76,34 +78,39 @@ def margins(target: Target, logits: Floats) -> Floats:
     return np.asarray(np.log(chances) - np.log1p(-chances))
 
 
-def calibrate(
-    target: Target, logits: Floats, truth: NDArray[np.float32], hottest: Floats, centre: float, scale: float
-) -> Calibration:
-    """Fit on validation patients.
+def scaling(target: Target, logits: Floats, truth: NDArray[np.float32], centre: float, scale: float) -> Calibration:
+    """The first half of a calibration: temperature and shift, from the raw logits (n, C) of validation patients.
 
-    Parameters
-    ----------
-    logits : (n, C) of each patient
-    truth : (n, ...) as the target defines it
-    hottest : (n, C) highest evidence plus bias of a patient's tiles, as margin; NaN where there is no evidence
     centre, scale : of a measurement, in the training part
     """
     if not target.is_classification:
-        far = np.abs(logits[:, 0] - (truth[:, 0] - centre) / scale) if target.task == "regression" else np.empty(0)
-        conformity = ((_thin(far),),) if len(far) else ()
-        return Calibration(1.0, (0.0,), (0,), conformity, centre, scale, len(logits))
-    temperature = fit_temperature(target, logits, truth)
-    chances = probabilities(target, logits / temperature)
+        return Calibration(centre=centre, scale=scale, patients=len(logits))
+    temperature, shift = fit_scaling(target, logits, truth)
+    return Calibration(temperature, tuple(float(s) for s in shift), patients=len(logits))
+
+
+def calibrate(target: Target, scaled: Calibration, logits: Floats, truth: NDArray[np.float32], hottest: Floats) -> Calibration:
+    """The second half: what scores and answers are worth once they are scaled.
+
+    Parameters
+    ----------
+    logits : (n, C) of validation patients, scaled
+    truth : (n, ...) as the target defines it
+    hottest : (n, C) highest margin of a patient's tiles, scaled; NaN where there is no evidence
+    """
+    if not target.is_classification:
+        far = np.abs(logits[:, 0] - (truth[:, 0] - scaled.centre) / scaled.scale)
+        return replace(scaled, conformity=((_thin(far),),) if target.task == "regression" else ())
     hot, counted = [], []
     for column in range(target.outputs):
-        without = hottest[truth[:, column] == 0, column] / temperature
+        without = hottest[truth[:, column] == 0, column]
         hot.append(upper_quantile(without, HOT_RATE) if np.isfinite(without).any() else 0.0)
         counted.append(len(without))
-    found = []
+    chances, found = probabilities(target, logits), []
     for question, options in enumerate(questions(target)):
         chance, right = _question(target, question, chances, truth)
         found.append(tuple(_thin(1 - chance[right == option, option]) for option in range(len(options))))
-    return Calibration(temperature, tuple(hot), tuple(counted), tuple(found), patients=len(logits))
+    return replace(scaled, hot=tuple(hot), hot_patients=tuple(counted), conformity=tuple(found))
 
 
 def _question(target: Target, question: int, chances: Floats, truth: NDArray[np.float32]) -> tuple[Floats, NDArray[np.int64]]:
@@ -114,27 +121,41 @@ def _question(target: Target, question: int, chances: Floats, truth: NDArray[np.
     return chances, truth[:, 0].astype(np.int64) if target.task == "binary" else truth.argmax(1)
 
 
-def fit_temperature(target: Target, logits: Floats, truth: NDArray[np.float32]) -> float:
-    """The divisor with the least log loss. Truth is softened as Platt does, or separable patients would ask for infinity.
+def fit_scaling(target: Target, logits: Floats, truth: NDArray[np.float32]) -> tuple[float, Floats]:
+    """Temperature and shift (C,) with the least log loss of `logits / temperature + shift`."""
+    from scipy.optimize import minimize
 
-    Source of the softening: Platt, "Probabilistic outputs for support vector machines", 1999.
+    soft = _softened(target, truth)
+
+    def loss(x: Floats) -> float:
+        return _log_loss(target, logits * math.exp(x[0]) + x[1:], soft)
+
+    start = np.zeros(1 + logits.shape[1])
+    found = minimize(loss, start, method="L-BFGS-B", bounds=[(-3, 3)] + [(-20, 20)] * logits.shape[1])
+    return float(math.exp(-found.x[0])), np.asarray(found.x[1:])
+
+
+def calibrated_loss(target: Target, logits: Floats, truth: NDArray[np.float32]) -> float:
+    """Log loss at the best temperature and shift: how good an answer is once it is calibrated."""
+    temperature, shift = fit_scaling(target, logits, truth)
+    return _log_loss(target, logits / temperature + shift, _softened(target, truth))
+
+
+def _softened(target: Target, truth: NDArray[np.float32]) -> Floats:
+    """Truth a little less than certain, or patients that can be told apart without fault would ask for infinite logits.
+
+    Source: Platt, "Probabilistic outputs for support vector machines", 1999.
     """
-    from scipy.optimize import minimize_scalar
+    positives = truth.sum(0, dtype=np.float64)
+    soft = truth * (positives + 1) / (positives + 2) + (1 - truth) / (len(truth) - positives + 2)
+    return np.asarray(soft / soft.sum(1, keepdims=True) if target.task == "multiclass" else soft, np.float64)
 
-    positives = truth.sum(0)
-    high, low = (positives + 1) / (positives + 2), 1 / (len(truth) - positives + 2)
-    soft = truth * high + (1 - truth) * low
+
+def _log_loss(target: Target, logits: Floats, soft: Floats) -> float:
     if target.task == "multiclass":
-        soft = soft / soft.sum(1, keepdims=True)
-
-    def loss(log_t: float) -> float:
-        scaled = logits / math.exp(log_t)
-        if target.task == "multiclass":
-            top = scaled.max(1, keepdims=True)
-            return float(np.mean(top[:, 0] + np.log(np.exp(scaled - top).sum(1)) - (soft * scaled).sum(1)))
-        return float(np.mean(np.logaddexp(0, scaled) - soft * scaled))
-
-    return float(math.exp(minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded").x))
+        top = logits.max(1, keepdims=True)
+        return float(np.mean(top[:, 0] + np.log(np.exp(logits - top).sum(1)) - (soft * logits).sum(1)))
+    return float(np.mean(np.logaddexp(0, logits) - soft * logits))
 
 
 def upper_quantile(values: Floats, rate: float) -> float:

@@ -30,7 +30,7 @@ DEFAULT_ERROR_RATE = 0.1
 class SlidePrediction:
     """The answer for a slide. Tile rows are in grid order; rows that were not read hold NaN.
 
-    All logits, evidence and contributions are calibrated: divided by the model's temperature.
+    All logits, evidence and contributions are calibrated: divided by the model's temperature, the bias shifted.
     """
 
     slide_id: str
@@ -136,7 +136,8 @@ class SlideModel:
             tensor.detach().numpy().astype(np.float64) / self.calibration.temperature
             for tensor in (found.logits, found.evidence, found.bias)
         )
-        return Seen(logits, evidence, found.attention.numpy().astype(np.float64), bias)
+        shift = np.asarray(self.calibration.shift)
+        return Seen(logits + shift, evidence, found.attention.numpy().astype(np.float64), bias + shift)
 
     def predict(self, slide: SlideFeatures, error_rate: float = DEFAULT_ERROR_RATE) -> SlidePrediction:
         """The slide's answer and every tile's share in it.

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from pathovit import RESEARCH_USE
-from pathovit.calibration import Calibration, calibrate, margins, possible_answers, probabilities
+from pathovit.calibration import Calibration, calibrate, margins, possible_answers, probabilities, scaling
 from pathovit.cohort import Bag, Cohort, assign_folds, check_part, cohort_digest, split_patients
 from pathovit.errors import SettingsError
 from pathovit.evaluation import Answers, answers_csv, evaluate
@@ -154,12 +154,13 @@ LIMITS = (
 
 def _calibrated(fitted: Fitted, cohort: Cohort, parts: Parts) -> SlideModel:
     """The model with calibration and novelty learned on the validation part."""
-    bare = SlideModel(fitted.network, cohort.target, Calibration(hot=(0.0,) * cohort.target.outputs), None, {}, "")
-    seen = [bare.look(bag.features, bag.xy_um, bag.pitch_um) for bag in parts["validation"]]
-    hottest = np.stack([margins(cohort.target, bag.evidence + bag.bias).max(0) for bag in seen])
-    truth = np.stack([bag.truth for bag in parts["validation"]])
-    logits = np.stack([bag.logits for bag in seen])
-    calibration = calibrate(cohort.target, logits, truth, hottest, fitted.centre, fitted.scale)
+    target, truth = cohort.target, np.stack([bag.truth for bag in parts["validation"]])
+    bare = SlideModel(fitted.network, target, Calibration(), None, {}, "")
+    raw = np.stack([bare.look(bag.features, bag.xy_um, bag.pitch_um).logits for bag in parts["validation"]])
+    scaled = replace(bare, calibration=scaling(target, raw, truth, fitted.centre, fitted.scale))
+    seen = [scaled.look(bag.features, bag.xy_um, bag.pitch_um) for bag in parts["validation"]]
+    hottest = np.stack([margins(target, bag.evidence + bag.bias).max(0) for bag in seen])
+    calibration = calibrate(target, scaled.calibration, np.stack([bag.logits for bag in seen]), truth, hottest)
     slides = {name: [part.float().numpy() for bag in parts[name] for part in bag.by_slide()] for name in ("train", "validation")}
     return replace(bare, calibration=calibration, novelty=Novelty.fit(slides["train"], slides["validation"]))
 

@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pathovit.aggregator import Aggregator, AggregatorConfig, TileEvidence
 from pathovit.baselines import make_aggregator
+from pathovit.calibration import calibrated_loss
 from pathovit.cohort import Bag, cohort_digest
 from pathovit.device import pick_device
 from pathovit.errors import SettingsError
@@ -38,13 +39,14 @@ class TrainSettings:
     """How a slide model is fitted."""
 
     kind: str = "slide_transformer"  # or a baseline: mean, abmil, clam_sb, transformer, transmil
-    epochs: int = 60
-    patience: int = 12  # epochs without a better validation loss
-    learning_rate: float = 3e-4
+    epochs: int = 30
+    patience: int = 10  # epochs without a better validation loss
+    learning_rate: float = 2e-4
     weight_decay: float = 0.05
     averaging: float = 0.97  # of the weights over steps; few patients make single steps jumpy
     bags_per_step: int = 4
     max_tiles: int = 4096  # of a bag in one training step; validation sees all
+    feature_noise: float = 1.0  # of a feature's spread: few patients have few tiles, which must not be learned by heart
     tile_dropout: float = 0.3  # share of tiles left out of a bag, drawn anew each time
     tile_loss: float = 0.5  # weight of the loss on single tiles (slide_transformer, targets with classes)
     top_share: float = 0.02  # of a bag's tiles that must show its class
@@ -180,7 +182,7 @@ class Loss:
         risks: list[Tensor] = []
         for bag in step:
             kept = some_tiles(len(bag.features), self.settings, chance)
-            found, features = run_bag(network, bag, kept, device, self.settings.precision)
+            found, features = run_bag(network, bag, kept, device, self.settings.precision, self.settings.feature_noise)
             if self.target.task == "survival":
                 risks.append(found.logits[0])
                 continue
@@ -223,22 +225,19 @@ class Loss:
         return (weight * torch.where(truth > 0, hottest, (hottest + every) / 2)).mean()
 
     def of_part(self, network: Aggregator, bags: Sequence[Bag], device: torch.device) -> dict[str, float]:
-        """Mean loss and the main metric of a part."""
+        """Loss and main metric of a part. Where there are classes, the log loss at the temperature that calibration would find."""
         network.eval()
-        losses, logits = [], []
         truth = np.stack([bag.truth for bag in bags])
         with torch.inference_mode():
-            for bag in bags:
-                found, _ = run_bag(network, bag, None, device, self.settings.precision)
-                logits.append(found.logits.cpu().numpy())
-                if self.target.task != "survival":
-                    losses.append(self.of_bag(found, torch.from_numpy(bag.truth).to(device)).item())
-            if self.target.task == "survival":
-                losses = [cox_loss(torch.from_numpy(np.stack(logits)[:, 0]), torch.from_numpy(truth)).item()]
-        return {
-            "loss": float(np.mean(losses)),
-            **main_metric(self.target, truth, np.stack(logits).astype(np.float64), self.centre, self.scale),
-        }
+            found = [run_bag(network, bag, None, device, self.settings.precision)[0].logits.cpu() for bag in bags]
+        logits = torch.stack(found)
+        if self.target.task == "survival":
+            loss = cox_loss(logits[:, 0], torch.from_numpy(truth)).item()
+        elif self.target.task == "regression":
+            loss = functional.mse_loss(logits, (torch.from_numpy(truth) - self.centre) / self.scale).item()
+        else:
+            loss = calibrated_loss(self.target, logits.numpy().astype(np.float64), truth)
+        return {"loss": loss, **main_metric(self.target, truth, logits.numpy().astype(np.float64), self.centre, self.scale)}
 
 
 def _smooth(truth: Tensor, eps: float) -> Tensor:
@@ -256,11 +255,13 @@ def cox_loss(risks: Tensor, truth: Tensor) -> Tensor:
 
 
 def run_bag(
-    network: Aggregator, bag: Bag, kept: Tensor | None, device: torch.device, precision: str = "fp32"
+    network: Aggregator, bag: Bag, kept: Tensor | None, device: torch.device, precision: str = "fp32", noise: float = 0.0
 ) -> tuple[TileEvidence, Tensor]:
-    """Evidence of a bag, or of the tiles `kept` of it; and the features as the device has them."""
+    """Evidence of a bag, or of the tiles `kept` of it; and the features as the network saw them."""
     features, xy_um = (bag.features, bag.xy_um) if kept is None else (bag.features[kept], bag.xy_um[kept])
     features, xy_um = features.to(device).float(), xy_um.to(device)
+    if noise:
+        features = features + noise * network.feature_scale * torch.randn_like(features)
     mixed = precision == "bf16" or (precision == "auto" and device.type == "cuda")
     with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
         found: TileEvidence = network(features, xy_um, bag.pitch_um)

@@ -1,7 +1,16 @@
 import numpy as np
 import pytest
 
-from pathovit.calibration import Calibration, calibrate, fit_temperature, margins, possible_answers, probabilities, upper_quantile
+from pathovit.calibration import (
+    Calibration,
+    calibrate,
+    fit_scaling,
+    margins,
+    possible_answers,
+    probabilities,
+    scaling,
+    upper_quantile,
+)
 from pathovit.evaluation import calibration_error
 from pathovit.targets import Target
 
@@ -17,26 +26,38 @@ def drawn(patients: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return logits, (chance.random((patients, 1)) < 1 / (1 + np.exp(-logits))).astype(np.float32)
 
 
+def whole(target: Target, logits: np.ndarray, truth: np.ndarray, hottest: np.ndarray | None = None) -> Calibration:
+    """Both halves of a calibration."""
+    made = scaling(target, logits, truth, 0, 1)
+    scaled = logits / made.temperature + np.array(made.shift)
+    return calibrate(target, made, scaled, truth, scaled if hottest is None else hottest)
+
+
 @pytest.mark.parametrize("factor", [0.3, 1.0, 4.0])
-def test_the_temperature_undoes_overconfidence(factor: float) -> None:
+@pytest.mark.parametrize("offset", [0.0, 1.5])
+def test_scaling_undoes_overconfidence_and_a_wrong_threshold(factor: float, offset: float) -> None:
     logits, truth = drawn(4000)
-    assert fit_temperature(BINARY, logits * factor, truth) == pytest.approx(factor, rel=0.12)
+    temperature, shift = fit_scaling(BINARY, logits * factor + offset, truth)
+    assert temperature == pytest.approx(factor, rel=0.12)
+    assert offset / temperature + shift[0] == pytest.approx(0, abs=0.1)
 
 
 def test_calibrated_probabilities_are_frequencies_on_new_patients() -> None:
     logits, truth = drawn(2000)
-    made = calibrate(BINARY, logits * 5, truth, logits, 0, 1)
+    made = scaling(BINARY, logits * 5, truth, 0, 1)
     fresh, fresh_truth = drawn(4000, seed=1)
     before = calibration_error(fresh_truth[:, 0].astype(int), probabilities(BINARY, fresh * 5)[:, 1])
-    after = calibration_error(fresh_truth[:, 0].astype(int), probabilities(BINARY, fresh * 5 / made.temperature)[:, 1])
+    after = calibration_error(
+        fresh_truth[:, 0].astype(int), probabilities(BINARY, fresh * 5 / made.temperature + made.shift[0])[:, 1]
+    )
     assert before > 0.1
     assert after < 0.03
 
 
 def test_separable_patients_do_not_ask_for_certainty() -> None:
     truth = np.array([[0.0], [1.0]] * 15, np.float32)
-    found = fit_temperature(BINARY, truth * 8 - 4, truth)
-    assert 0.8 < probabilities(BINARY, np.array([4 / found]))[1] < 0.99
+    temperature, shift = fit_scaling(BINARY, truth * 8 - 4, truth)
+    assert 0.8 < probabilities(BINARY, 4 / temperature + shift)[1] < 0.99
 
 
 @pytest.mark.parametrize(("target", "columns"), [(BINARY, 1), (THREE, 3), (BOTH, 2)])
@@ -52,8 +73,8 @@ def test_the_truth_is_among_the_possible_answers_as_often_as_promised(target: Ta
             truth = np.eye(3, dtype=np.float32)[[chance.choice(3, p=p) for p in chances]]
         else:
             truth = (chance.random((160, columns)) < chances[:, -columns:]).astype(np.float32)
-        made = calibrate(target, logits[:80], truth[:80], logits[:80], 0, 1)
-        scaled = probabilities(target, logits / made.temperature)
+        made = whole(target, logits[:80], truth[:80])
+        scaled = probabilities(target, logits / made.temperature + np.array(made.shift))
         for row in range(80, 160):
             for question, options in enumerate(possible_answers(target, made, scaled[row], rate)):
                 if target is BOTH:
@@ -66,7 +87,7 @@ def test_the_truth_is_among_the_possible_answers_as_often_as_promised(target: Ta
 
 def test_too_few_patients_leave_the_answer_open() -> None:
     logits, truth = np.array([[-3.0], [3.0]] * 3), np.array([[0.0], [1.0]] * 3, np.float32)
-    made = calibrate(BINARY, logits, truth, logits, 0, 1)
+    made = whole(BINARY, logits, truth)
     assert possible_answers(BINARY, made, np.array([0.01, 0.99]), 0.1) == [("benign", "tumour")]
 
 
@@ -80,8 +101,8 @@ def test_few_benign_patients_reach_the_hot_limit() -> None:
 def test_the_hot_limit_comes_from_patients_without_the_class() -> None:
     logits, truth = drawn(200)
     hottest = np.where(truth == 1, 50.0, np.linspace(0, 2, 200)[:, None])
-    made = calibrate(BINARY, logits, truth, hottest, 0, 1)
-    assert made.hot[0] * made.temperature < 2.0001
+    made = whole(BINARY, logits, truth, hottest)
+    assert made.hot[0] < 2.0001
     assert made.hot_patients == (int((truth == 0).sum()),)
 
 
@@ -92,5 +113,5 @@ def test_margins_are_log_odds() -> None:
 
 def test_a_calibration_survives_json() -> None:
     logits, truth = drawn(50)
-    made = calibrate(BINARY, logits, truth, logits, 0, 1)
+    made = whole(BINARY, logits, truth)
     assert Calibration.from_dict(made.to_dict()) == made
