@@ -1,0 +1,94 @@
+"""The slides that the reference slide model learns from, in one table.
+
+python workflows/reference/training_slides.py --data DATA --work WORK
+
+Adds to the lymph node cohort (workflows/benchmarks/cohorts.py, in WORK/lymph) made sample slides of other seeds than the
+demo's, and the real atlas slides at about 1 um/px of five patients, whose labels are those of the whole slide. Writes
+WORK/reference.csv with the columns that `pathovit embed --manifest` and `pathovit train` read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+SAMPLES = {"train": 10, "validation": 6, "test": 6}  # made slides, half of them benign
+SAMPLE_SEED = 1000  # the demo's is 7
+TRAINING_ATLAS = (
+    "PDAC-tru-cut",
+    "lung-squamous-cell-carcinoma",
+    "metaplasia",
+    "crohn-colonoscopic-biopsy",
+    "gallbladder-adenomyoma",
+)
+COLUMNS = ("slide", "label", "split", "patient", "mpp")
+Row = dict[str, object]
+
+
+def load_slide_maker() -> ModuleType:
+    path = Path(__file__).parents[2] / "sample_data" / "make_slides.py"
+    spec = importlib.util.spec_from_file_location("make_slides", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def make_samples(folder: Path) -> list[Row]:
+    """Made sample slides: half benign, half with tumour of varying extent. Those there already are kept."""
+    maker = load_slide_maker()
+    rows: list[Row] = []
+    folder.mkdir(parents=True, exist_ok=True)
+    seed = SAMPLE_SEED
+    for part, count in SAMPLES.items():
+        for index in range(count):
+            share = 0.0 if index % 2 else 0.05 + 0.35 * index / count
+            name = f"made-{part}-{index}"
+            path = folder / f"{name}.svs"
+            if not path.exists():
+                maker.make_slide(folder, maker.SampleSpec(name=name, seed=seed, size=(4096, 3584), mpp=0.5, tumour_fraction=share))
+            rows.append({"slide": path, "label": "tumour" if share else "normal", "split": part, "patient": name, "mpp": ""})
+            seed += 1
+    return rows
+
+
+def atlas_rows(data: Path) -> list[Row]:
+    """Real slides of the training patients; all of them train."""
+    rows: list[Row] = []
+    with (data / "atlas" / "slides.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["patient"] in TRAINING_ATLAS and row["file"].startswith("1mpp/"):
+                label = "tumour" if row["malignant"] == "1" else "normal"
+                mpp = "" if row["mpp_known"] == "1" else row["mpp_assumed"]
+                path = data / "atlas" / row["file"]
+                rows.append({"slide": path, "label": label, "split": "train", "patient": row["patient"], "mpp": mpp})
+    return rows
+
+
+def lymph_rows(work: Path) -> list[Row]:
+    with (work / "lymph" / "labels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{**{name: row.get(name, "") for name in COLUMNS}, "slide": work / "lymph" / row["slide"]} for row in rows]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    options = parser.parse_args()
+    data, work = options.data.resolve(), options.work.resolve()
+    rows = lymph_rows(work) + make_samples(work / "made") + atlas_rows(data)
+    with (work / "reference.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f"{len(rows)} slides in {work / 'reference.csv'}")
+
+
+if __name__ == "__main__":
+    main()
