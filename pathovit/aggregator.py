@@ -62,6 +62,7 @@ class WindowLayout:
         self.order = torch.argsort(self.window)  # tiles, window by window
         starts = torch.cumsum(tiles, 0) - tiles
         self.parts = [self._part(windows, tiles, starts) for windows in _of_like_size(tiles)]
+        self.back = torch.argsort(torch.cat([index[filled] for index, filled in self.parts]))  # from the parts to the tiles
 
     def _part(self, windows: Tensor, tiles: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
         """Tiles (w, K) of some windows, and which of these places are filled; the others repeat a tile."""
@@ -104,14 +105,14 @@ class WindowAttention(nn.Module):
     def forward(self, tokens: Tensor, layout: WindowLayout, xy_um: Tensor) -> Tensor:
         qkv = self.qkv(self.norm(tokens)).float()  # (N, 3d)
         recompute = torch.is_grad_enabled() and layout.count > WINDOWS_AT_ONCE
-        mixed = torch.zeros_like(qkv[:, : qkv.shape[1] // 3])
+        mixed = []
         for index, filled in layout.parts:
             if recompute:
                 found = checkpoint(self.attend, qkv[index], xy_um[index], filled, use_reentrant=False)
             else:
                 found = self.attend(qkv[index], xy_um[index], filled)
-            mixed = mixed.index_put((index[filled],), found[filled])
-        out: Tensor = self.out(mixed)
+            mixed.append(found[filled])
+        out: Tensor = self.out(torch.cat(mixed)[layout.back])
         return out
 
     def attend(self, qkv: Tensor, xy_um: Tensor, filled: Tensor) -> Tensor:
@@ -156,7 +157,7 @@ class RegionAttention(nn.Module):
         region = _sum_by(weight * tokens, layout) / total  # (W, d)
         centre = _sum_by(torch.cat([xy_um, torch.ones_like(xy_um[:, :1])], -1), layout)
         place = centre[:, :2] / centre[:, 2:] / (UM_PER_UNIT * WINDOW)
-        distance = torch.cdist(place, place).log1p()  # (W, W)
+        distance = torch.cdist(place, place, compute_mode="donot_use_mm_for_euclid_dist").log1p()  # (W, W)
         bias = -functional.softplus(self.slope)[:, None, None] * distance
         q, k, v = split_heads(self.qkv(region), self.heads).permute(1, 2, 0, 3)  # each (heads, W, d/heads)
         mixed = functional.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=bias[None].to(q.dtype))[0]

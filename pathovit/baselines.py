@@ -22,6 +22,7 @@ from pathovit.aggregator import Aggregator, AggregatorConfig, SlideTransformer, 
 from pathovit.errors import SettingsError
 
 DROPOUT = 0.25
+TRANSMIL_TILES = 5000  # of a bag whose attention is asked for
 CLAM_TILES, CLAM_WEIGHT = 8, 0.3 / 0.7  # as its authors weigh clustering against the answer
 
 
@@ -98,12 +99,12 @@ class TransMIL(Aggregator):
         bag = self.standardise(features)[None]
         nothing = torch.full((len(features), self.config.outputs), torch.nan, device=bag.device)
         bias = torch.zeros(self.config.outputs, device=bag.device)
-        if self.training or len(features) > 50_000:  # its attention is an N x N matrix
+        if self.training or len(features) > TRANSMIL_TILES:  # its attention is an N x N matrix
             attention = torch.full((len(features),), torch.nan, device=bag.device)
             logits = self.model(bag)
         else:
             logits, attention = self.model(bag, return_att=True)
-            attention = attention.float().flatten()
+            attention = attention.float().flatten() / attention.sum()
         return TileEvidence(logits.float().reshape(-1), nothing, attention, bias)
 
 

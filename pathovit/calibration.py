@@ -32,7 +32,7 @@ class Calibration:
     hot: tuple[float, ...] = (0.0,)  # (C,) margins, calibrated
     hot_patients: tuple[int, ...] = (0,)  # patients without the class, that they were found on
     conformity: tuple[tuple[tuple[float, ...], ...], ...] = ()
-    centre: float = 0.0  # of a measurement, in the training part
+    centre: float = 0.0  # value = logit * scale + centre, of a measurement or a risk
     scale: float = 1.0
     patients: int = 0
 
@@ -83,8 +83,13 @@ def scaling(target: Target, logits: Floats, truth: NDArray[np.float32], centre: 
 
     centre, scale : of a measurement, in the training part
     """
-    if not target.is_classification:
+    if target.task == "regression":
         return Calibration(centre=centre, scale=scale, patients=len(logits))
+    if target.task == "survival":  # a risk has no unit of its own: spreads from the mean of these patients
+        spread = max(float(logits.std()), 1e-6)
+        return Calibration(
+            centre=-float(logits.mean()) / spread, scale=1 / spread, hot=(float(logits.mean()),), patients=len(logits)
+        )
     temperature, shift = fit_scaling(target, logits, truth)
     return Calibration(temperature, tuple(float(s) for s in shift), patients=len(logits))
 
@@ -100,7 +105,7 @@ def calibrate(target: Target, scaled: Calibration, logits: Floats, truth: NDArra
     """
     if not target.is_classification:
         far = np.abs(logits[:, 0] - (truth[:, 0] - scaled.centre) / scaled.scale)
-        return replace(scaled, conformity=((_thin(far),),) if target.task == "regression" else ())
+        return replace(scaled, conformity=((_thin(far),),)) if target.task == "regression" else scaled
     hot, counted = [], []
     for column in range(target.outputs):
         without = hottest[truth[:, column] == 0, column]

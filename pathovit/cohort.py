@@ -23,7 +23,7 @@ from pathovit.store import FeatureStore
 from pathovit.targets import Target, Truth, read_truth, strata
 
 PARTS = ("train", "validation", "test")
-GAP_WINDOWS = 1000  # windows between the slides of one patient: none spans two slides, and all keep their own anchor
+GAP_WINDOWS = 100  # empty windows between the slides of one patient: none spans two slides, and all keep their own anchor
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ def load_cohort(rows: Sequence[ManifestRow], target: Target, features: Path, gro
             )
         slides = []
         for row in members:
-            folder = stored[row.slide.name] if row.slide.name in stored else stored[row.slide.stem]
+            folder = _find(row, stored)
+            assert folder is not None
             if taken.setdefault(folder, row.line) != row.line:
                 first, second = sorted((taken[folder], row.line))
                 raise SettingsError(
@@ -123,24 +124,31 @@ def _fixed_parts(by_patient: dict[str, list[ManifestRow]]) -> dict[str, str]:
     return fixed
 
 
-def _stored_slides(features: Path) -> dict[str, Path]:
-    """Slide folders by slide_id, by file name and by stem; a name that two slides share is left out."""
-    found: dict[str, Path] = {}
-    twice: set[str] = set()
+def _stored_slides(features: Path) -> dict[str, list[Path]]:
+    """Slide folders by slide_id, by file name and by stem."""
+    found: dict[str, list[Path]] = {}
     for folder in sorted((features / "slides").glob("*")):
         done = read_done(folder)
-        if done is None:
-            continue
-        file = done["slide"]["file"]
-        for name in {folder.name, file, Path(file).stem}:
-            if name in found:
-                twice.add(name)
-            found[name] = folder
-    return {name: folder for name, folder in found.items() if name not in twice}
+        if done is not None:
+            file = done["slide"]["file"]
+            for name in {folder.name, file, Path(file).stem}:
+                found.setdefault(name, []).append(folder)
+    return found
 
 
-def _find(row: ManifestRow, stored: dict[str, Path]) -> Path | None:
-    return stored.get(row.slide.name) or stored.get(row.slide.stem)
+def _find(row: ManifestRow, stored: dict[str, list[Path]]) -> Path | None:
+    """The folder of a row's slide; None if it has none.
+
+    Raises
+    ------
+    SettingsError : two slides have this name
+    """
+    folders = stored.get(row.slide.name) or stored.get(row.slide.stem) or []
+    if len(folders) > 1:
+        raise SettingsError(
+            f"Line {row.line}: {row.slide.name} can mean {', '.join(f.name for f in folders[:4])}. Name it by its slide_id."
+        )
+    return folders[0] if folders else None
 
 
 def _same_recipe(recipe: dict[str, Any], slide: SlideFeatures, row: ManifestRow) -> dict[str, Any]:
@@ -156,12 +164,14 @@ def _same_recipe(recipe: dict[str, Any], slide: SlideFeatures, row: ManifestRow)
 
 def make_bag(patient: str, slides: Sequence[SlideFeatures], truth: Truth, group: str = "") -> Bag:
     """One bag of all slides of a patient; slides lie so far apart that no window spans two."""
-    features, places = [], []
-    for index, slide in enumerate(slides):
+    features, places, first = [], [], 0.0
+    for slide in slides:
         if not slide.ok.any():
             raise SettingsError(f"{slide.slide_id}: not one of its tiles could be read. Take it out of the table.")
         place = slide.centres_um()[slide.ok]
-        place = place - place.min(0) + np.array([index * GAP_WINDOWS * WINDOW * slides[0].pitch_um, 0.0])
+        place = place - place.min(0) + np.array([first, 0.0])
+        side_um = WINDOW * slides[0].pitch_um
+        first = (np.ceil(place[:, 0].max() / side_um) + GAP_WINDOWS) * side_um
         features.append(torch.from_numpy(slide.features[slide.ok]))
         places.append(torch.from_numpy(place))
     tiles = tuple(len(part) for part in features)
@@ -179,22 +189,34 @@ def split_patients(cohort: Cohort, validation_share: float, test_share: float, s
     SettingsError : too few patients for it, or a part would lack a class
     """
     parts: dict[str, list[Bag]] = {name: [] for name in PARTS}
-    free = [bag for bag in cohort.bags if bag.patient not in cohort.fixed]
+    group_part: dict[str, str] = {}
     for bag in cohort.bags:
-        if bag.patient in cohort.fixed:
-            parts[cohort.fixed[bag.patient]].append(bag)
-    if free:
-        rest = free
-        if test_share:
-            place = assign_folds(rest, cohort.target, round(1 / test_share), seed)
-            parts["test"] += [bag for bag, fold in zip(rest, place, strict=True) if fold == 0]
-            rest = [bag for bag, fold in zip(rest, place, strict=True) if fold]
-        place = assign_folds(rest, cohort.target, max(2, round((1 - test_share) / validation_share)), seed)
-        parts["validation"] += [bag for bag, fold in zip(rest, place, strict=True) if fold == 0]
-        parts["train"] += [bag for bag, fold in zip(rest, place, strict=True) if fold]
+        part = cohort.fixed.get(bag.patient)
+        if part and group_part.setdefault(bag.group, part) != part:
+            raise SettingsError(
+                f"Group {bag.group!r} is in two parts of the split ({group_part[bag.group]}, {part}). Keep groups together."
+            )
+    rest: list[Bag] = []
+    for bag in cohort.bags:
+        (parts[group_part[bag.group]] if bag.group in group_part else rest).append(bag)
+    if rest and test_share:
+        inside, rest = _cut(rest, cohort.target, test_share, seed, "test")
+        parts["test"] += inside
+    if rest:
+        inside, rest = _cut(rest, cohort.target, validation_share / (1 - test_share), seed, "validation")
+        parts["validation"] += inside
+        parts["train"] += rest
     for name in ("train", "validation"):
         check_part(name, parts[name], cohort.target)
     return parts
+
+
+def _cut(bags: Sequence[Bag], target: Target, share: float, seed: int, part: str) -> tuple[list[Bag], list[Bag]]:
+    """A stratified share of patients, and the others."""
+    groups = len({bag.group for bag in bags})
+    folds = max(2, min(round(1 / share), groups))
+    place = assign_folds(bags, target, folds, seed, f"a {part} part of one in {folds}")
+    return [b for b, fold in zip(bags, place, strict=True) if fold == 0], [b for b, fold in zip(bags, place, strict=True) if fold]
 
 
 def check_part(name: str, bags: Sequence[Bag], target: Target) -> None:
@@ -213,8 +235,8 @@ def check_part(name: str, bags: Sequence[Bag], target: Target) -> None:
         raise SettingsError(f"The {name} part has no event. Give more patients, or correct the split column.")
 
 
-def assign_folds(bags: Sequence[Bag], target: Target, folds: int, seed: int) -> NDArray[np.int64]:
-    """(n,) fold of every patient: stratified, and no group in two folds.
+def assign_folds(bags: Sequence[Bag], target: Target, folds: int, seed: int, wanted: str = "") -> NDArray[np.int64]:
+    """(n,) fold of every patient: stratified, and no group in two folds. `wanted` names the purpose in errors.
 
     Raises
     ------
@@ -222,29 +244,29 @@ def assign_folds(bags: Sequence[Bag], target: Target, folds: int, seed: int) -> 
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    kinds = strata(target, np.stack([bag.truth for bag in bags]))
-    values, counts = np.unique(kinds, return_counts=True)
-    if target.task != "multilabel" and counts.min() < folds:
-        scarce = int(values[counts.argmin()])
-        name = f"class {target.classes[scarce]!r}" if target.task in ("binary", "multiclass") else f"stratum {scarce}"
-        raise SettingsError(
-            f"{name} has {counts.min()} patients, too few for {folds} folds (a test or validation share is 1 of {folds} too). "
-            "Give more patients, or ask for fewer folds or a larger share."
-        )
+    wanted = wanted or f"{folds} folds"
     groups = [bag.group for bag in bags]
-    if len(set(groups)) < folds:
-        raise SettingsError(
-            f"{len(set(groups))} groups are too few for {folds} folds, as each stays in one. Leave out --group, or lower --folds."
-        )
     alone = len(set(groups)) == len(groups)
+    if len(set(groups)) < folds:
+        members = "patients are" if alone else "groups are"
+        raise SettingsError(f"{len(set(groups))} {members} too few for {wanted}. Give more, or ask for fewer folds.")
+    kinds = strata(target, np.stack([bag.truth for bag in bags]))
+    values, place, counts = np.unique(kinds, return_inverse=True, return_counts=True)
+    scarce = int(counts.argmin())
+    if counts[scarce] < folds and target.task in ("binary", "multiclass"):
+        raise SettingsError(
+            f"Class {target.classes[int(values[scarce])]!r} has {counts[scarce]} patients, too few for {wanted}. "
+            "Give more patients, or ask for fewer folds."
+        )
+    kinds = np.where(counts[place] < folds, values[counts.argmax()], kinds)  # rare combinations join the commonest
     if alone:
         splitter: Any = StratifiedKFold(folds, shuffle=True, random_state=seed)
     else:
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    place = np.empty(len(bags), np.int64)
+    found = np.empty(len(bags), np.int64)
     for fold, (_, inside) in enumerate(splitter.split(np.zeros(len(bags)), kinds, None if alone else groups)):
-        place[inside] = fold
-    return place
+        found[inside] = fold
+    return found
 
 
 def cohort_digest(bags: Sequence[Bag]) -> str:

@@ -264,8 +264,8 @@ def answers_csv(answers: Answers, extra: dict[str, Sequence[Any]] | None = None)
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["patient", *truth_columns(answers.target), *answer_columns(answers.target), *extra])
     for i, patient in enumerate(answers.patients):
-        truth = [f"{v:g}" for v in answers.truth[i]]
-        writer.writerow([patient, *truth, *(f"{v:.6f}" for v in answers.values[i]), *(column[i] for column in extra.values())])
+        truth = [f"{v:.9g}" for v in answers.truth[i]]
+        writer.writerow([patient, *truth, *(f"{v:.9g}" for v in answers.values[i]), *(column[i] for column in extra.values())])
     return buffer.getvalue().encode("utf-8", "replace")
 
 

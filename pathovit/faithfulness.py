@@ -77,9 +77,11 @@ def check_heatmap(model: SlideModel, slide: SlideFeatures, prediction: SlidePred
 
 
 def called_class(target: Target, chances: NDArray[Any]) -> int | None:
-    """Column of the tile scores whose class is the most probable; None if that is the negative class of a binary target."""
+    """Column of the tile scores whose class is the most probable; None if no class with tile scores is."""
     if target.task == "binary":
         return 0 if chances[1] >= 0.5 else None
+    if target.task == "multilabel" and chances.max() < 0.5:
+        return None
     return int(chances.argmax()) if len(chances) else None
 
 

@@ -18,14 +18,17 @@ MAX_CURVES = 8
 
 
 def training_curves(path: Path, history: Sequence[dict[str, float]], best_epoch: int, title: str) -> None:
-    """Loss of both parts and the main metric of the validation part, by epoch."""
-    figure, (left, right) = _figure(1, 2, (9, 3.6), title)
+    """What training lowers, the validation loss that chose the epoch, and the main metric; these are different quantities."""
     metric = next(name for name in history[0] if name not in ("epoch", "train_loss", "loss"))
+    figure, panels = _figure(1, 3, (12, 3.6), title)
     epochs = [line["epoch"] for line in history]
-    left.plot(epochs, [line["train_loss"] for line in history], color=FAINT, label="train")
-    left.plot(epochs, [line["loss"] for line in history], color=MODEL, label="validation")
-    right.plot(epochs, [line[metric] for line in history], color=MODEL, label="validation")
-    for axes, name in ((left, "loss"), (right, metric.replace("_", " "))):
+    names = {
+        "train_loss": "training objective",
+        "loss": "validation loss, calibrated",
+        metric: f"validation {metric.replace('_', ' ')}",
+    }
+    for axes, (key, name) in zip(panels, names.items(), strict=True):
+        axes.plot(epochs, [line[key] for line in history], color=FAINT if key == "train_loss" else MODEL)
         axes.axvline(best_epoch, color=SECOND, linestyle=":", label="kept")
         axes.set(xlabel="epoch", ylabel=name)
         axes.legend(frameon=False)
@@ -48,7 +51,7 @@ def evaluation_picture(path: Path, answers: Answers, found: dict[str, Any], titl
         ends = [float(min(answers.truth.min(), answers.values.min())), float(max(answers.truth.max(), answers.values.max()))]
         axes.plot(ends, ends, color=FAINT, linestyle=":")
         axes.set(
-            xlabel=f"true {answers.target.columns[0]}",
+            xlabel=_label(f"true {answers.target.columns[0]}"),
             ylabel="predicted",
             title=f"MAE {said(found['mae'])}\nR2 {said(found['r2'])}",
         )
@@ -70,10 +73,11 @@ def _roc(axes: Any, answers: Answers, found: dict[str, Any]) -> None:
     for name, truth, chance in answers.one_vs_rest()[:MAX_CURVES]:
         if 0 < truth.sum() < len(truth):
             false, true, _ = roc_curve(truth, chance)
-            axes.plot(false, true, label=name, **_line(answers))
+            axes.plot(false, true, label=_label(name), **_line(answers))
     axes.plot([0, 1], [0, 1], color=FAINT, linestyle=":")
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=f"AUROC {said(found['auroc'])}")
-    axes.legend(frameon=False, loc="lower right")
+    left_out = len(answers.target.score_names) - MAX_CURVES
+    axes.legend(frameon=False, loc="lower right", title=f"{left_out} more are not drawn" if left_out > 0 else None)
 
 
 def _precision_recall(axes: Any, answers: Answers, found: dict[str, Any]) -> None:
@@ -82,7 +86,7 @@ def _precision_recall(axes: Any, answers: Answers, found: dict[str, Any]) -> Non
     for name, truth, chance in answers.one_vs_rest()[:MAX_CURVES]:
         if 0 < truth.sum() < len(truth):
             precision, recall, _ = precision_recall_curve(truth, chance)
-            axes.plot(recall, precision, label=name, **_line(answers))
+            axes.plot(recall, precision, label=_label(name), **_line(answers))
     axes.set(xlabel="sensitivity (recall)", ylabel="precision", ylim=(0, 1.02), title=f"AUPRC {said(found['auprc'])}")
 
 
@@ -95,9 +99,15 @@ def _calibration(axes: Any, answers: Answers, found: dict[str, Any]) -> None:
         x = [chance[bins == b].mean() for b in filled]
         y = [truth[bins == b].mean() for b in filled]
         size = [20 + 300 * (bins == b).mean() for b in filled]
-        drawn = axes.plot(x, y, label=name, **_line(answers))
+        drawn = axes.plot(x, y, label=_label(name), **_line(answers))
         axes.scatter(x, y, s=size, color=drawn[0].get_color(), alpha=0.5, linewidths=0)
     axes.set(xlabel="probability", ylabel="frequency", title=f"calibration error {said(found['ece'])}")
+
+
+def _label(name: str) -> str:
+    """A name as matplotlib shows it as it is: no formula, and not left out for a leading underscore."""
+    text = name.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def _line(answers: Answers) -> dict[str, Any]:
@@ -112,7 +122,12 @@ def _kaplan_meier(axes: Any, answers: Answers, found: dict[str, Any]) -> None:
         if chosen.any():
             curve = fitter().fit(answers.truth[chosen, 0], answers.truth[chosen, 1], label=f"{name}, {chosen.sum()} patients")
             curve.plot_survival_function(ax=axes, color=colour, show_censors=True, censor_styles={"ms": 4, "marker": "|"})
-    axes.set(xlabel=answers.target.columns[0], ylabel="without event", ylim=(0, 1.02), title=f"C-index {said(found['c_index'])}")
+    axes.set(
+        xlabel=_label(answers.target.columns[0]),
+        ylabel="without event",
+        ylim=(0, 1.02),
+        title=f"C-index {said(found['c_index'])}",
+    )
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float], title: str) -> tuple[Any, list[Any]]:

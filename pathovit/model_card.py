@@ -5,6 +5,7 @@ Needs no torch.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -107,10 +108,20 @@ def _calibration(calibration: dict[str, Any], target: dict[str, Any]) -> str:
     if target["task"] == "survival":
         return "none; the risk has no unit."
     counted = ", ".join(str(n) for n in calibration["hot_patients"])
+    return f"temperature {calibration['temperature']:.3f}, shift {', '.join(f'{s:.3f}' for s in calibration['shift'])}. {_half(counted)}"
+
+
+def _half(counted: str) -> str:
     return (
-        f"temperature {calibration['temperature']:.3f}. Tile score 0.5 is the evidence that at most 5 % of patients without the class "
-        f"reach anywhere (found on {counted} such patients; below 19 it is the highest they reached)."
+        "Tile score 0.5 is the evidence that at most 5 % of patients without the class are expected to reach anywhere; it was found on "
+        f"{counted} such patients (fewer than 19 cannot promise it: it is then the highest that they reached)."
     )
+
+
+def model_digest(card: dict[str, Any]) -> str:
+    """SHA-256 of everything in a model that shapes an answer: weights, configuration, target, calibration, features."""
+    known = {key: card[key] for key in NEEDED}
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
 def _heatmap(check: dict[str, Any]) -> str:
@@ -139,7 +150,8 @@ def _p(value: float | None) -> str:
 def _abstention(found: dict[str, Any] | None) -> str:
     if not found:
         return ""
+    remark = ", which set the limits" if found["part"] == "validation" else ""
     return (
-        f"\nAbstention at an error rate of {found['error_rate']:g} ({found['part']} part, {found['answers']} answers): the truth was among the "
+        f"\nAbstention at an error rate of {found['error_rate']:g} ({found['part']} part{remark}, {found['answers']} answers): the truth was among the "
         f"possible answers in {found['coverage']:.1%}; {found['unsure']:.1%} were unsure.\n"
     )

@@ -51,11 +51,22 @@ def draw_products(
     write_ome_tiff(folder / "heatmap.ome.tiff", heatmap)
     write_geojson(
         folder / "heatmap.geojson", slide, scores, {"Attention": prediction.attention, "Novelty": prediction.tile_novelty}, name,
-        hot_score=wanted.hot_score, max_tiles=wanted.max_geojson_tiles,
+        hot_score=wanted.hot_score if prediction.target.is_classification else np.inf, max_tiles=wanted.max_geojson_tiles,
     )  # fmt: skip
     with open_slide(plan.job.path, plan.mpp, plan.mpp_source, plan.sha256) as opened:
         picture, px_l0 = thumbnail(opened, wanted.overview_px)
-        draw_overview(folder / "overview.png", picture, px_l0, heatmap, column, plan, name, prediction.headline, warning)
+        draw_overview(
+            folder / "overview.png",
+            picture,
+            px_l0,
+            heatmap,
+            column,
+            plan,
+            name,
+            prediction.headline,
+            prediction.scale_note,
+            warning,
+        )
         return _save_top_tiles(opened, folder, slide, scores, prediction.attention, wanted.top_tiles)
 
 
@@ -80,6 +91,7 @@ def draw_overview(
     plan: SlidePlan,
     name: str,
     headline: str,
+    note: str,
     warning: str,
 ) -> None:
     """Slide and slide with heatmap, side by side (above each other for wide slides)."""
@@ -113,7 +125,7 @@ def draw_overview(
     _scale_bar(panels[0], extent, plan.mpp[0])
     colours = ScalarMappable(Normalize(0, 1), COLOURS)
     bar = figure.colorbar(colours, ax=panels[1], fraction=0.05, pad=0.02, alpha=0.8)
-    bar.set_label(f"tile score: {name} (same scale on every slide; 0.5 = limit of the benign)")
+    bar.set_label(f"tile score: {name} ({note})")
     file = plain(plan.job.path.name)
     file = file if len(file) <= 90 else f"{file[:60]}...{file[-25:]}"
     title = f"{file}\n{headline}    tissue {plan.tissue_mm2:.1f} mm²    {plan.tiles:,} tiles"

@@ -61,7 +61,7 @@ def prediction_rows(done: Sequence[dict[str, Any]], failures: Sequence[Failure])
             "reason": d["reason"],
         }
         if answer:
-            row |= {name: f"{value:.6f}" for name, value in answer["columns"].items()}
+            row |= {name: f"{value:.7g}" for name, value in answer["columns"].items()}
             row |= {"answer": answer["answer"], "novelty": answer["novelty"]}
         rows.append(row)
     rows += [{"slide_id": f.slide_id, "file": f.file, "verdict": "failed", "reason": f.reason} for f in failures]

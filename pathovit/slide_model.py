@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,13 @@ from pathovit.encoders.weights import file_sha256, read_safetensors
 from pathovit.errors import SettingsError, WeightsError
 from pathovit.evaluation import answer_columns
 from pathovit.features import SlideFeatures
-from pathovit.model_card import read_card
+from pathovit.model_card import model_digest, read_card
 from pathovit.novelty import Novelty
+from pathovit.settings import AnswerSettings
 from pathovit.targets import Target
 
 Floats = NDArray[np.float64]
 UNSURE = "unsure"
-DEFAULT_ERROR_RATE = 0.1
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,9 @@ class SlidePrediction:
     probabilities: NDArray[np.float32]  # (classes,); empty for a target without classes
     value: float | None  # a measurement or a risk; None for a target with classes
     interval: tuple[float, float] | None  # of a measurement
-    tile_scores: NDArray[np.float32]  # (N, C) in [0, 1]; 0.5 is the evidence that patients without the class hardly ever reach
+    tile_scores: NDArray[
+        np.float32
+    ]  # (N, C) in [0, 1]; 0.5 is the evidence that patients without the class hardly ever reach (for numbers: average)
     attention: NDArray[np.float32]  # (N,), sums to 1 over the tiles that were read
     contributions: NDArray[np.float32]  # (N, C), attention x evidence; their sum plus the bias is the logit
     logits: NDArray[np.float32]  # (C,)
@@ -70,7 +74,8 @@ class SlidePrediction:
         """The answer in a few words."""
         if self.value is not None:
             name = self.target.columns[0] if self.target.task == "regression" else "risk"
-            between = f" ({self.interval[0]:.4g} to {self.interval[1]:.4g})" if self.interval else ""
+            known = self.interval is not None and np.isfinite(self.interval).all()
+            between = f" ({self.interval[0]:.4g} to {self.interval[1]:.4g})" if self.interval and known else ""
             return f"{name}: {self.value:.4g}{between}"
         if self.target.task == "binary":
             chance = f"{self.classes[1]}: {self.probabilities[1]:.3f}"
@@ -81,7 +86,15 @@ class SlidePrediction:
     def columns(self) -> dict[str, float]:
         """The numbers of the answer, as columns of predictions.csv."""
         values = [float(p) for p in self.probabilities] if self.value is None else [self.value]
-        return dict(zip(answer_columns(self.target), values, strict=True))
+        found = dict(zip(answer_columns(self.target), values, strict=True))
+        if self.interval is not None and np.isfinite(self.interval).all():
+            found |= {f"{end}_{self.target.columns[0]}": value for end, value in zip(("low", "high"), self.interval, strict=True)}
+        return found
+
+    @property
+    def scale_note(self) -> str:
+        """What a tile score of 0.5 means."""
+        return "0.5: hardly reached without it" if self.target.is_classification else "0.5: average of the cohort"
 
     def to_dict(self) -> dict[str, Any]:
         """What slide.json keeps of it."""
@@ -93,7 +106,7 @@ class SlidePrediction:
             "classes": list(self.classes),
             "probabilities": [float(p) for p in self.probabilities],
             "interval": None if self.interval is None else [v if np.isfinite(v) else None for v in self.interval],
-            "novelty": round(self.novelty, 4),
+            "novelty": round(self.novelty, 4) if np.isfinite(self.novelty) else None,
             "strange": self.strange,
         }
 
@@ -139,7 +152,7 @@ class SlideModel:
         shift = np.asarray(self.calibration.shift)
         return Seen(logits + shift, evidence, found.attention.numpy().astype(np.float64), bias + shift)
 
-    def predict(self, slide: SlideFeatures, error_rate: float = DEFAULT_ERROR_RATE) -> SlidePrediction:
+    def predict(self, slide: SlideFeatures, error_rate: float = AnswerSettings().error_rate) -> SlidePrediction:
         """The slide's answer and every tile's share in it.
 
         Parameters
@@ -243,11 +256,14 @@ def load_model(folder: str | Path) -> SlideModel:
         network.load_state_dict({k: v for k, v in tensors.items() if not k.startswith("novelty.")})
     except RuntimeError as error:
         raise WeightsError(f"{weights_path}: does not fit model.json ({str(error).splitlines()[0]}).") from error
-    return SlideModel(network.eval(), target, calibration, novelty, card, digest, path.name)
+    return SlideModel(network.eval(), target, calibration, novelty, card, model_digest(card), path.name)
 
 
-def save_model(folder: Path, model: SlideModel) -> SlideModel:
-    """Write model.safetensors and model.json; the card gets configuration, target, calibration and the weights' digest."""
+def save_model(folder: Path, model: SlideModel, describe: Callable[[dict[str, Any]], str] | None = None) -> SlideModel:
+    """Write model.safetensors and, last of all, model.json; between them MODEL_CARD.md, if `describe` makes its text.
+
+    The card gets configuration, target, calibration and the weights' digest.
+    """
     from safetensors.torch import save
 
     from pathovit.store import to_json, write_atomically
@@ -264,6 +280,8 @@ def save_model(folder: Path, model: SlideModel) -> SlideModel:
         "calibration": model.calibration.to_dict(),
         "weights_sha256": file_sha256(weights),
     }
-    card = {**known, **model.card}
+    card = dict(json.loads(json.dumps({**known, **model.card})))  # as it will be read back
+    if describe:
+        write_atomically(folder / "MODEL_CARD.md", describe(card).encode())
     write_atomically(folder / "model.json", to_json(card))
-    return replace(model, card=card, sha256=card["weights_sha256"], name=folder.name)
+    return replace(model, card=card, sha256=model_digest(card), name=folder.name)

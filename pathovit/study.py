@@ -11,6 +11,8 @@ MODEL/
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,15 +30,15 @@ from pathovit.figures import evaluation_picture, training_curves
 from pathovit.model_card import describe_model, read_card
 from pathovit.novelty import Novelty
 from pathovit.provenance import versions
-from pathovit.slide_model import DEFAULT_ERROR_RATE, SlideModel, load_model, save_model
+from pathovit.settings import AnswerSettings
+from pathovit.slide_model import SlideModel, load_model, save_model
 from pathovit.store import to_json, write_atomically
 from pathovit.targets import Target
-from pathovit.training import Fitted, Parts, TrainSettings, fit
+from pathovit.training import Fitted, OnEpoch, Parts, TrainSettings, fit, fit_key
 
 CHECKPOINT = "training.ckpt"
-CHECKED_BAGS = 20  # patients whose heatmaps are checked by deletion and insertion
+CHECKED_BAGS, CHECKED_TILES = 20, 60_000  # patients, and their tiles, whose heatmaps are checked by deletion and insertion
 Say = Callable[[str], None]
-OnEpoch = Callable[[dict[str, float]], None]
 
 
 def answer(model: SlideModel, bags: Sequence[Bag]) -> Answers:
@@ -59,10 +61,10 @@ def train_model(
     ------
     SettingsError : too few patients for the parts or folds
     """
+    parts = split_patients(cohort, settings.validation_share, 0.0 if folds else settings.test_share, settings.seed)
     crossed = cross_validate(cohort, folder, settings, folds, on_epoch, say) if folds else None
-    shares = (settings.validation_share, 0.0 if folds else settings.test_share)
     say("model of all patients" if folds else "model")
-    return _train_one(cohort, folder, settings, split_patients(cohort, *shares, settings.seed), on_epoch, crossed)
+    return _train_one(cohort, folder, settings, parts, on_epoch, crossed)
 
 
 def cross_validate(
@@ -74,18 +76,18 @@ def cross_validate(
     if cohort.fixed:
         raise SettingsError("The table has a column `split`, and --folds makes its own. Leave out one of the two.")
     place = assign_folds(cohort.bags, cohort.target, folds, settings.seed)
-    found: list[Answers] = []
-    for fold in range(folds):
-        say(f"fold {fold + 1} of {folds}")
+    splits = []
+    for fold in range(folds):  # all are checked before the first is fitted
         test = [bag for bag, at in zip(cohort.bags, place, strict=True) if at == fold]
-        rest = Cohort(
-            tuple(bag for bag, at in zip(cohort.bags, place, strict=True) if at != fold), cohort.target, cohort.recipe, {}
-        )
-        parts = split_patients(rest, settings.validation_share, 0.0, settings.seed) | {"test": test}
-        here = folder / "folds" / str(fold + 1)
-        if not _is_done(here, parts, settings):
+        rest = replace(cohort, bags=tuple(bag for bag, at in zip(cohort.bags, place, strict=True) if at != fold))
+        splits.append(split_patients(rest, settings.validation_share, 0.0, settings.seed) | {"test": test})
+    found: list[Answers] = []
+    for fold, parts in enumerate(splits, start=1):
+        say(f"fold {fold} of {folds}")
+        here = folder / "folds" / str(fold)
+        if not _is_done(here, fit_key(parts, cohort.target, cohort.recipe, settings)):
             _train_one(cohort, here, settings, parts, on_epoch, None)
-        found.append(answer(load_model(here), test))
+        found.append(answer(load_model(here), parts["test"]))
     pooled = Answers(
         cohort.target, tuple(name for a in found for name in a.patients), np.concatenate([a.truth for a in found]),
         np.concatenate([a.values for a in found]),
@@ -96,11 +98,9 @@ def cross_validate(
     return {"folds": folds, **metrics}
 
 
-def _is_done(folder: Path, parts: Parts, settings: TrainSettings) -> bool:
-    if not (folder / "model.json").is_file():
-        return False
-    card = read_card(folder)[1]
-    return bool(card["training_set_sha256"] == cohort_digest(parts["train"]) and card["training"] == asdict(settings))
+def _is_done(folder: Path, key: str) -> bool:
+    """A fold is known by what it was fitted from, not by its folder."""
+    return (folder / "model.json").is_file() and bool(read_card(folder)[1].get("fit_key") == key)
 
 
 def _train_one(
@@ -110,7 +110,7 @@ def _train_one(
         check_part(name, parts[name], cohort.target)
     folder.mkdir(parents=True, exist_ok=True)
     encoder = cohort.recipe["encoder"]
-    fitted = fit(parts, cohort.target, encoder["dim"], settings, on_epoch, folder / CHECKPOINT)
+    fitted = fit(parts, cohort.target, cohort.recipe, settings, on_epoch, folder / CHECKPOINT)
     model = _calibrated(fitted, cohort, parts)
     answers = {name: answer(model, parts[name]) for name in ("validation", "test") if parts[name]}
     metrics = {name: evaluate(found, settings.seed) for name, found in answers.items()}
@@ -119,6 +119,7 @@ def _train_one(
         "research_use": RESEARCH_USE,
         "encoder": {**encoder, "mpp": cohort.recipe["tiles"]["mpp"], "stride_px": cohort.recipe["tiles"]["stride_px"]},
         "training": asdict(settings),
+        "fit_key": fit_key(parts, cohort.target, cohort.recipe, settings),
         "patients": {name: len(part) for name, part in parts.items()},
         "slides": {name: sum(len(bag.slides) for bag in part) for name, part in parts.items()},
         "training_set_sha256": cohort_digest(parts["train"]),
@@ -128,7 +129,7 @@ def _train_one(
         "heatmap_check": check_model(model, parts[judged]) | {"part": judged},
         "abstention": abstention(model, answers[judged]) | {"part": judged} if cohort.target.is_classification else None,
         "intended_use": INTENDED_USE,
-        "limits": LIMITS,
+        "limits": [*LIMITS, *([MANY_SLIDES] if any(len(bag.slides) > 1 for bag in cohort.bags) else [])],
         "versions": versions(),
     }
     evaluation_picture(
@@ -138,18 +139,20 @@ def _train_one(
         folder / "training.png", fitted.history, fitted.best_epoch, f"{settings.kind}, epoch {fitted.best_epoch} kept"
     )
     _write_parts(folder, parts, answers)
-    saved = save_model(folder, replace(model, card=card))
-    write_atomically(folder / "MODEL_CARD.md", describe_model(saved.card).encode())
+    saved = save_model(folder, replace(model, card=card), describe_model)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return saved.card
 
 
 INTENDED_USE = "Research on slides like those of its training set. A person checks every answer against the slide."
 LIMITS = (
-    "It has seen only slides like those of its training table; other scanners, stains and organs were never shown to it.",
+    "Its figures hold for slides like those of its table. Nothing is known of it on other scanners, stains and organs.",
     "Temperature, score scale, abstention and novelty limits were learned on the validation part, which also chose the epoch.",
     "The novelty score flags slides that differ from the cohort; a slide that is not flagged can still be wrong.",
 )
+
+
+MANY_SLIDES = "Its answers are calibrated for patients with all their slides; `pathovit run` answers slide by slide, `pathovit evaluate` by patient."
 
 
 def _calibrated(fitted: Fitted, cohort: Cohort, parts: Parts) -> SlideModel:
@@ -161,7 +164,7 @@ def _calibrated(fitted: Fitted, cohort: Cohort, parts: Parts) -> SlideModel:
     seen = [scaled.look(bag.features, bag.xy_um, bag.pitch_um) for bag in parts["validation"]]
     hottest = np.stack([margins(target, bag.evidence + bag.bias).max(0) for bag in seen])
     calibration = calibrate(target, scaled.calibration, np.stack([bag.logits for bag in seen]), truth, hottest)
-    slides = {name: [part.float().numpy() for bag in parts[name] for part in bag.by_slide()] for name in ("train", "validation")}
+    slides = {name: [part.numpy() for bag in parts[name] for part in bag.by_slide()] for name in ("train", "validation")}
     return replace(bare, calibration=calibration, novelty=Novelty.fit(slides["train"], slides["validation"]))
 
 
@@ -175,15 +178,16 @@ def check_model(model: SlideModel, bags: Sequence[Bag]) -> dict[str, Any]:
         total = (seen.attention[:, None] * seen.evidence).sum(0) + seen.bias
         check: dict[str, Any] = {"sum_error": float(np.abs(total - seen.logits).max()), "class": None}
         column = called_class(model.target, probabilities(model.target, seen.logits))
-        if column is not None and sum(c["class"] is not None for c in checks) < CHECKED_BAGS:
+        called = [c["tiles"] for c in checks if c["class"] is not None]
+        if column is not None and len(called) < CHECKED_BAGS and sum(called) < CHECKED_TILES:
             scores = model.tile_scores(seen.evidence + seen.bias)[:, column]
             check |= check_bag(model, bag.features, bag.xy_um, bag.pitch_um, scores, seen.attention, column)
-            check["class"] = model.target.score_names[column]
+            check |= {"class": model.target.score_names[column], "tiles": len(bag.features)}
         checks.append(check)
     return summarise(checks)
 
 
-def abstention(model: SlideModel, answers: Answers, error_rate: float = DEFAULT_ERROR_RATE) -> dict[str, float]:
+def abstention(model: SlideModel, answers: Answers, error_rate: float = AnswerSettings().error_rate) -> dict[str, float]:
     """Coverage: how often the truth is among the possible answers; and how often there is more or less than one."""
     right = unsure = asked = 0
     for chances, truth in zip(answers.values, answers.truth, strict=True):
@@ -201,9 +205,11 @@ def _true_option(target: Target, question: int, truth: np.ndarray[Any, np.dtype[
 
 
 def _write_parts(folder: Path, parts: Parts, answers: dict[str, Answers]) -> None:
-    lines = ["slide_id,patient,split"]
-    lines += [f"{slide},{bag.patient},{name}" for name, part in parts.items() for bag in part for slide in bag.slides]
-    write_atomically(folder / "split.csv", ("\n".join(lines) + "\n").encode())
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["slide_id", "patient", "split"])
+    writer.writerows([slide, bag.patient, name] for name, part in parts.items() for bag in part for slide in bag.slides)
+    write_atomically(folder / "split.csv", buffer.getvalue().encode("utf-8", "replace"))
     judged = answers.get("test", answers["validation"])
     write_atomically(folder / "predictions.csv", answers_csv(judged))
 
@@ -216,9 +222,9 @@ def evaluate_model(folder: str | Path, cohort: Cohort, out: Path, split: str | N
     if not bags:
         raise SettingsError(f"No patient of the table is in split {split!r}. Correct --split or the column.")
     answers = answer(model, bags)
-    seen = _slides_seen(Path(folder))
-    learned = [bag.patient for bag in bags if seen & set(bag.slides)]
-    novelty = [max(model.novelty.slide(part.float().numpy()) for part in bag.by_slide()) for bag in bags] if model.novelty else []
+    seen = _seen_before(Path(folder))
+    learned = [bag.patient for bag in bags if seen & {bag.patient, *bag.slides}]
+    novelty = [max(model.novelty.slide(part.numpy()) for part in bag.by_slide()) for bag in bags] if model.novelty else []
     found: dict[str, Any] = {
         "research_use": RESEARCH_USE,
         "model": model.name,
@@ -239,10 +245,11 @@ def evaluate_model(folder: str | Path, cohort: Cohort, out: Path, split: str | N
     return found
 
 
-def _slides_seen(folder: Path) -> set[str]:
-    """Slides that a model was fitted or calibrated on."""
+def _seen_before(folder: Path) -> set[str]:
+    """Slides and patients that a model was fitted or calibrated on."""
     path = read_card(folder)[0] / "split.csv"
     if not path.is_file():
         return set()
-    rows = [line.split(",") for line in path.read_text("utf-8").splitlines()[1:]]
-    return {row[0] for row in rows if row[-1] != "test"}
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] != "test"]
+    return {row["slide_id"] for row in rows} | {row["patient"] for row in rows}

@@ -179,7 +179,7 @@ def _numbers(line: int, values: tuple[str, ...], columns: Sequence[str], task: s
 def strata(target: Target, truth: NDArray[np.float32]) -> NDArray[np.int64]:
     """(n,) numbers of the groups that every part of a split should hold alike.
 
-    Classes; combinations of labels (rare ones together); quarters of a measurement; events and non-events.
+    Classes; combinations of labels; quarters of a measurement; events and non-events.
     """
     if target.task == "binary":
         return truth[:, 0].astype(np.int64)
@@ -190,5 +190,4 @@ def strata(target: Target, truth: NDArray[np.float32]) -> NDArray[np.int64]:
     if target.task == "survival":
         return truth[:, 1].astype(np.int64)
     code = (truth @ (2 ** np.arange(truth.shape[1]))).astype(np.int64)
-    kinds, place, counts = np.unique(code, return_inverse=True, return_counts=True)
-    return np.where(counts[place] < 5, len(kinds), place)
+    return np.asarray(code, np.int64)

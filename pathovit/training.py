@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from pathovit.cohort import Bag, cohort_digest
 from pathovit.device import pick_device
 from pathovit.errors import SettingsError
 from pathovit.evaluation import main_metric
+from pathovit.provenance import STEP_VERSIONS
 from pathovit.store import write_atomically
 from pathovit.targets import Target
 
@@ -83,13 +85,22 @@ class Fitted:
     scale: float
 
 
-def fit(parts: Parts, target: Target, feature_dim: int, settings: TrainSettings, on_epoch: OnEpoch, checkpoint: Path) -> Fitted:
+def fit(
+    parts: Parts, target: Target, recipe: dict[str, Any], settings: TrainSettings, on_epoch: OnEpoch, checkpoint: Path
+) -> Fitted:
     """Fit on the train part, stop early on the validation part; the best moving average of the network is returned.
 
-    `checkpoint` is a file that holds the state between epochs; the same call goes on from it. It is left for the caller to remove.
+    Parameters
+    ----------
+    recipe : what the features were made by
+    checkpoint : holds the state between epochs; the same call goes on from it. It is left for the caller to remove.
+
+    Raises
+    ------
+    SettingsError : the kind does not fit the target, or the loss is no longer a number
     """
     torch.manual_seed(settings.seed)
-    config = AggregatorConfig(feature_dim, target.outputs, settings.width, settings.depth, kind=settings.kind)
+    config = AggregatorConfig(recipe["encoder"]["dim"], target.outputs, settings.width, settings.depth, kind=settings.kind)
     if settings.kind == "clam_sb" and target.task != "binary":
         raise SettingsError("clam_sb is made for binary targets. Use another --kind.")
     device = pick_device(settings.device)
@@ -101,35 +112,39 @@ def fit(parts: Parts, target: Target, feature_dim: int, settings: TrainSettings,
     per_step = max(settings.bags_per_step, SURVIVAL_BAGS) if target.task == "survival" else settings.bags_per_step
     steps = settings.epochs * -(-len(parts["train"]) // per_step)
     optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.averaging))  # type: ignore[no-untyped-call]  # torch leaves it untyped
     averaged = cast(Aggregator, average.module)
     state = {"network": network, "average": average, "optimizer": optimizer, "schedule": schedule}
-    key = _recipe(parts, target, settings)
+    key = fit_key(parts, target, recipe, settings)
     history, best, best_epoch, best_state = _restore(checkpoint, state, key, device) or ([], np.inf, 0, None)
     for line in history:
         on_epoch(line)
     for epoch in range(len(history), settings.epochs):
-        if best_state is not None and epoch - best_epoch >= settings.patience:
+        if best_state is not None and epoch - best_epoch > settings.patience:
             break
         chance = np.random.default_rng([settings.seed, epoch])
         torch.manual_seed(settings.seed * 100_003 + epoch)
         network.train()
-        losses: list[float] = []
+        total = 0.0
         order = chance.permutation(len(parts["train"]))
         for first in range(0, len(order), per_step):
             step = [parts["train"][i] for i in order[first : first + per_step]]
             for loss in judge.of_step(network, step, chance, device):
                 loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-                losses.append(loss.item())
+                total += loss.item() * len(step)
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             average.update_parameters(network)
             optimizer.zero_grad(set_to_none=True)
         found = judge.of_part(averaged, parts["validation"], device)
-        history.append({"epoch": epoch + 1, "train_loss": float(np.sum(losses)) * per_step / len(order), **found})
+        history.append({"epoch": epoch + 1, "train_loss": total / len(order), **found})
         on_epoch(history[-1])
+        if not np.isfinite([total, found["loss"]]).all():
+            raise SettingsError(
+                f"Epoch {epoch + 1}: the loss is no longer a number. Look for infinite features, or lower the learning rate."
+            )
         if best_state is None or found["loss"] < best - 1e-4:
             best, best_epoch = found["loss"], epoch
             best_state = {k: v.detach().cpu().clone() for k, v in averaged.state_dict().items()}
@@ -137,6 +152,12 @@ def fit(parts: Parts, target: Target, feature_dim: int, settings: TrainSettings,
     assert best_state is not None
     network.cpu().load_state_dict(best_state)
     return Fitted(network.eval(), history, best_epoch + 1, centre, scale)
+
+
+def rate(step: int, steps: int) -> float:
+    """Share of the learning rate: up over the first tenth, then down along a cosine."""
+    warm = max(1, steps // 10)
+    return (step + 1) / (warm + 1) if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
 def _learn_scale(network: Aggregator, bags: Sequence[Bag]) -> None:
@@ -202,9 +223,8 @@ class Loss:
         eps, weights = self.settings.label_smoothing, self.weights.to(truth.device)
         weight = torch.where(truth > 0, weights[1], weights[0])  # (C,)
         if self.target.task == "multiclass":
-            loss = (
-                functional.cross_entropy(found.logits[None], truth.argmax()[None], label_smoothing=eps) * weight[truth.argmax()]
-            )
+            weight = weight[truth.argmax()]  # a patient has one class, and its weight
+            loss = weight * functional.cross_entropy(found.logits[None], truth.argmax()[None], label_smoothing=eps)
         else:
             loss = (
                 weight * functional.binary_cross_entropy_with_logits(found.logits, _smooth(truth, eps), reduction="none")
@@ -259,7 +279,7 @@ def run_bag(
 ) -> tuple[TileEvidence, Tensor]:
     """Evidence of a bag, or of the tiles `kept` of it; and the features as the network saw them."""
     features, xy_um = (bag.features, bag.xy_um) if kept is None else (bag.features[kept], bag.xy_um[kept])
-    features, xy_um = features.to(device).float(), xy_um.to(device)
+    features, xy_um = features.to(device).float(), (xy_um - xy_um.min(0).values).float().to(device)
     if noise:
         features = features + noise * network.feature_scale * torch.randn_like(features)
     mixed = precision == "bf16" or (precision == "auto" and device.type == "cuda")
@@ -274,9 +294,10 @@ def some_tiles(tiles: int, settings: TrainSettings, chance: np.random.Generator)
     return torch.from_numpy(np.sort(chance.permutation(tiles)[:wanted]))
 
 
-def _recipe(parts: Parts, target: Target, settings: TrainSettings) -> str:
-    """What a checkpoint must have been made by, to be gone on from."""
-    known = [asdict(settings), asdict(target), *(cohort_digest(parts[name]) for name in ("train", "validation"))]
+def fit_key(parts: Parts, target: Target, recipe: dict[str, Any], settings: TrainSettings) -> str:
+    """Digest of everything that determines a fitted model: what a checkpoint or a fold must have been made by."""
+    patients = [cohort_digest(parts[name]) for name in ("train", "validation")]
+    known = [asdict(settings), asdict(target), recipe, patients, STEP_VERSIONS["aggregator"]]
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 

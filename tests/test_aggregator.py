@@ -166,3 +166,14 @@ def test_half_precision_hardly_changes_the_answer() -> None:
 def test_an_unknown_kind_names_those_there_are() -> None:
     with pytest.raises(SettingsError, match="'gcn' is unknown. Use slide_transformer, mean, abmil"):
         network(kind="gcn")
+
+
+def test_slides_far_apart_in_one_bag_do_not_blur_each_others_distances() -> None:
+    """The second of two equal slides, very far away, must be seen as the first is."""
+    net = network()
+    features, xy = bag(600)
+    far = xy + torch.tensor([16 * 1000 * PITCH, 0.0])
+    with torch.inference_mode():
+        one = net(torch.cat([features, features * 0.9]), torch.cat([xy, far]), PITCH).evidence
+        two = net(torch.cat([features * 0.9, features]), torch.cat([xy, far]), PITCH).evidence
+    assert torch.allclose(one[:600], two[600:], atol=1e-4)

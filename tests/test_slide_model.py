@@ -90,7 +90,8 @@ def test_a_measurement_has_its_unit_and_an_interval() -> None:
     answer = model(asked, centre=50.0, scale=10.0, conformity=((tuple(np.linspace(0, 1, 99)),),)).predict(slide_features())
     assert answer.value == pytest.approx(answer.logits[0] * 10 + 50, abs=1e-4)
     assert answer.interval == pytest.approx((answer.value - 9.1, answer.value + 9.1), abs=0.15)  # the 90th of 99 residuals
-    assert answer.columns() == {"predicted_age": answer.value}
+    assert list(answer.columns()) == ["predicted_age", "low_age", "high_age"]
+    assert json.loads(json.dumps(answer.to_dict()))["columns"]["predicted_age"] == answer.value
     assert answer.headline.startswith("age: ")
 
 

@@ -245,6 +245,55 @@ def test_folds_answer_every_patient_once_and_are_not_fitted_twice(cohort: Path, 
     assert len(seen) == 5
 
 
+def test_folds_of_other_features_are_fitted_anew(cohort: Path, tmp_path: Path) -> None:
+    """A fold is known by what it was made from: the same table over other features must not find the old one done."""
+    chance = np.random.default_rng(5)
+    for index in range(28):
+        write_slide(tmp_path / "other", f"slide-{index:02d}", bool(index % 2), chance, weights="another")
+    study(cohort / "labels.csv", cohort / "features", tmp_path / "m", ONCE, folds=2)
+    (tmp_path / "m" / "model.json").unlink()
+    study(cohort / "labels.csv", tmp_path / "other", tmp_path / "m", ONCE, folds=2)
+    for fold in ("1", "2"):
+        assert load_model(tmp_path / "m" / "folds" / fold).encoder["weights_sha256"] == "another"
+
+
+def test_a_split_column_may_not_cut_through_a_site(cohort: Path, tmp_path: Path) -> None:
+    rows = table(cohort)
+    for index, row in enumerate(rows):
+        row["site"] = f"hospital {index % 7}"
+        row["split"] = "test" if index == 0 else ""
+    manifest = read_manifest(write_table(tmp_path / "l.csv", rows))
+    asked = read_target(manifest, ["label"], None, None)
+    parts = split_patients(load_cohort(manifest, asked, cohort / "features", "site"), 0.2, 0.0, seed=0)
+    homes = {bag.group: name for name, part in parts.items() for bag in part}
+    assert all(homes[bag.group] == name for name, part in parts.items() for bag in part)
+    assert homes["hospital 0"] == "test"
+    rows[7]["split"] = "train"  # of the same hospital as the first
+    manifest = read_manifest(write_table(tmp_path / "l.csv", rows))
+    with pytest.raises(SettingsError, match="Group 'hospital 0' is in two parts"):
+        split_patients(load_cohort(manifest, asked, cohort / "features", "site"), 0.2, 0.0, seed=0)
+
+
+def test_few_sites_can_still_be_cross_validated(cohort: Path, tmp_path: Path) -> None:
+    rows = table(cohort)
+    for index, row in enumerate(rows):
+        row["site"] = f"hospital {index // 2 % 4}"
+    path = write_table(tmp_path / "l.csv", rows)
+    card = study(path, cohort / "features", tmp_path / "m", ONCE, folds=4, group="site")
+    assert card["cross_validation"]["patients"] == 28
+    with pytest.raises(SettingsError, match="4 groups are too few for 5 folds"):
+        study(path, cohort / "features", tmp_path / "n", ONCE, folds=5, group="site")
+
+
+def test_names_that_are_formulas_are_drawn_and_quoted(cohort: Path, tmp_path: Path) -> None:
+    path = with_columns(
+        cohort, tmp_path / "l.csv", lambda i, row: {"label": r"$\alpha_$" if i % 2 else "_benign", "patient": f"Doe, J{i}"}
+    )
+    study(path, cohort / "features", tmp_path / "m", ONCE)
+    with (tmp_path / "m" / "split.csv").open() as file:
+        assert {row["patient"] for row in csv.DictReader(file)} == {f"Doe, J{i}" for i in range(28)}
+
+
 def test_sites_stay_in_one_fold(cohort: Path, tmp_path: Path) -> None:
     rows = table(cohort)
     for index, row in enumerate(rows):
@@ -367,7 +416,7 @@ def spoil_classes(rows: list[dict[str, str]]) -> None:
         (spoil_patient, r"Patient 'p2' has two values of label \(lines 4, 5"),
         (spoil_slide, r"1 slides have no finished features .*line 7: elsewhere.svs"),
         (spoil_nan, r"Line 4: label is 'nan'. Leave the cell empty"),
-        (spoil_classes, r"class 'tumour' has 2 patients, too few for 5 folds"),
+        (spoil_classes, r"Class 'tumour' has 2 patients, too few for a test part of one in 5"),
         (spoil_split, r"Line 2: split is 'trian'"),
     ],
 )

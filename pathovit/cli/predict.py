@@ -36,8 +36,8 @@ def predict(
         slide_id = done["slide"]["slide_id"]
         slide = FeatureStore(features / "slides" / slide_id, Path(done["slide"]["file"])).read(slide_id)
         answer = loaded.predict(slide, settings.answer.error_rate)
-        numbers = {name: round(value, 6) for name, value in answer.columns().items()}
-        novelty = round(answer.novelty, 4)
+        numbers = {name: float(f"{value:.7g}") for name, value in answer.columns().items()}
+        novelty = answer.to_dict()["novelty"]
         rows.append({"slide_id": slide_id, "answer": answer.answer, **numbers, "novelty": novelty, "tiles": int(slide.ok.sum())})
     if not rows:
         raise NoSlidesError(f"{features}: no finished slide in it. Make some with: pathovit embed SLIDES --out {features}")

@@ -157,7 +157,7 @@ def _carry_out(jobs: Sequence[SlideJob], out: Path, settings: Settings, model: s
     from pathovit.cluster import Work, run_slides
     from pathovit.encoders.check import check_weights
     from pathovit.errors import PathovitError, StorageError
-    from pathovit.model_card import read_card
+    from pathovit.model_card import model_digest, read_card
     from pathovit.provenance import run_record
     from pathovit.report import Failure, write_predictions, write_report
     from pathovit.store import to_json, write_atomically
@@ -165,7 +165,7 @@ def _carry_out(jobs: Sequence[SlideJob], out: Path, settings: Settings, model: s
     sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
     settings = options.weights_path(settings)
     weights_sha256 = check_weights(settings)
-    model_sha256 = read_card(model)[1]["weights_sha256"] if model is not None else None
+    model_sha256 = model_digest(read_card(model)[1]) if model is not None else None
     started, began = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.monotonic()
     record = run_record(
         command=sys.argv[1:],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -69,6 +70,8 @@ def train(
     given: dict[str, Any] = {"epochs": epochs, "precision": precision, "device": device}
     settings = replace(TrainSettings(kind=kind, seed=seed), **{key: value for key, value in given.items() if value is not None})
     sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
+    if overwrite:
+        shutil.rmtree(model / "folds", ignore_errors=True)
     rows = read_manifest(labels)
     asked = read_target(rows, [name.strip() for name in target.split(",")], task, positive)
     cohort = load_cohort(rows, asked, features, group)
@@ -77,9 +80,9 @@ def train(
     if as_json:
         typer.echo(json.dumps(card, indent=1))
     if card["cross_validation"]:
-        _show_metrics(f"{folds}-fold cross-validation", card["cross_validation"])
+        _show_metrics(f"{folds}-fold cross-validation", card["cross_validation"], as_json)
     for part, found in card["metrics"].items():
-        _show_metrics(part, found)
+        _show_metrics(part, found, as_json)
     sys.stderr.write(f"Model card: {model / 'MODEL_CARD.md'}   (use the model with: pathovit run --model {model})\n")
 
 
@@ -91,11 +94,12 @@ def show_epoch(line: dict[str, float]) -> None:
     )
 
 
-def _show_metrics(part: str, found: dict[str, Any]) -> None:
-    sys.stderr.write(f"\n{part}, {found['patients']} patients (95 % interval)\n")
+def _show_metrics(part: str, found: dict[str, Any], beside_json: bool) -> None:
+    """A table on stdout; on stderr where stdout carries JSON."""
+    typer.echo(f"\n{part}, {found['patients']} patients (95 % interval)", err=beside_json)
     for name, metric in found.items():
         if name in SAID:
-            sys.stderr.write(f"  {SAID[name]:32} {say_metric(metric)}\n")
+            typer.echo(f"  {SAID[name]:32} {say_metric(metric)}", err=beside_json)
 
 
 @app.command()
@@ -119,7 +123,7 @@ def evaluate(
     found = evaluate_model(model, cohort, out, split)
     if as_json:
         typer.echo(json.dumps(found, indent=1))
-    _show_metrics(found["model"], found["metrics"])
+    _show_metrics(found["model"], found["metrics"], as_json)
     if found["abstention"]:
         sys.stderr.write(
             f"  unsure at an error rate of 0.1: {found['abstention']['unsure']:.1%}; truth covered {found['abstention']['coverage']:.1%}\n"

@@ -7,8 +7,9 @@ python workflows/benchmarks/cohort_study.py fit   --work WORK --cohort lymph bre
 python workflows/benchmarks/cohort_study.py judge --work WORK --cohort lymph breast     # looks at the test part, once
 
 `fit` trains every kind of aggregator on slide labels alone, on the same split, with several seeds, and chooses settings of
-the yardsticks by validation loss. `judge` scores them on the test slides, against the outlines that no model has seen, and
-writes WORK/<cohort>/study.json and study.md.
+the yardsticks by their Brier score on the validation part. `judge` scores them on the test slides, against the outlines
+that no model has seen, and writes WORK/<cohort>/study.json. Test slides share patches (lymph) or patients (breast) with
+each other, so that the intervals, which take them as independent, are too narrow.
 """
 
 from __future__ import annotations
@@ -57,8 +58,6 @@ class Judged:
 
 def read_cohort(folder: Path, table: str) -> Cohort:
     rows = read_manifest(folder / table)
-    if table != "labels.csv":
-        rows = [row for row in rows if row.label("label")]
     return load_cohort(rows, read_target(rows, ["label"], "binary", "tumour"), folder / "feat")
 
 
@@ -129,7 +128,10 @@ def slide_figures(judged: dict[str, list[Judged]], label: NDArray[np.int64], sha
             }
             if kind != "slide_transformer":
                 gap = np.array(drawn["slide_transformer"]) - np.array(drawn[kind])
-                line |= {"ours_minus_it": interval(list(gap)), "share_of_draws_ours_ahead": round(float(np.nanmean(gap > 0)), 4)}
+                line |= {
+                    "ours_minus_it": interval(list(gap)),
+                    "share_of_draws_ours_ahead": round(float((gap[np.isfinite(gap)] > 0).mean()), 4),
+                }
             found[name][kind] = line
     return found
 

@@ -197,7 +197,7 @@ def other_gain(chance: np.random.Generator) -> NDArray[np.float64]:
     return np.asarray(1 + signs * chance.uniform(0.3, 0.5, 3))
 
 
-def blur(picture: Patch, mpp: float, chance: np.random.Generator) -> Patch:
+def blur(picture: Patch, chance: np.random.Generator) -> Patch:
     """Out of focus by 1.5 to 3 tile pixels."""
     sigma = chance.uniform(1.5, 3)
     return np.stack([ndimage.gaussian_filter(picture[..., c], sigma) for c in range(3)], -1)
@@ -280,7 +280,7 @@ def make_slide(
     gain = other_gain(chance) if strange == "stain" else usual_gain(chance)
     picture = paint(cells, draw(chance), source.patch_px, gain, chance)
     if strange == "blur":
-        picture = blur(picture, source.mpp, chance)
+        picture = blur(picture, chance)
     path = folder / "slides" / f"{name}.tif"
     save_pyramid(path, picture, source.mpp, int(chance.integers(75, 95)))
     save_truth(path.with_suffix(".geojson"), cells, source.patch_px)

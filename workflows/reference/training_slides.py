@@ -51,7 +51,9 @@ def make_samples(folder: Path) -> list[Row]:
             name = f"made-{part}-{index}"
             path = folder / f"{name}.svs"
             if not path.exists():
-                maker.make_slide(folder, maker.SampleSpec(name=name, seed=seed, size=(4096, 3584), mpp=0.5, tumour_fraction=share))
+                maker.make_slide(
+                    folder, maker.SampleSpec(name=name, seed=seed, size=(4096, 3584), mpp=0.5, tumour_fraction=share)
+                )
             rows.append({"slide": path, "label": "tumour" if share else "normal", "split": part, "patient": name, "mpp": ""})
             seed += 1
     return rows
