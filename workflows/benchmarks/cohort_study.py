@@ -90,11 +90,11 @@ def judge_model(model: SlideModel, bags: list[Bag]) -> Judged:
     return Judged(chances, [model.tile_scores(s.evidence + s.bias)[:, 0] for s in seen], [s.attention for s in seen])
 
 
-def truth_of(folder: Path, bag: Bag) -> NDArray[np.bool_]:
-    """Tiles (n,) of a bag that lie at least half on tumour."""
+def truth_of(folder: Path, bag: Bag, outlines: Path | None = None) -> NDArray[np.bool_]:
+    """Tiles (n,) of a bag that lie at least half on tumour; outlines are beside the slides, unless they are elsewhere."""
     (store,) = (folder / "feat" / "slides").glob(f"{bag.patient}-????????????")
     slide = FeatureStore(store, Path(bag.patient)).read(store.name)
-    outline = json.loads((folder / "slides" / f"{bag.patient}.geojson").read_text())
+    outline = json.loads(((outlines or folder / "slides") / f"{bag.patient}.geojson").read_text())
     tumour = union_all([shape(f["geometry"]) for f in outline["features"]])
     squares = box(*np.concatenate([slide.xy, slide.xy + np.asarray(slide.tile_l0)], axis=1).T)
     return np.array([tumour.intersection(square).area > 0.5 * square.area for square in squares])[slide.ok]

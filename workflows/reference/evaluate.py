@@ -2,9 +2,9 @@
 
 python workflows/reference/evaluate.py --data DATA --work WORK --model MODEL
 
-Needs what make_mosaics.py and `pathovit embed` left in WORK. Writes evaluation.json into the model's folder: tiles of
-the PCam test part, each as a slide of one tile; tiles of test mosaics and of made slides against their outlines; and
-the scores of every atlas slide.
+Needs what training_slides.py and `pathovit embed` left in WORK. Writes evaluation.json into the model's folder: tiles of
+the PCam test part, each as a slide of one tile; lymph node mosaics and made slides of the test part against their outlines;
+and the scores of every atlas slide.
 """
 
 from __future__ import annotations
@@ -17,76 +17,54 @@ from typing import Any
 
 import numpy as np
 import torch
-from make_mosaics import TRAINING_ATLAS, read_labels
-from numpy.typing import NDArray
-from shapely import box, union_all
-from shapely.geometry import shape
+from cohort_study import HOT, cold, judge_model, localisation, truth_of
+from cohorts import read_labels
+from training_slides import TRAINING_ATLAS
 
-from pathovit.aggregator import SlideModel, load_model
+from pathovit.cohort import load_cohort
 from pathovit.encoders import load_encoder
-from pathovit.features import SlideFeatures
+from pathovit.evaluation import Answers, evaluate
+from pathovit.manifest import read_manifest
 from pathovit.pipeline import SlideJob, analyse_slide
 from pathovit.settings import Settings
-from pathovit.store import FeatureStore
-from pathovit.training import auroc, with_interval
+from pathovit.slide_model import SlideModel, load_model
 
 PITCH_UM = 96.0
-HOT = 0.5
 
 
 def pcam_tiles(data: Path, model: SlideModel) -> dict[str, Any]:
-    """AUROC of the evidence of single tiles on the PCam test part."""
+    """Metrics of single tiles of the PCam test part, each as a slide of its own."""
     images, labels = zip(*read_labels(data / "pcam" / "test_labels.csv"), strict=True)
     encoder = load_encoder("reference")
     features = torch.from_numpy(np.concatenate([encoder.embed(np.stack(images[i : i + 50])) for i in range(0, len(images), 50)]))
-    with torch.inference_mode():
-        logits = [float(model.network(tile[None], torch.zeros(1, 2), PITCH_UM).logits) for tile in features]
-    return {"tiles": len(labels), "auroc": auroc_with_interval(np.array(labels), np.array(logits))}
+    logits = np.array([model.look(tile[None], torch.zeros(1, 2), PITCH_UM).logits[0] for tile in features])
+    positive = 1 / (1 + np.exp(-logits))
+    names = tuple(map(str, range(len(labels))))
+    answers = Answers(model.target, names, np.array(labels, np.float32)[:, None], np.stack([1 - positive, positive], -1))
+    return {"tiles": len(labels), "auroc": evaluate(answers)["auroc"]}
 
 
-def auroc_with_interval(truth: NDArray[Any], scores: NDArray[Any]) -> dict[str, float | None]:
-    return with_interval(lambda t, s: auroc(t, np.stack([-s, s], -1)), truth, scores, seed=0)
-
-
-def read_slide(work: Path, stem: str) -> SlideFeatures:
-    (folder,) = (work / "feat" / "slides").glob(f"{stem}-????????????")
-    return FeatureStore(folder, Path(stem)).read(folder.name)
-
-
-def truth_of(slide: SlideFeatures, outline: Path) -> NDArray[np.bool_]:
-    """Tiles (N,) that lie at least half on tumour."""
-    tumour = union_all([shape(f["geometry"]) for f in json.loads(outline.read_text())["features"]])
-    side = np.asarray(slide.tile_l0)
-    squares = box(*np.concatenate([slide.xy, slide.xy + side], axis=1).T)
-    return np.array([tumour.intersection(square).area > 0.5 * square.area for square in squares])
-
-
-def localisation(work: Path, rows: list[dict[str, str]], model: SlideModel) -> dict[str, Any]:
-    """Slide AUROC, per-tile AUROC within tumour slides, and how cold benign slides stay."""
-    answers, labels, within, hottest, hot_share = [], [], [], [], []
-    for row in rows:
-        path = Path(row["slide"])
-        slide = read_slide(work, path.stem)
-        found = model.predict(slide)
-        answers.append(float(found.probabilities[1]))
-        labels.append(int(row["label"] == "tumour"))
-        scores = found.tile_scores[slide.ok, 0]
-        if labels[-1]:
-            truth = truth_of(slide, path.with_suffix(".geojson"))[slide.ok]
-            if 0 < truth.sum() < len(truth):
-                within.append(auroc(truth.astype(int), np.stack([-scores, scores], -1)))
-        else:
-            hottest.append(float(scores.max()))
-            hot_share.append(float((scores > HOT).mean()))
+def slides_of(work: Path, model: SlideModel, prefix: str, folder: Path) -> dict[str, Any]:
+    """Slide answers and where the heatmap lies, on test slides whose name begins with `prefix`."""
+    rows = [
+        row for row in read_manifest(work / "reference.csv") if row.label("split") == "test" and row.slide.name.startswith(prefix)
+    ]
+    bags = list(load_cohort(rows, model.target, work / "lymph" / "feat").bags)
+    judged = judge_model(model, bags)
+    label = np.array([int(bag.truth[0]) for bag in bags])
+    truth = [
+        truth_of(work / "lymph", bag, folder) if y else np.zeros(len(bag.features), bool)
+        for bag, y in zip(bags, label, strict=True)
+    ]
+    answers = Answers(
+        model.target, tuple(bag.patient for bag in bags), label[:, None].astype(np.float32),
+        np.stack([1 - judged.probability, judged.probability], -1),
+    )  # fmt: skip
     return {
-        "slides": len(rows),
-        "slide_auroc": auroc_with_interval(np.array(labels), np.array(answers)),
-        "tile_auroc_within_tumour_slides": {"mean": mean(within), "lowest": round(min(within), 4), "slides": len(within)},
-        "benign_slides": {
-            "slides": len(hottest),
-            "with_a_hot_tile": sum(h > HOT for h in hottest),
-            "share_of_hot_tiles": mean(hot_share),
-        },
+        "slides": len(bags),
+        "metrics": evaluate(answers),
+        "localisation": localisation({"slide_transformer": [judged]}, truth),
+        "cold": cold([judged], label, truth),
     }
 
 
@@ -111,6 +89,8 @@ def atlas(data: Path, work: Path, model: SlideModel) -> list[dict[str, Any]]:
                 "malignant": row["malignant"] == "1",
                 "used_in_training": row["patient"] in TRAINING_ATLAS,
                 "probability": round(float(found.probabilities[1]), 4),
+                "answer": found.answer,
+                "novelty": round(found.novelty, 3),
                 "mean_tile_score": mean(list(scores)),
                 "share_of_hot_tiles": mean(list(scores > HOT)),
             }
@@ -126,12 +106,10 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     options = parser.parse_args()
     model = load_model(options.model)
-    with (options.work / "labels.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
     found = {
         "pcam_test_tiles": pcam_tiles(options.data, model),
-        "test_mosaics": localisation(options.work, [r for r in rows if "mosaic" in r["slide"]], model),
-        "made_test_slides": localisation(options.work, [r for r in rows if "made" in r["slide"]], model),
+        "test_mosaics": slides_of(options.work, model, "lymph-", options.work / "lymph" / "slides"),
+        "made_test_slides": slides_of(options.work, model, "made-", options.work / "made"),
     }
     print(json.dumps(found, indent=1), flush=True)
     found["atlas"] = atlas(options.data, options.work, model)
