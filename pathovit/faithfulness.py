@@ -65,7 +65,12 @@ def check_bag(
 def check_heatmap(model: SlideModel, slide: SlideFeatures, prediction: SlidePrediction) -> dict[str, Any]:
     """The check of one slide's heatmap, for slide.json. Deletion and insertion need a class that was called."""
     error = sum_error(prediction)
-    found: dict[str, Any] = {"sum_error": round(error, 8) if np.isfinite(error) else None, "class": None}
+    found: dict[str, Any] = {
+        "sum_error": round(error, 8) if np.isfinite(error) else None,
+        "class": None,
+        "deletion": None,
+        "insertion": None,
+    }
     column = called_class(prediction.target, prediction.probabilities)
     if column is None or not np.isfinite(error):
         return found

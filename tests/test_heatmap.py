@@ -65,7 +65,7 @@ def test_ome_tiff_landmarks_lie_within_half_a_heatmap_pixel(case: str, tmp_path:
         pixels = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Image"]["Pixels"]
         image = series.asarray()[0]
     assert pixels["PhysicalSizeXUnit"] == "µm"
-    assert [channel["Name"] for channel in pixels["Channel"]] == ["score: tumour", "attention"]
+    assert [channel["Name"] for channel in pixels["Channel"]] == ["score: tumour", "attention", "unread"]
     rows, columns = np.nonzero(image > 0.5)
     size_um = np.array([pixels["PhysicalSizeX"], pixels["PhysicalSizeY"]])
     start = np.array(slide.attributes["bounds"][:2])
@@ -90,7 +90,9 @@ def test_ome_tiff_is_a_pyramid_of_means_that_skips_what_was_not_read(tmp_path: P
 @pytest.mark.parametrize("case", CASES)
 def test_geojson_landmarks_lie_within_one_level0_pixel_of_qupaths_view(case: str, tmp_path: Path) -> None:
     slide, scores, corners = planted(case)
-    regions = write_geojson(tmp_path / "h.geojson", slide, scores, scores, "tumour", hot_score=0.5, max_tiles=20_000)
+    regions = write_geojson(
+        tmp_path / "h.geojson", slide, scores, {"Attention": scores}, "tumour", hot_score=0.5, max_tiles=20_000
+    )
     assert regions == 9
     bounds = np.array(slide.attributes["bounds"][:2]) if slide.attributes["has_bounds"] else np.zeros(2)
     features = json.loads((tmp_path / "h.geojson").read_text())["features"]
@@ -108,14 +110,17 @@ def test_a_solid_hot_area_is_one_region_at_any_pixel_size(mpp: float, tmp_path: 
     columns, rows = np.meshgrid(np.arange(COLUMNS), np.arange(ROWS))
     slide.xy[:] = np.rint(np.stack([columns.ravel(), rows.ravel()], -1) * side)
     scores[:] = 0.9
-    assert write_geojson(tmp_path / "h.geojson", slide, scores, scores, "tumour", hot_score=0.5, max_tiles=20_000) == 1
+    assert (
+        write_geojson(tmp_path / "h.geojson", slide, scores, {"Attention": scores}, "tumour", hot_score=0.5, max_tiles=20_000)
+        == 1
+    )
 
 
 def test_geojson_keeps_qupaths_rules(tmp_path: Path) -> None:
     slide, scores, _ = planted("plain")
     slide.verdict[5] = Verdict.UNREADABLE
     scores[5] = np.nan
-    write_geojson(tmp_path / "h.geojson", slide, scores, scores, "tumour", hot_score=0.5, max_tiles=20_000)
+    write_geojson(tmp_path / "h.geojson", slide, scores, {"Attention": scores}, "tumour", hot_score=0.5, max_tiles=20_000)
     features = json.loads((tmp_path / "h.geojson").read_text())["features"]
     assert len({f["id"] for f in features}) == len(features)
     for feature in features:
@@ -134,7 +139,7 @@ def test_geojson_keeps_qupaths_rules(tmp_path: Path) -> None:
 
 def test_too_many_tiles_are_dissolved_into_bands(tmp_path: Path) -> None:
     slide, scores, _ = planted("plain")
-    write_geojson(tmp_path / "h.geojson", slide, scores, scores, "tumour", hot_score=0.5, max_tiles=100)
+    write_geojson(tmp_path / "h.geojson", slide, scores, {"Attention": scores}, "tumour", hot_score=0.5, max_tiles=100)
     features = json.loads((tmp_path / "h.geojson").read_text())["features"]
     tiles = [f for f in features if f["properties"]["objectType"] == "tile"]
     assert len(tiles) == 10  # one cold band in one piece, nine hot tiles

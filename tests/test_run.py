@@ -123,7 +123,7 @@ def test_names_with_markup_stay_text_in_the_report(finished: Path) -> None:
 def test_the_ome_tiff_covers_the_slide(finished: Path) -> None:
     with tifffile.TiffFile(folder_of(finished, "one") / "heatmap.ome.tiff") as tiff:
         image = tiff.series[0].asarray()
-    assert image.shape == (2, -(-2600 // 192), -(-3000 // 192))
+    assert image.shape == (4, -(-2600 // 192), -(-3000 // 192))
     scores = image[0][np.isfinite(image[0])]
     assert scores.min() >= 0
     assert scores.max() <= 1
@@ -160,6 +160,31 @@ def test_export_and_predict_need_no_slides(finished: Path, tmp_path: Path) -> No
     with (finished / "predictions.csv").open(newline="") as file:
         stored = {row["slide_id"]: float(row["prob_tumour"]) for row in csv.DictReader(file)}
     assert {row["slide_id"]: pytest.approx(float(row["prob_tumour"]), abs=1e-5) for row in rows} == stored
+
+
+def test_the_heatmap_is_checked_and_the_report_says_so(finished: Path, slides: list[Path], tmp_path: Path) -> None:
+    import shutil
+
+    out = tmp_path / "copy"
+    shutil.copytree(finished, out)
+    done = pathovit("heatmap", *slides, "--out", out, "--check", "--error-rate", "0.2")
+    assert done.returncode == 0, done.stderr
+    check = json.loads((folder_of(out, "one") / "slide.json").read_text())["heatmap_check"]
+    assert check["sum_error"] < 1e-4
+    assert check["class"] == "tumour"
+    assert check["deletion"]["evidence"] < check["deletion"]["random"]
+    assert check["insertion"]["evidence"] > check["insertion"]["random"]
+    assert "Heatmap check" in (out / "report.html").read_text()
+
+
+def test_every_output_names_answer_and_novelty(finished: Path) -> None:
+    with (finished / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        assert row["answer"] in ("normal", "tumour", "unsure")
+        assert (float(row["novelty"]) > 1) == ("unlike the slides the model knows" in row["reason"])
+    with tifffile.TiffFile(folder_of(finished, "one") / "heatmap.ome.tiff") as tiff:
+        assert tiff.series[0].shape[0] == 4  # score, attention, novelty, unread
 
 
 def test_another_recipe_is_refused_by_name_until_overwriting_is_asked_for(slides: list[Path], tmp_path: Path) -> None:

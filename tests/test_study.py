@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_cli import pathovit
 from test_store import CHUNK
 
 from pathovit.cohort import assign_folds, load_cohort, make_bag, split_patients
@@ -449,3 +450,40 @@ def test_the_card_says_research_use_and_gives_intervals_only_where_it_can(cohort
     found = json.loads((tmp_path / "m" / "model.json").read_text())["metrics"]["test"]["auroc"]
     assert found["value"] is not None
     assert found["low"] is None  # six patients are too few for an interval
+
+
+def test_train_evaluate_and_compare_from_the_command_line(cohort: Path, tmp_path: Path) -> None:
+    options = ["--features", cohort / "features", "--epochs", "2"]
+    for kind in ("slide_transformer", "mean"):
+        done = pathovit("train", cohort / "labels.csv", *options, "--model", tmp_path / kind, "--kind", kind)
+        assert done.returncode == 0, done.stderr
+        assert "AUROC" in done.stdout
+        assert "epoch   2" in done.stderr
+        done = pathovit(
+            "evaluate",
+            tmp_path / kind,
+            cohort / "labels.csv",
+            "--features",
+            cohort / "features",
+            "--out",
+            tmp_path / f"{kind}-e",
+            "--json",
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["metrics"]["auroc"]["value"] > 0.5
+        assert "learned from" in done.stderr
+    done = pathovit("compare", tmp_path / "mean-e", tmp_path / "slide_transformer-e")
+    assert done.returncode == 0, done.stderr
+    assert "28 patients; a = mean, b = slide_transformer" in done.stdout
+    assert "b - a" in done.stdout
+    again = pathovit("train", cohort / "labels.csv", *options, "--model", tmp_path / "mean")
+    assert again.returncode == 2
+    assert "there is a model here already" in again.stderr
+
+
+def test_a_model_without_evidence_draws_no_heatmap(cohort: Path, tmp_path: Path, squares: Path) -> None:
+    pytest.importorskip("torchmil", reason="the baselines come from torchmil")
+    study(cohort / "labels.csv", cohort / "features", tmp_path / "m", replace(ONCE, kind="transmil"))
+    done = pathovit("run", squares, "--model", tmp_path / "m", "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert "says nothing of single tiles" in done.stderr

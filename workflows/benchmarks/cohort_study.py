@@ -29,7 +29,7 @@ from shapely.geometry import shape
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from pathovit.calibration import possible_answers, probabilities
-from pathovit.cohort import Bag, Cohort, load_cohort, split_patients
+from pathovit.cohort import Bag, Cohort, load_cohort, make_bag, split_patients
 from pathovit.evaluation import calibration_error
 from pathovit.faithfulness import check_bag, summarise
 from pathovit.manifest import read_manifest
@@ -239,6 +239,32 @@ def faithfulness(model: SlideModel, bags: list[Bag], judged: Judged) -> dict[str
     return summarise(checks)
 
 
+def complete(models: list[SlideModel], folder: Path) -> list[dict[str, float]]:
+    """The complete breast slide, which is no mosaic: where its heatmap lies."""
+    found = []
+    for store in (folder / "feat" / "slides").glob("breast-complete-*"):
+        name = store.name.rsplit("-", 1)[0]
+        slide = FeatureStore(store, Path(name)).read(store.name)
+        truth = truth_of(folder, make_bag(name, [slide], np.ones(1, np.float32)))
+        for model in models:
+            answer = model.predict(slide)
+            scores, attention = answer.tile_scores[slide.ok, 0], answer.attention[slide.ok]
+            found.append(
+                {
+                    "tiles": len(truth),
+                    "tumour_share": round(float(truth.mean()), 4),
+                    "probability": round(float(answer.probabilities[1]), 4),
+                    "novelty": round(answer.novelty, 4),
+                    "auroc": round(float(roc_auc_score(truth, scores)), 4),
+                    "ap": round(float(average_precision_score(truth, scores)), 4),
+                    "attention_auroc": round(float(roc_auc_score(truth, attention)), 4),
+                    "tumour_tiles_hot": round(float((scores[truth] >= HOT).mean()), 4),
+                    "other_tiles_hot": round(float((scores[~truth] >= HOT).mean()), 4),
+                }
+            )
+    return found
+
+
 def invariance(model: SlideModel, bags: list[Bag]) -> dict[str, float]:
     """Largest change of a logit when tiles are permuted, and when the slide's origin is moved."""
     change = {"permuted": 0.0, "moved": 0.0}
@@ -270,6 +296,7 @@ def judge(folder: Path, seeds: int, kinds: list[str]) -> dict[str, Any]:
         "calibration": [calibration(m, j.probability, label) for m, j in zip(ours, said, strict=True)],
         "novelty": [novelty(model, folder, bags) for model in ours],
         "faithfulness": [faithfulness(m, bags, j) for m, j in zip(ours, said, strict=True)],
+        "complete": complete(ours, folder),
         "invariance": invariance(ours[0], bags),
     }
 

@@ -8,7 +8,8 @@ and no patient (breast) of one part occurs in another. Writes, under WORK/<cohor
 
     slides/*.tif, *.geojson    the slides, and the outline of their tumour
     labels.csv                 train, validation and test slides: slide, label, split, patient, tumour_share
-    strange.csv                slides unlike the cohort (another stain, blur, foreign tissue), for validation and test
+    strange.csv                slides unlike the cohort (another stain, blur, foreign tissue), for validation and test;
+                               for breast, the one patient whose patches are a complete slide too
     all.csv                    both, for `pathovit embed --manifest`
 """
 
@@ -135,6 +136,28 @@ def _some_patients(pools: list[Pool]) -> Callable[[np.random.Generator], Pool]:
 
 
 SOURCES = {"lymph": lymph, "breast": breast}
+
+
+def complete_slide(data: Path, folder: Path) -> dict[str, object]:
+    """The one patient whose patches are a complete slide, laid out as they were cut; its row of the table."""
+    with (data / "idc" / "labels.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["patient"] == COMPLETE_SLIDE]
+    left, top = (min(int(row[axis]) for row in rows) for axis in "xy")
+    columns, lines = ((max(int(row[axis]) for row in rows) - first) // 50 + 1 for axis, first in (("x", left), ("y", top)))
+    picture = np.empty(((lines + 2) * 50, (columns + 2) * 50, 3), np.uint8)  # with a margin of glass
+    picture[:] = GLASS
+    cells = np.zeros((lines + 2, columns + 2), np.int64)
+    for row in rows:
+        image = np.asarray(Image.open(data / "idc" / row["filename"]).convert("RGB"))
+        column, line = (int(row["x"]) - left) // 50 + 1, (int(row["y"]) - top) // 50 + 1
+        cells[line, column] = 1 + int(row["label"])
+        picture[line * 50 : line * 50 + image.shape[0], column * 50 : column * 50 + image.shape[1]] = image
+    path = folder / "slides" / f"breast-complete-{COMPLETE_SLIDE}.tif"
+    save_pyramid(path, picture, 4.0, 95)
+    save_truth(path.with_suffix(".geojson"), cells, 50)
+    share = f"{(cells == 2).sum() / (cells > 0).sum():.4f}"
+    name = {"slide": f"slides/{path.name}", "label": "tumour", "split": "test", "patient": path.stem}
+    return {**name, "tumour_share": share, "strange": "complete"}
 
 
 def foreign(data: Path, source: Source, patients: tuple[str, ...]) -> Callable[[np.random.Generator], Pool]:
@@ -265,6 +288,8 @@ def make_cohort(data: Path, folder: Path, source: Source, seed: int) -> None:
                 name = f"{source.name}-{part}-{kind}-{index:03d}"
                 row = make_slide(folder, name, part, share, source, draw, chance, kind)
                 strange.append({**row, "label": ""} if kind == "foreign" else row)
+    if source.name == "breast":
+        strange.append(complete_slide(data, folder))
     write_table(folder / "labels.csv", usual)
     write_table(folder / "strange.csv", strange)
     write_table(folder / "all.csv", usual + strange)
