@@ -138,8 +138,8 @@ class FeatureStore:
                     name, shape=shape, dtype=dtype, chunks=(chunk_tiles, *shape[1:]), compressors=codec, fill_value=fill
                 )  # fmt: skip
             with _every_chunk():
-                _array(group, "xy")[:] = grid.xy
-                _array(group, "coverage")[:] = grid.coverage
+                self._array(group, "xy")[:] = grid.xy
+                self._array(group, "coverage")[:] = grid.coverage
             if self.zarr_path.exists():
                 shutil.rmtree(self.zarr_path)
             for file in temporary.rglob("*"):
@@ -153,9 +153,15 @@ class FeatureStore:
         except (OSError, ValueError, KeyError) as error:
             raise StoreError(self.path, f"{self.zarr_path} is damaged ({error}). Run again with --overwrite.") from error
 
+    def _array(self, group: zarr.Group, name: str) -> zarr.Array[Any]:
+        array = group.get(name)
+        if not isinstance(array, zarr.Array):
+            raise StoreError(self.path, f"{self.zarr_path} is damaged (its {name} are missing). Run again with --overwrite.")
+        return array
+
     def shape(self) -> tuple[int, int, int]:
         """Tiles, dimensions, and tiles per chunk."""
-        features = _array(self._group("r"), "features")
+        features = self._array(self._group("r"), "features")
         return features.shape[0], features.shape[1], features.chunks[0]
 
     def attributes(self) -> dict[str, Any]:
@@ -163,7 +169,7 @@ class FeatureStore:
 
     def grid_xy(self) -> NDArray[np.int64]:
         self._check_chunks(("xy",))
-        return np.asarray(_array(self._group("r"), "xy")[:], np.int64)
+        return np.asarray(self._array(self._group("r"), "xy")[:], np.int64)
 
     def chunk_files(self, chunk: int) -> list[Path]:
         """Files of one chunk that embedding writes."""
@@ -173,11 +179,11 @@ class FeatureStore:
         """Commit one chunk: features (n, D) and verdicts (n,)."""
         with storage_errors(self.zarr_path):
             group = self._group("r+")
-            size = _array(group, "features").chunks[0]
+            size = self._array(group, "features").chunks[0]
             rows = slice(chunk * size, chunk * size + len(features))
             with _every_chunk():
-                _array(group, "features")[rows] = features
-                _array(group, "verdict")[rows] = verdict
+                self._array(group, "features")[rows] = features
+                self._array(group, "verdict")[rows] = verdict
             files = self.chunk_files(chunk)
             for file in files:
                 _fsync(file)
@@ -212,7 +218,9 @@ class FeatureStore:
         group = self._group("r")
         self._check_chunks(ARRAYS)
         try:
-            arrays = {name: np.asarray(_array(group, name)[:]) for name in ARRAYS}
+            arrays = {name: np.asarray(self._array(group, name)[:]) for name in ARRAYS}
+        except StoreError:
+            raise
         except Exception as error:  # codecs raise their own kinds; whatever it is, the stored bytes are wrong
             raise StoreError(self.path, f"its stored features are damaged ({error}). Run again with --overwrite.") from error
         return SlideFeatures(slide_id, attributes=dict(group.attrs), **arrays)
@@ -231,9 +239,3 @@ class FeatureStore:
         self.sweep()
         if self._journal.is_dir():
             shutil.rmtree(self._journal)
-
-
-def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
-    array = group[name]
-    assert isinstance(array, zarr.Array)
-    return array

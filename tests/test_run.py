@@ -187,6 +187,21 @@ def test_every_output_names_answer_and_novelty(finished: Path) -> None:
         assert tiff.series[0].shape[0] == 4  # score, attention, novelty, unread
 
 
+def test_a_damaged_slide_does_not_stop_the_answers_of_the_others(finished: Path, tmp_path: Path) -> None:
+    import shutil
+
+    out = tmp_path / "copy"
+    shutil.copytree(finished, out)
+    shutil.rmtree(folder_of(out, "two") / "features.zarr" / "features")
+    done = pathovit("predict", out)
+    assert done.returncode == 3
+    assert len(list(csv.DictReader(done.stdout.splitlines()))) == 2
+    assert "two.svs" in done.stderr
+    done = pathovit("export", out, "--folder", tmp_path / "h5")
+    assert done.returncode == 3
+    assert "2 slides written" in done.stderr
+
+
 def test_another_recipe_is_refused_by_name_until_overwriting_is_asked_for(slides: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert pathovit("embed", slides[0], "--out", out, "--max-tiles", 8).returncode == 0

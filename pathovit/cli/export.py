@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from pathovit.cli import app
-from pathovit.errors import NoSlidesError, SettingsError
+from pathovit.cli import app, options
+from pathovit.errors import SettingsError
 
 
 @app.command()
@@ -20,18 +20,16 @@ def export(
 ) -> None:
     """Write features as .h5 files that tools made for TRIDENT or CLAM read."""
     from pathovit.export.h5 import write_clam, write_trident
-    from pathovit.report import done_slides
-    from pathovit.store import FeatureStore
 
     if to != "h5":
         raise SettingsError(f"--to {to!r} is unknown. Use h5.")
     target = folder or features / "export"
-    done = done_slides(features)
-    if not done:
-        raise NoSlidesError(f"{features}: no finished slide in it. Make some with: pathovit embed SLIDES --out {features}")
-    for entry in done:
-        slide_id = entry["slide"]["slide_id"]
-        slide = FeatureStore(features / "slides" / slide_id, Path(entry["slide"]["file"])).read(slide_id)
+    damaged: list[str] = []
+    written = 0
+    for _, slide in options.stored_slides(features, damaged):
         write_trident(target, slide)
         write_clam(target, slide)
-    sys.stderr.write(f"{len(done)} slides written to {target} (features_<encoder>/ for TRIDENT, h5_files/ for CLAM).\n")
+        written += 1
+    sys.stderr.write(f"{written} slides written to {target} (features_<encoder>/ for TRIDENT, h5_files/ for CLAM).\n")
+    if damaged:
+        sys.exit(3)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pathovit.errors import SettingsError
+from pathovit.errors import NoSlidesError, SettingsError, SlideError
 from pathovit.manifest import by_slide, read_manifest
 from pathovit.settings import Settings, load_settings
 from pathovit.text import plain
+
+if TYPE_CHECKING:
+    from pathovit.features import SlideFeatures
 
 Slides = Annotated[list[Path], typer.Argument(help="Slide files, or folders of them.", show_default=False)]
 MaybeSlides = Annotated[list[Path] | None, typer.Argument(help="Slide files, or folders of them.", show_default=False)]
@@ -118,6 +121,30 @@ def find_jobs(slides: Sequence[Path] | None, mpp: float | None, manifest: Path |
             f"pathovit: {len(unused)} rows of {manifest} match no slide given: {names}{', ...' if len(unused) > 5 else ''}\n"
         )
     return jobs
+
+
+def stored_slides(features: Path, damaged: list[str]) -> Iterator[tuple[dict[str, Any], SlideFeatures]]:
+    """slide.json and features of every finished slide of a folder; slides that cannot be read are named and added to `damaged`.
+
+    Raises
+    ------
+    NoSlidesError : there is none
+    """
+    from pathovit.report import done_slides
+    from pathovit.store import FeatureStore
+
+    slides = done_slides(features)
+    if not slides:
+        raise NoSlidesError(f"{features}: no finished slide in it. Make some with: pathovit embed SLIDES --out {features}")
+    for done in slides:
+        slide_id = done["slide"]["slide_id"]
+        try:
+            slide = FeatureStore(features / "slides" / slide_id, Path(done["slide"]["file"])).read(slide_id)
+        except SlideError as error:
+            damaged.append(slide_id)
+            sys.stderr.write(f"pathovit: {plain(str(error))}\n")
+            continue
+        yield done, slide
 
 
 def weights_path(settings: Settings) -> Settings:

@@ -24,29 +24,27 @@ def predict(
     features: Features, model: ModelFolder = "reference", error_rate: options.ErrorRate = None, as_json: options.Json = False
 ) -> None:
     """Slide-level answers from stored features, as CSV on stdout; slides themselves are not needed."""
-    from pathovit.report import done_slides
     from pathovit.slide_model import load_model
-    from pathovit.store import FeatureStore
 
     sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
     settings = options.merge_settings(None, error_rate=error_rate)
     loaded = load_model(model)
     rows: list[dict[str, Any]] = []
-    for done in done_slides(features):
-        slide_id = done["slide"]["slide_id"]
-        slide = FeatureStore(features / "slides" / slide_id, Path(done["slide"]["file"])).read(slide_id)
+    damaged: list[str] = []
+    for done, slide in options.stored_slides(features, damaged):
         answer = loaded.predict(slide, settings.answer.error_rate)
         numbers = {name: float(f"{value:.7g}") for name, value in answer.columns().items()}
         novelty = answer.to_dict()["novelty"]
-        rows.append({"slide_id": slide_id, "answer": answer.answer, **numbers, "novelty": novelty, "tiles": int(slide.ok.sum())})
-    if not rows:
-        raise NoSlidesError(f"{features}: no finished slide in it. Make some with: pathovit embed SLIDES --out {features}")
+        who = {"slide_id": slide.slide_id, "patient": done["slide"]["patient"] or ""}
+        rows.append({**who, "answer": answer.answer, **numbers, "novelty": novelty, "tiles": int(slide.ok.sum())})
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
-        return
-    writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    elif rows:
+        writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    if damaged:
+        sys.exit(3)
 
 
 def last_settings(out: Path) -> Settings:
