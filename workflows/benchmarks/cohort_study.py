@@ -3,6 +3,7 @@
 python workflows/benchmarks/cohorts.py      --data DATA --work WORK
 pathovit embed --manifest WORK/lymph/all.csv  --out WORK/lymph/feat
 pathovit embed --manifest WORK/breast/all.csv --out WORK/breast/feat --tile-px 50 --tile-mpp 4
+for c in lymph breast; do pathovit embed --manifest WORK/$c/retile.csv --settings WORK/$c/half.toml --out WORK/$c/feat_half; done
 python workflows/benchmarks/cohort_study.py fit   --work WORK --cohort lymph breast     # can be killed and goes on
 python workflows/benchmarks/cohort_study.py judge --work WORK --cohort lymph breast     # looks at the test part, once
 
@@ -277,6 +278,23 @@ def invariance(model: SlideModel, bags: list[Bag]) -> dict[str, float]:
     return change
 
 
+def retiled(models: list[SlideModel], folder: Path, bags: list[Bag]) -> list[dict[str, float]]:
+    """Change of the probability when the same slides are tiled at half the stride."""
+    found = []
+    known = {bag.slides[0]: bag for bag in bags}
+    stores = [store for store in (folder / "feat_half" / "slides").glob("*") if store.name in known]
+    for model in models:
+        change = []
+        for store in stores:
+            bag = known[store.name]
+            slide = FeatureStore(store, Path(store.name)).read(store.name)
+            base = probabilities(model.target, model.look(bag.features, bag.xy_um, bag.pitch_um).logits)[1]
+            change.append(abs(float(model.predict(slide).probabilities[1]) - base))
+        if change:
+            found.append({"slides": len(change), "median": round(float(np.median(change)), 4), "largest": round(max(change), 4)})
+    return found
+
+
 def judge(folder: Path, seeds: int, kinds: list[str]) -> dict[str, Any]:
     """Every figure of a cohort's test part."""
     cohort = read_cohort(folder, "labels.csv")
@@ -297,6 +315,7 @@ def judge(folder: Path, seeds: int, kinds: list[str]) -> dict[str, Any]:
         "novelty": [novelty(model, folder, bags) for model in ours],
         "faithfulness": [faithfulness(m, bags, j) for m, j in zip(ours, said, strict=True)],
         "complete": complete(ours, folder),
+        "retiled": retiled(ours, folder, bags),
         "invariance": invariance(ours[0], bags),
     }
 

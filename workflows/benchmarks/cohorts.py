@@ -11,6 +11,7 @@ and no patient (breast) of one part occurs in another. Writes, under WORK/<cohor
     strange.csv                slides unlike the cohort (another stain, blur, foreign tissue), for validation and test;
                                for breast, the one patient whose patches are a complete slide too
     all.csv                    both, for `pathovit embed --manifest`
+    retile.csv, half.toml      some test slides, and settings that lay tiles at half the stride
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ Patch = NDArray[np.uint8]  # (side, side, 3)
 Pool = dict[int, list[Patch]]  # label -> patches
 
 SLIDES = {"train": 100, "validation": 60, "test": 100}
+RETILED = 20  # test slides that are embedded again at half the stride
 STRANGE = {"validation": 8, "test": 24}  # slides of each kind of strangeness
 SHARES = (0.005, 0.6)  # of the tissue that is tumour
 JPEG_TILE_PX = 256
@@ -293,6 +295,9 @@ def make_cohort(data: Path, folder: Path, source: Source, seed: int) -> None:
     write_table(folder / "labels.csv", usual)
     write_table(folder / "strange.csv", strange)
     write_table(folder / "all.csv", usual + strange)
+    write_table(folder / "retile.csv", [row for row in usual if row["split"] == "test"][:RETILED])
+    half = f"[tiles]\ntile_px = {source.patch_px}\nmpp = {source.mpp}\nstride_px = {source.patch_px // 2}\n"
+    (folder / "half.toml").write_text(half)
     print(f"{len(usual)} slides and {len(strange)} strange ones in {folder}")
 
 
