@@ -152,20 +152,15 @@ def test_a_checkpoint_of_other_settings_is_not_gone_on_from(cohort: Path, tmp_pa
     with pytest.raises(Killed):
         study(cohort / "labels.csv", cohort / "features", tmp_path / "m", FAST, on_epoch=stop)
     seen: list[float] = []
-    study(
-        cohort / "labels.csv",
-        cohort / "features",
-        tmp_path / "m",
-        replace(FAST, epochs=2, seed=1),
-        on_epoch=lambda line: seen.append(line["train_loss"]),
-    )
-    study(
-        cohort / "labels.csv",
-        cohort / "features",
-        tmp_path / "n",
-        replace(FAST, epochs=2, seed=1),
-        on_epoch=lambda line: seen.append(line["train_loss"]),
-    )
+    other = replace(FAST, epochs=2, seed=1)
+    for folder in ("m", "n"):  # over the checkpoint, and where there is none
+        study(
+            cohort / "labels.csv",
+            cohort / "features",
+            tmp_path / folder,
+            other,
+            on_epoch=lambda line: seen.append(line["train_loss"]),
+        )
     assert seen[:2] == seen[2:]
 
 
