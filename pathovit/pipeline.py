@@ -322,7 +322,7 @@ def finish_slide(plan: SlidePlan, out: Path, settings: Settings, model: SlideMod
         prediction = model.predict(slide, settings.answer.error_rate)
         done["prediction"] = {"model": model.name, **prediction.to_dict()}
         if prediction.strange:
-            strange = f"unlike the slides the model knows (novelty {prediction.novelty:.2f}): do not rely on its answer"
+            strange = f"unlike the slides the model knows (novelty {prediction.novelty:.2f}), so that nothing can be ruled out"
             done["reason"] = reason = "; ".join(filter(None, [reason, strange]))
         if settings.heatmap.check:
             from pathovit.faithfulness import check_heatmap

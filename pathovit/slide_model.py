@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -157,7 +158,8 @@ class SlideModel:
 
         Parameters
         ----------
-        error_rate : share of slides for which the answer may be wrong; what cannot be said at that rate is "unsure"
+        error_rate : share of slides for which the answer may be wrong; what cannot be said at that rate is "unsure", and
+            so is any answer for a slide unlike the cohort
 
         Raises
         ------
@@ -170,8 +172,12 @@ class SlideModel:
         features = slide.features[ok].astype(np.float32)
         seen = self.look(torch.from_numpy(features), torch.from_numpy(slide.centres_um()[ok]), slide.pitch_um)
         chances = probabilities(self.target, seen.logits)
+        novelty = self.novelty.slide(features) if self.novelty else float("nan")
         value, interval = self._measured(seen.logits, error_rate)
         possible = tuple(possible_answers(self.target, self.calibration, chances, error_rate))
+        if novelty > 1:  # the error rate holds for slides like the cohort's: of another nothing can be ruled out
+            possible = tuple(questions(self.target))
+            interval = interval and (-math.inf, math.inf)
         strangeness = self.novelty.tiles(features) if self.novelty else np.full(len(features), np.nan)
         return SlidePrediction(
             slide_id=slide.slide_id,
@@ -186,7 +192,7 @@ class SlideModel:
             contributions=_spread(seen.attention[:, None] * seen.evidence, ok),
             logits=seen.logits.astype(np.float32),
             bias=seen.bias.astype(np.float32),
-            novelty=self.novelty.slide(features) if self.novelty else float("nan"),
+            novelty=novelty,
             tile_novelty=_spread(strangeness[:, None], ok)[:, 0],
         )
 

@@ -93,6 +93,9 @@ def test_a_measurement_has_its_unit_and_an_interval() -> None:
     assert list(answer.columns()) == ["predicted_age", "low_age", "high_age"]
     assert json.loads(json.dumps(answer.to_dict()))["columns"]["predicted_age"] == answer.value
     assert answer.headline.startswith("age: ")
+    strange = slide_features()
+    strange.features[:] += 10
+    assert list(model(asked, conformity=(((0.0,) * 99,),)).predict(strange).columns()) == ["predicted_age"]
 
 
 def test_a_strange_slide_is_flagged_and_its_tiles_too() -> None:
@@ -102,6 +105,8 @@ def test_a_strange_slide_is_flagged_and_its_tiles_too() -> None:
     strange = model().predict(slide)
     assert not usual.strange
     assert strange.strange
+    assert strange.answer == UNSURE
+    assert strange.possible == (("normal", "tumour"),)
     assert np.nanmin(strange.tile_novelty) > np.nanmax(usual.tile_novelty)
 
 
