@@ -134,3 +134,11 @@ class MeanColourEncoder:
 @pytest.fixture
 def mean_colour() -> MeanColourEncoder:
     return MeanColourEncoder()
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Features of 28 slides and labels.csv; see made_cohort.py."""
+    from made_cohort import write_cohort
+
+    return write_cohort(tmp_path_factory.mktemp("cohort"))

@@ -3,85 +3,20 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from made_cohort import FAST, ONCE, study, table, write_slide, write_table
 from test_cli import pathovit
-from test_store import CHUNK
 
-from pathovit.cohort import assign_folds, load_cohort, make_bag, split_patients
+from pathovit.cohort import load_cohort
 from pathovit.errors import SettingsError
-from pathovit.features import SlideFeatures
 from pathovit.manifest import read_manifest
-from pathovit.settings import TileSpec
 from pathovit.slide_model import load_model
-from pathovit.store import FeatureStore, to_json, write_atomically
-from pathovit.study import evaluate_model, train_model
+from pathovit.store import FeatureStore
+from pathovit.study import evaluate_model
 from pathovit.targets import read_target
-from pathovit.tiling import TileGrid
 from pathovit.training import TrainSettings
-
-DIM, SIDE = 6, 8
-FAST = TrainSettings(epochs=8, width=32, depth=1, learning_rate=5e-3, patience=8)
-ONCE = TrainSettings(epochs=1, width=32, depth=1)
-
-
-def write_slide(features: Path, name: str, tumour: bool, chance: np.random.Generator, weights: str = "w") -> None:
-    """A stored slide of 64 tiles; a tumour slide has a few tiles with a marked feature."""
-    tiles = SIDE * SIDE
-    place = np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE)), -1).reshape(-1, 2) * 96
-    spec = TileSpec(tile_px=96, mpp=1.0, stride_px=96)
-    grid = TileGrid(name, spec, place, np.ones(tiles, np.float32), (96.0, 96.0), (96.0, 96.0), (0, 0), 0, (96, 96), 1.0, tiles)
-    values = chance.normal(size=(tiles, DIM))
-    if tumour:
-        values[chance.integers(0, tiles, 12), 0] += 6
-    recipe = {
-        "encoder": {"encoder": "e", "weights_sha256": weights, "dim": DIM, "tile_px": 96},
-        "tiles": {"mpp": 1.0, "stride_px": 96},
-    }
-    store = FeatureStore(features / "slides" / name, Path(f"{name}.svs"))
-    store.create(grid, DIM, CHUNK, {"recipe": recipe, "mpp_x": 1.0, "mpp_y": 1.0, **grid.describe()})
-    for chunk in range(tiles // CHUNK):
-        store.write_chunk(chunk, values[chunk * CHUNK : (chunk + 1) * CHUNK].astype(np.float16), np.zeros(CHUNK, np.uint8))
-    write_atomically(store.folder / "slide.json", to_json({"slide": {"file": f"{name}.svs"}, "finish_recipe": {}}))
-
-
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """28 slides of 28 patients under features/, and labels.csv."""
-    folder = tmp_path_factory.mktemp("cohort")
-    chance = np.random.default_rng(0)
-    rows = []
-    for index in range(28):
-        name = f"slide-{index:02d}"
-        write_slide(folder / "features", name, bool(index % 2), chance)
-        rows.append({"slide": f"{name}.svs", "label": "tumour" if index % 2 else "normal", "patient": f"p{index}"})
-    write_table(folder / "labels.csv", rows)
-    return folder
-
-
-def write_table(path: Path, rows: list[dict[str, str]]) -> Path:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
-
-
-def table(cohort: Path) -> list[dict[str, str]]:
-    with (cohort / "labels.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-def study(
-    path: Path, features: Path, model: Path, settings: TrainSettings = FAST, target: str = "label", **options: Any
-) -> dict[str, Any]:
-    """What `pathovit train` does."""
-    rows = read_manifest(path)
-    asked = read_target(rows, target.split(","), options.pop("task", None), options.pop("positive", None))
-    cohort = load_cohort(rows, asked, features, options.pop("group", None))
-    return train_model(cohort, model, settings, **options)
 
 
 def test_a_model_learns_from_slide_labels_and_shows_where(cohort: Path, tmp_path: Path) -> None:
@@ -253,23 +188,6 @@ def test_folds_of_other_features_are_fitted_anew(cohort: Path, tmp_path: Path) -
         assert load_model(tmp_path / "m" / "folds" / fold).encoder["weights_sha256"] == "another"
 
 
-def test_a_split_column_may_not_cut_through_a_site(cohort: Path, tmp_path: Path) -> None:
-    rows = table(cohort)
-    for index, row in enumerate(rows):
-        row["site"] = f"hospital {index % 7}"
-        row["split"] = "test" if index == 0 else ""
-    manifest = read_manifest(write_table(tmp_path / "l.csv", rows))
-    asked = read_target(manifest, ["label"], None, None)
-    parts = split_patients(load_cohort(manifest, asked, cohort / "features", "site"), 0.2, 0.0, seed=0)
-    homes = {bag.group: name for name, part in parts.items() for bag in part}
-    assert all(homes[bag.group] == name for name, part in parts.items() for bag in part)
-    assert homes["hospital 0"] == "test"
-    rows[7]["split"] = "train"  # of the same hospital as the first
-    manifest = read_manifest(write_table(tmp_path / "l.csv", rows))
-    with pytest.raises(SettingsError, match="Group 'hospital 0' is in two parts"):
-        split_patients(load_cohort(manifest, asked, cohort / "features", "site"), 0.2, 0.0, seed=0)
-
-
 def test_few_sites_can_still_be_cross_validated(cohort: Path, tmp_path: Path) -> None:
     rows = table(cohort)
     for index, row in enumerate(rows):
@@ -290,33 +208,6 @@ def test_names_that_are_formulas_are_drawn_and_quoted(cohort: Path, tmp_path: Pa
         assert {row["patient"] for row in csv.DictReader(file)} == {f"Doe, J{i}" for i in range(28)}
 
 
-def test_sites_stay_in_one_fold(cohort: Path, tmp_path: Path) -> None:
-    rows = table(cohort)
-    for index, row in enumerate(rows):
-        row["site"] = f"hospital {index // 2 % 7}"
-    manifest = read_manifest(write_table(tmp_path / "l.csv", rows))
-    asked = read_target(manifest, ["label"], None, None)
-    loaded = load_cohort(manifest, asked, cohort / "features", "site")
-    place = assign_folds(loaded.bags, asked, 3, seed=0)
-    by_site: dict[str, set[int]] = {}
-    for bag, fold in zip(loaded.bags, place, strict=True):
-        by_site.setdefault(bag.group, set()).add(int(fold))
-    assert len(by_site) == 7
-    assert all(len(folds) == 1 for folds in by_site.values())
-    assert len(set(place)) == 3
-
-
-def test_parts_hold_the_classes_alike(cohort: Path) -> None:
-    manifest = read_manifest(cohort / "labels.csv")
-    asked = read_target(manifest, ["label"], None, None)
-    parts = split_patients(load_cohort(manifest, asked, cohort / "features"), 0.2, 0.2, seed=3)
-    for part in parts.values():
-        share = np.mean([bag.truth[0] for bag in part])
-        assert 0.3 < share < 0.7
-    names = [bag.patient for part in parts.values() for bag in part]
-    assert len(names) == len(set(names)) == 28
-
-
 def test_an_evaluation_writes_predictions_pictures_and_says_what_was_seen(cohort: Path, tmp_path: Path) -> None:
     study(cohort / "labels.csv", cohort / "features", tmp_path / "m", ONCE)
     manifest = read_manifest(cohort / "labels.csv")
@@ -328,113 +219,6 @@ def test_an_evaluation_writes_predictions_pictures_and_says_what_was_seen(cohort
     with (tmp_path / "e" / "predictions.csv").open() as file:
         row = next(csv.DictReader(file))
     assert set(row) == {"patient", "true_tumour", "prob_normal", "prob_tumour", "novelty"}
-
-
-def test_a_patients_slides_stay_together(cohort: Path, tmp_path: Path) -> None:
-    rows = table(cohort)
-    for index, row in enumerate(rows):
-        row["patient"] = f"p{index % 2}-{index // 4}"  # two slides each, of one label
-    path = write_table(tmp_path / "labels.csv", rows)
-    card = study(path, cohort / "features", tmp_path / "model", ONCE)
-    assert sum(card["patients"].values()) == 14
-    with (tmp_path / "model" / "split.csv").open() as file:
-        part = {row["slide_id"]: row["split"] for row in csv.DictReader(file)}
-    by_patient: dict[str, set[str]] = {}
-    for row in rows:
-        by_patient.setdefault(row["patient"], set()).add(part[row["slide"].removesuffix(".svs")])
-    assert all(len(parts) == 1 for parts in by_patient.values())
-
-
-@pytest.mark.parametrize("side_um", [96.0, 128.0, 112.3])
-def test_slides_of_one_patient_keep_every_tile_in_its_own_place(side_um: float) -> None:
-    place = np.stack(np.meshgrid(np.arange(20), np.arange(20)), -1).reshape(-1, 2) * side_um
-    attributes = {"mpp_x": 1.0, "mpp_y": 1.0, "tile_l0": [side_um] * 2, "stride_l0": [side_um] * 2}
-    ones = np.ones(400, np.float32)
-    slide = SlideFeatures(
-        "s", np.zeros((400, 2), np.float16), np.rint(place).astype(np.int64), ones, np.zeros(400, np.uint8), attributes
-    )
-    bag = make_bag("p", [slide, slide, slide], np.zeros(1, np.float32))
-    places = np.rint((bag.xy_um - bag.xy_um.min(0).values).numpy() / bag.pitch_um)
-    assert len(np.unique(places, axis=0)) == 1200
-    assert (places[400:800] - places[:400] == places[400] - places[0]).all()
-    assert (places[400] - places[0])[0] % 16 == 0  # the same windows as when it is alone
-
-
-def test_one_stored_slide_is_not_two_patients(cohort: Path, tmp_path: Path) -> None:
-    rows = table(cohort)
-    rows[2]["slide"], rows[2]["patient"] = "elsewhere/slide-00.svs", "another"
-    with pytest.raises(SettingsError, match=r"Lines 2 and 4 both mean slide-00"):
-        study(write_table(tmp_path / "l.csv", rows), cohort / "features", tmp_path / "model")
-
-
-def test_a_split_column_is_obeyed(cohort: Path, tmp_path: Path) -> None:
-    rows = table(cohort)
-    for index, row in enumerate(rows):
-        row["split"] = ("train", "validation", "test")[index // 2 % 3]
-    path = write_table(tmp_path / "labels.csv", rows)
-    study(path, cohort / "features", tmp_path / "model", ONCE)
-    with (tmp_path / "model" / "split.csv").open() as file:
-        part = {row["slide_id"]: row["split"] for row in csv.DictReader(file)}
-    assert all(part[row["slide"].removesuffix(".svs")] == row["split"] for row in rows)
-
-
-def spoil_label(rows: list[dict[str, str]]) -> None:
-    for row in rows:
-        row["label"] = "tumour"
-
-
-def spoil_patient(rows: list[dict[str, str]]) -> None:
-    rows[3]["patient"] = rows[2]["patient"]
-
-
-def spoil_slide(rows: list[dict[str, str]]) -> None:
-    rows[5]["slide"] = "elsewhere.svs"
-
-
-def spoil_split(rows: list[dict[str, str]]) -> None:
-    for row in rows:
-        row["split"] = "trian"
-
-
-def spoil_nan(rows: list[dict[str, str]]) -> None:
-    rows[2]["label"] = "nan"
-
-
-def spoil_classes(rows: list[dict[str, str]]) -> None:
-    for row in rows[4:]:
-        row["label"] = "normal"
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (spoil_label, r"one label \(tumour\)"),
-        (spoil_patient, r"Patient 'p2' has two values of label \(lines 4, 5"),
-        (spoil_slide, r"1 slides have no finished features .*line 7: elsewhere.svs"),
-        (spoil_nan, r"Line 4: label is 'nan'. Leave the cell empty"),
-        (spoil_classes, r"Class 'tumour' has 2 patients, too few for a test part of one in 5"),
-        (spoil_split, r"Line 2: split is 'trian'"),
-    ],
-)
-def test_a_bad_table_gets_a_message_that_names_the_row(cohort: Path, tmp_path: Path, spoil, message: str) -> None:
-    rows = table(cohort)
-    spoil(rows)
-    with pytest.raises(SettingsError, match=message):
-        study(write_table(tmp_path / "l.csv", rows), cohort / "features", tmp_path / "model")
-
-
-def test_an_unknown_target_offers_the_columns(cohort: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"no column 'grade'. Choose one with --target: label"):
-        study(cohort / "labels.csv", cohort / "features", tmp_path / "model", target="grade")
-
-
-def test_features_of_two_encoders_are_not_mixed(cohort: Path, tmp_path: Path) -> None:
-    chance = np.random.default_rng(1)
-    for index in range(8):
-        write_slide(tmp_path / "slides" / "..", f"s{index}", bool(index % 2), chance, weights="w" if index else "other")
-    rows = [{"slide": f"s{index}.svs", "label": str(index % 2)} for index in range(8)]
-    with pytest.raises(SettingsError, match="made by another encoder"):
-        study(write_table(tmp_path / "l.csv", rows), tmp_path, tmp_path / "model")
 
 
 def test_the_card_says_research_use_and_gives_intervals_only_where_it_can(cohort: Path, tmp_path: Path) -> None:

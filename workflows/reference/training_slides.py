@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-SAMPLES = {"train": 10, "validation": 6, "test": 6}  # made slides, half of them benign
+SAMPLES = {"train": 20, "validation": 20, "test": 10}  # made slides, half of them benign
 SAMPLE_SEED = 1000  # the demo's is 7
 TRAINING_ATLAS = (
     "PDAC-tru-cut",
