@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from pathovit.encoders.records import RECORDS
-from pathovit.encoders.weights import file_sha256, find_weights
-from pathovit.errors import WeightsError
+from pathovit.encoders.weights import file_sha256, find_weights, require_safetensors
 from pathovit.settings import Settings
 
 
@@ -19,11 +18,5 @@ def check_weights(settings: Settings) -> str:
 
         record = find_record(name)
     path = find_weights(record, weights)
-    if not path.is_file():
-        raise WeightsError(f"{path}: there is no such weights file. Check the path.")
-    if path.suffix != ".safetensors":
-        raise WeightsError(
-            f"{path.name}: only .safetensors weights are loaded, because other formats can run code. "
-            f"Convert it with: pathovit encoders convert {path.name} {path.stem}.safetensors"
-        )
+    require_safetensors(path)
     return file_sha256(path)

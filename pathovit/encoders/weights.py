@@ -23,6 +23,17 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def require_safetensors(path: Path) -> None:
+    """WeightsError for a file that is missing or of another format."""
+    if not path.is_file():
+        raise WeightsError(f"{path}: there is no such weights file. Check the path.")
+    if path.suffix != ".safetensors":
+        raise WeightsError(
+            f"{path.name}: only .safetensors weights are loaded, because other formats can run code. "
+            f"Convert it with: pathovit encoders convert {path.name} {path.stem}.safetensors"
+        )
+
+
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     """Tensors of a safetensors file.
 
@@ -34,13 +45,7 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not path.is_file():
-        raise WeightsError(f"{path}: there is no such weights file. Check the path.")
-    if path.suffix != ".safetensors":
-        raise WeightsError(
-            f"{path.name}: only .safetensors weights are loaded, because other formats can run code. "
-            f"Convert it with: pathovit encoders convert {path.name} {path.stem}.safetensors"
-        )
+    require_safetensors(path)
     try:
         tensors: dict[str, torch.Tensor] = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
