@@ -1,12 +1,14 @@
 """Does the slide transformer learn from slide labels, and does its heatmap show where the tumour is?
 
-python workflows/benchmarks/cohorts.py      --data DATA --work WORK
-pathovit embed --manifest WORK/lymph/all.csv  --out WORK/lymph/feat
-pathovit embed --manifest WORK/breast/all.csv --out WORK/breast/feat --tile-px 50 --tile-mpp 4
-for c in lymph breast; do pathovit embed --manifest WORK/$c/retile.csv --settings WORK/$c/half.toml --out WORK/$c/feat_half; done
+python workflows/benchmarks/cohorts.py      --data DATA --work WORK --cohort lymph breast
+for c in lymph breast; do
+    pathovit embed --manifest WORK/$c/all.csv    --settings WORK/$c/tiles.toml --out WORK/$c/feat         # lymph: --weights FILE
+    pathovit embed --manifest WORK/$c/retile.csv --settings WORK/$c/half.toml  --out WORK/$c/feat_half
+done
 python workflows/benchmarks/cohort_study.py fit   --work WORK --cohort lymph breast     # can be killed and goes on
 python workflows/benchmarks/cohort_study.py judge --work WORK --cohort lymph breast     # looks at the test part, once
 
+The encoders have not seen a label of these patches: DINOv2 ViT-S/14 for the lymph nodes, the bundled one for the breast.
 `fit` trains every kind of aggregator on slide labels alone, on the same split, with several seeds, and chooses settings of
 the yardsticks by their Brier score on the validation part. `judge` scores them on the test slides, against the outlines
 that no model has seen, and writes WORK/<cohort>/study.json. Test slides share patches (lymph) or patients (breast) with

@@ -1,16 +1,23 @@
 """Cohorts of slides with known truth from labelled real tissue: lymph node (PatchCamelyon) and breast (IDC).
 
-python workflows/benchmarks/cohorts.py --data DATA --work WORK [--cohort lymph breast] [--seed 0]
+python workflows/benchmarks/cohorts.py --data DATA --work WORK [--cohort lymph breast pcam] [--seed 0]
+
+    lymph     all PatchCamelyon patches, shared out anew: half to train, a fifth to validate, the rest to test. For
+              encoders that have not seen their labels.
+    pcam      the parts as they were published: the bundled encoder has seen the labels of the training part
+    breast    IDC patches, by patient
 
 Each slide is a tissue-shaped mosaic of real tiles at their real pixel size, saved as a tiled JPEG pyramid. Tumour tiles
-lie together in one to three regions that cover 0.5 % to 60 % of the tissue; every second slide has none. No patch (lymph)
-and no patient (breast) of one part occurs in another. Writes, under WORK/<cohort>/:
+lie together in one to three regions that cover 0.5 % to 60 % of the tissue; every second slide has none. Lymph node slides
+have up to two folds, whatever their label. No patch (lymph, pcam) and no patient (breast) of one part occurs in another.
+Writes, under WORK/<cohort>/:
 
     slides/*.tif, *.geojson    the slides, and the outline of their tumour
     labels.csv                 train, validation and test slides: slide, label, split, patient, tumour_share
     strange.csv                slides unlike the cohort (another stain, blur, foreign tissue), for validation and test;
                                for breast, the one patient whose patches are a complete slide too
     all.csv                    both, for `pathovit embed --manifest`
+    tiles.toml                 settings for `pathovit embed --settings`: encoder, and tiles that are the patches
     retile.csv, half.toml      some test slides, and settings that lay tiles at half the stride
 """
 
@@ -46,6 +53,10 @@ SHARES = (0.005, 0.6)  # of the tissue that is tumour
 JPEG_TILE_PX = 256
 GLASS = (243, 242, 244)
 PATCHES_A_SLIDE = {0: 80, 1: 40}  # drawn from the pool for each lymph node slide, so that slides differ
+PATCH_SHARES = {"train": 0.5, "validation": 0.2, "test": 0.3}  # of all lymph node patches
+PATCH_SEED = 0
+MAX_FOLDS = 2
+FOLD_UM = (40.0, 160.0)  # half the width of a fold
 PATIENTS_A_SLIDE = 4  # of each breast slide
 COMPLETE_SLIDE = "14082"  # this breast patient is a slide of its own
 FOREIGN = {  # atlas patients whose tissue is foreign to both cohorts
@@ -62,26 +73,46 @@ class Source:
     patch_px: int
     mpp: float
     draw: dict[str, Callable[[np.random.Generator], Pool]]
+    folds: int = 0  # at most, on a slide
+    encoder: str = "reference"
+    tile_px: int | None = None  # what the encoder needs, if that is not `patch_px`
+
+
+def pcam(data: Path) -> Source:
+    """PCam patches by part; what is equal to a patch of a later part is left out of the earlier one."""
+    return Source("pcam", 96, 1.0, {part: _some_patches(pool) for part, pool in pcam_parts(data).items()}, MAX_FOLDS)
 
 
 def lymph(data: Path) -> Source:
-    """PCam patches by part; what is equal to a patch of a later part is left out of the earlier one."""
+    """All PCam patches, shared out to the parts at random."""
+    parts = list(pcam_parts(data).values())
+    shared: dict[str, Pool] = {part: {} for part in PATCH_SHARES}
+    for label in (0, 1):
+        patches = [patch for pool in parts for patch in pool[label]]
+        order = np.random.default_rng(PATCH_SEED).permutation(len(patches))
+        ends = np.rint(np.cumsum(list(PATCH_SHARES.values())) * len(patches)).astype(int)
+        for part, chosen in zip(PATCH_SHARES, np.split(order, ends[:-1]), strict=True):
+            shared[part][label] = [patches[i] for i in chosen]
+    return Source("lymph", 96, 1.0, {part: _some_patches(pool) for part, pool in shared.items()}, MAX_FOLDS, "dinov2_small", 98)
+
+
+def pcam_parts(data: Path) -> dict[str, Pool]:
+    """The parts as published, without what two of them share."""
     tables = {
         "test": [data / "pcam" / "test_labels.csv"],
         "validation": [data / "pcam" / "validation_labels.csv"],
         "train": [data / "pcam" / "train_labels.csv", data / "pcam_more" / "labels.csv"],
     }
     seen: set[bytes] = set()
-    draw = {}
+    parts: dict[str, Pool] = {}
     for part, files in tables.items():
-        pool: Pool = {0: [], 1: []}
+        parts[part] = {0: [], 1: []}
         for table in files:
             for image, label in read_labels(table):
                 if image.tobytes() not in seen:
                     seen.add(image.tobytes())
-                    pool[label].append(image)
-        draw[part] = _some_patches(pool)
-    return Source("lymph", 96, 1.0, draw)
+                    parts[part][label].append(image)
+    return parts
 
 
 def _some_patches(pool: Pool) -> Callable[[np.random.Generator], Pool]:
@@ -137,7 +168,7 @@ def _some_patients(pools: list[Pool]) -> Callable[[np.random.Generator], Pool]:
     return draw
 
 
-SOURCES = {"lymph": lymph, "breast": breast}
+SOURCES = {"lymph": lymph, "breast": breast, "pcam": pcam}
 
 
 def complete_slide(data: Path, folder: Path) -> dict[str, object]:
@@ -209,6 +240,19 @@ def paint(cells: NDArray[np.int64], pool: Pool, side: int, gain: NDArray[np.floa
         stained = 255 * (np.maximum(patch, 1) / 255.0) ** gain
         picture[row * side : (row + 1) * side, column * side : (column + 1) * side] = stained.clip(0, 255)
     return picture
+
+
+def fold(picture: Patch, tissue: NDArray[np.bool_], mpp: float, chance: np.random.Generator) -> Patch:
+    """Tissue that lies twice along a bent band: its optical density is about doubled, and it is out of focus."""
+    y, x = np.mgrid[0 : picture.shape[0] : 16, 0 : picture.shape[1] : 16]
+    centre, angle = chance.uniform(0.3, 0.7, 2) * picture.shape[:2], chance.uniform(0, np.pi)
+    away = (y - centre[0]) * np.cos(angle) + (x - centre[1]) * np.sin(angle)  # pixels from a straight line
+    bent = away + 150 / mpp * smooth_noise(away.shape, 12, chance)
+    coarse = np.abs(bent) < chance.uniform(*FOLD_UM) / mpp
+    band = np.kron(coarse, np.ones((16, 16), bool))[: picture.shape[0], : picture.shape[1]] & tissue
+    doubled = 255 * (np.maximum(picture, 1) / 255.0) ** chance.uniform(1.6, 2.4)
+    doubled = ndimage.gaussian_filter(doubled, (chance.uniform(0.4, 1.2),) * 2 + (0,))
+    return np.where(band[..., None], doubled, picture).astype(np.uint8)
 
 
 def usual_gain(chance: np.random.Generator) -> NDArray[np.float64]:
@@ -296,8 +340,12 @@ def make_cohort(data: Path, folder: Path, source: Source, seed: int) -> None:
     write_table(folder / "strange.csv", strange)
     write_table(folder / "all.csv", usual + strange)
     write_table(folder / "retile.csv", [row for row in usual if row["split"] == "test"][:RETILED])
-    half = f"[tiles]\ntile_px = {source.patch_px}\nmpp = {source.mpp}\nstride_px = {source.patch_px // 2}\n"
-    (folder / "half.toml").write_text(half)
+    tile_px = source.tile_px or source.patch_px
+    settings = (
+        f'[embed]\nencoder = "{source.encoder}"\n[tiles]\ntile_px = {tile_px}\nmpp = {source.mpp * source.patch_px / tile_px}\n'
+    )
+    (folder / "tiles.toml").write_text(settings)
+    (folder / "half.toml").write_text(f"{settings}stride_px = {tile_px // 2}\n")
     print(f"{len(usual)} slides and {len(strange)} strange ones in {folder}")
 
 
@@ -309,6 +357,10 @@ def make_slide(
     cells = draw_layout(share, (22, 30) if strange else (24, 46), chance)
     gain = other_gain(chance) if strange == "stain" else usual_gain(chance)
     picture = paint(cells, draw(chance), source.patch_px, gain, chance)
+    if source.folds:
+        tissue = np.kron(cells > 0, np.ones((source.patch_px,) * 2, bool))
+        for _ in range(chance.integers(0, source.folds + 1)):
+            picture = fold(picture, tissue, source.mpp, chance)
     if strange == "blur":
         picture = blur(picture, chance)
     path = folder / "slides" / f"{name}.tif"

@@ -49,11 +49,11 @@ def slides_of(work: Path, model: SlideModel, prefix: str, folder: Path) -> dict[
     rows = [
         row for row in read_manifest(work / "reference.csv") if row.label("split") == "test" and row.slide.name.startswith(prefix)
     ]
-    bags = list(load_cohort(rows, model.target, work / "lymph" / "feat").bags)
+    bags = list(load_cohort(rows, model.target, work / "pcam" / "feat").bags)
     judged = judge_model(model, bags)
     label = np.array([int(bag.truth[0]) for bag in bags])
     truth = [
-        truth_of(work / "lymph", bag, folder) if y else np.zeros(len(bag.features), bool)
+        truth_of(work / "pcam", bag, folder) if y else np.zeros(len(bag.features), bool)
         for bag, y in zip(bags, label, strict=True)
     ]
     answers = Answers(
@@ -108,7 +108,7 @@ def main() -> None:
     model = load_model(options.model)
     found = {
         "pcam_test_tiles": pcam_tiles(options.data, model),
-        "test_mosaics": slides_of(options.work, model, "lymph-", options.work / "lymph" / "slides"),
+        "test_mosaics": slides_of(options.work, model, "lymph-", options.work / "pcam" / "slides"),
         "made_test_slides": slides_of(options.work, model, "made-", options.work / "made"),
     }
     print(json.dumps(found, indent=1), flush=True)

@@ -2,7 +2,7 @@
 
 python workflows/reference/training_slides.py --data DATA --work WORK
 
-Adds to the lymph node cohort (workflows/benchmarks/cohorts.py, in WORK/lymph) made sample slides of other seeds than the
+Adds to the lymph node cohort (workflows/benchmarks/cohorts.py, in WORK/pcam) made sample slides of other seeds than the
 demo's, and the real atlas slides at about 1 um/px of five patients, whose labels are those of the whole slide. Writes
 WORK/reference.csv with the columns that `pathovit embed --manifest` and `pathovit train` read.
 """
@@ -72,10 +72,10 @@ def atlas_rows(data: Path) -> list[Row]:
     return rows
 
 
-def lymph_rows(work: Path) -> list[Row]:
-    with (work / "lymph" / "labels.csv").open(newline="") as file:
+def pcam_rows(work: Path) -> list[Row]:
+    with (work / "pcam" / "labels.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    return [{**{name: row.get(name, "") for name in COLUMNS}, "slide": work / "lymph" / row["slide"]} for row in rows]
+    return [{**{name: row.get(name, "") for name in COLUMNS}, "slide": work / "pcam" / row["slide"]} for row in rows]
 
 
 def main() -> None:
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     options = parser.parse_args()
     data, work = options.data.resolve(), options.work.resolve()
-    rows = lymph_rows(work) + make_samples(work / "made") + atlas_rows(data)
+    rows = pcam_rows(work) + make_samples(work / "made") + atlas_rows(data)
     with (work / "reference.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
