@@ -34,6 +34,14 @@ def test_an_empty_slide_has_no_tissue(tmp_path: Path) -> None:
         find_tissue(slide, TissueSettings())
 
 
+def test_a_slide_of_ink_alone_says_so(tmp_path: Path) -> None:
+    picture = np.full((1024, 1024, 3), 255, np.uint8)
+    picture[300:700, 300:700] = (40, 70, 170)  # blue ink
+    path = write_tiff(tmp_path / "ink.tif", picture, mpp=2.0)
+    with open_slide(path) as slide, pytest.raises(NoTissueError, match=r"ink.tif: .*pen ink.*tissue.drop_pen"):
+        find_tissue(slide, TissueSettings())
+
+
 def test_a_scrap_of_glass_smaller_than_a_lumen_is_still_glass() -> None:
     assert not segment_picture(np.full((4, 4, 3), 244, np.uint8))[0].any()
 

@@ -217,16 +217,20 @@ def novelty(model: SlideModel, folder: Path, usual: list[Bag]) -> dict[str, Any]
     found: dict[str, Any] = {"usual_flagged": round(float(np.mean(np.array(known) > 1)), 4)}
     rows = [row for row in read_manifest(folder / "strange.csv") if row.label("split") == "test"]
     for kind in ("stain", "blur", "foreign"):
-        strange = []
+        strange, refused = [], 0
         for row in rows:
             if row.label("strange") == kind:
-                (store,) = (folder / "feat" / "slides").glob(f"{row.slide.stem}-????????????")
+                store = next((folder / "feat" / "slides").glob(f"{row.slide.stem}-????????????"), None)
+                if store is None:  # so strange that no tissue was found on it
+                    refused += 1
+                    continue
                 slide = FeatureStore(store, row.slide).read(store.name)
                 assert model.novelty
                 strange.append(model.novelty.slide(slide.features[slide.ok].astype(np.float32)))
         auroc = roc_auc_score([0] * len(known) + [1] * len(strange), known + strange)
         found[kind] = {
             "slides": len(strange),
+            "refused": refused,
             "auroc": round(float(auroc), 4),
             "flagged": round(float(np.mean(np.array(strange) > 1)), 4),
         }
@@ -270,15 +274,20 @@ def complete(models: list[SlideModel], folder: Path) -> list[dict[str, float]]:
 
 
 def invariance(model: SlideModel, bags: list[Bag]) -> dict[str, float]:
-    """Largest change of a logit when tiles are permuted, and when the slide's origin is moved."""
-    change = {"permuted": 0.0, "moved": 0.0}
+    """Largest change of a logit when tiles are permuted, and when the slide's origin is moved; and the changes of the
+    probability when each tile becomes four like it at half the distance, as if the slide were tiled twice as finely."""
+    change, finer = {"permuted": 0.0, "moved": 0.0}, []
+    quarters = torch.tensor([[-0.25, -0.25], [0.25, -0.25], [-0.25, 0.25], [0.25, 0.25]])
     for bag in bags:
         base = model.look(bag.features, bag.xy_um, bag.pitch_um).logits[0]
         order = torch.randperm(len(bag.features), generator=torch.Generator().manual_seed(0))
         moved = bag.xy_um + torch.tensor([12_345.6, 7_654.3])
         for name, features, xy_um in (("permuted", bag.features[order], bag.xy_um[order]), ("moved", bag.features, moved)):
             change[name] = max(change[name], abs(float(model.look(features, xy_um, bag.pitch_um).logits[0] - base)))
-    return change
+        xy_um = (bag.xy_um[:, None] + quarters * bag.pitch_um).reshape(-1, 2)
+        fine = model.look(bag.features.repeat_interleave(4, 0), xy_um, bag.pitch_um / 2).logits
+        finer.append(abs(probabilities(model.target, fine)[1] - probabilities(model.target, np.array([base]))[1]))
+    return change | {"finer_median": float(np.median(finer)), "finer_largest": float(max(finer))}
 
 
 def retiled(models: list[SlideModel], folder: Path, bags: list[Bag]) -> list[dict[str, float]]:
