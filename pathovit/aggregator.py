@@ -35,7 +35,7 @@ class AggregatorConfig:
     feature_dim: int
     outputs: int  # logits C
     width: int = 128
-    depth: int = 2  # pairs of a plain and a shifted block
+    depth: int = 1  # pairs of a plain and a shifted block
     heads: int = 4
     kind: str = "slide_transformer"  # or one of the baselines
 

@@ -55,7 +55,7 @@ class TrainSettings:
     label_smoothing: float = 0.1  # keeps scores from saturating, so that the map is graded
     class_weights: bool = True  # rare classes count as much as frequent ones
     width: int = 128
-    depth: int = 2
+    depth: int = 1
     validation_share: float = 0.2
     test_share: float = 0.2
     precision: str = "auto"  # auto (bf16 on a GPU), fp32 or bf16

@@ -108,7 +108,7 @@ def main() -> None:
     model = load_model(options.model)
     found = {
         "pcam_test_tiles": pcam_tiles(options.data, model),
-        "test_mosaics": slides_of(options.work, model, "lymph-", options.work / "pcam" / "slides"),
+        "test_mosaics": slides_of(options.work, model, "pcam-", options.work / "pcam" / "slides"),
         "made_test_slides": slides_of(options.work, model, "made-", options.work / "made"),
     }
     print(json.dumps(found, indent=1), flush=True)

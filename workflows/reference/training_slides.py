@@ -1,10 +1,11 @@
 """The slides that the reference slide model learns from, in one table.
 
-python workflows/reference/training_slides.py --data DATA --work WORK
+python workflows/reference/training_slides.py --data DATA --work WORK [--test-validates]
 
 Adds to the lymph node cohort (workflows/benchmarks/cohorts.py, in WORK/pcam) made sample slides of other seeds than the
 demo's, and the real atlas slides at about 1 um/px of five patients, whose labels are those of the whole slide. Writes
-WORK/reference.csv with the columns that `pathovit embed --manifest` and `pathovit train` read.
+WORK/reference.csv with the columns that `pathovit embed --manifest` and `pathovit train` read. The model that is shipped is
+calibrated on the test part too (--test-validates, WORK/shipped.csv), once its twin without it has been judged there.
 """
 
 from __future__ import annotations
@@ -82,14 +83,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--test-validates", action="store_true")
     options = parser.parse_args()
     data, work = options.data.resolve(), options.work.resolve()
     rows = pcam_rows(work) + make_samples(work / "made") + atlas_rows(data)
-    with (work / "reference.csv").open("w", newline="") as file:
+    table = work / ("shipped.csv" if options.test_validates else "reference.csv")
+    if options.test_validates:
+        rows = [{**row, "split": "validation" if row["split"] == "test" else row["split"]} for row in rows]
+    with table.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    print(f"{len(rows)} slides in {work / 'reference.csv'}")
+    print(f"{len(rows)} slides in {table}")
 
 
 if __name__ == "__main__":
