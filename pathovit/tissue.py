@@ -55,13 +55,10 @@ def find_tissue(slide: Slide, settings: TissueSettings) -> TissueMask:
     mpp = (slide.mpp[0] * downsample[0], slide.mpp[1] * downsample[1])
     tissue, pen = segment(overview, scanned, mpp, settings)
     tissue |= unread
-    if not tissue.any() and pen.any():
-        raise NoTissueError(
-            slide.path,
-            "no tissue found: what is dark on it looks like pen ink. If it is stained tissue, set tissue.drop_pen = false.",
-        )
     if not tissue.any():
-        raise NoTissueError(slide.path, "no tissue found. Look at the slide; if there is some, report it with the slide's stain.")
+        ink = "What is dark on it looks like pen ink: if it is stained tissue, set tissue.drop_pen = false."
+        remedy = ink if pen.any() else "Look at the slide; if there is some, report it with the slide's stain."
+        raise NoTissueError(slide.path, f"no tissue found. {remedy}")
     return TissueMask(tissue, pen, unread, downsample, mpp, overview)
 
 
