@@ -25,7 +25,6 @@ from torch.utils.checkpoint import checkpoint
 WINDOW = 16  # tiles on a side
 WINDOWS_AT_ONCE = 32  # bounds the memory of attention
 UM_PER_UNIT = 100.0  # positions enter the network in tenths of a millimetre
-RECOMPUTE_TILES = 8192  # bags above this are computed twice in training rather than kept: memory stays linear and small
 
 
 @dataclass(frozen=True)
@@ -59,16 +58,25 @@ class WindowLayout:
         key = (row // WINDOW) * wide + column // WINDOW
         _, self.window, tiles = torch.unique(key, return_inverse=True, return_counts=True)  # (N,), (W,)
         self.count = len(tiles)
-        self.order = torch.argsort(self.window)  # tiles, window by window
+        order = torch.argsort(self.window)  # tiles, window by window
         starts = torch.cumsum(tiles, 0) - tiles
-        self.parts = [self._part(windows, tiles, starts) for windows in _of_like_size(tiles)]
-        self.back = torch.argsort(torch.cat([index[filled] for index, filled in self.parts]))  # from the parts to the tiles
+        self.filled, places = [], []  # windows of like size share a part: (w, K), the windows and their places
+        for windows in _of_like_size(tiles):
+            slot = torch.arange(int(tiles[windows].max()), device=tiles.device)
+            self.filled.append(slot < tiles[windows, None])
+            places.append(order[starts[windows, None] + torch.where(self.filled[-1], slot, 0)].flatten())
+        self.places = torch.cat(places)  # (P,) the tile at each place; places that are not filled repeat a tile
+        held = torch.cat([filled.flatten() for filled in self.filled]).nonzero()[:, 0]
+        self.back = held[torch.argsort(self.places[held])]  # (N,) the place of each tile
 
-    def _part(self, windows: Tensor, tiles: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-        """Tiles (w, K) of some windows, and which of these places are filled; the others repeat a tile."""
-        slot = torch.arange(int(tiles[windows].max()), device=tiles.device)
-        filled = slot < tiles[windows, None]
-        return self.order[starts[windows, None] + torch.where(filled, slot, 0)], filled
+    def spread(self, values: Tensor) -> list[Tensor]:
+        """(N, d) of the tiles, part by part: each (w, K, d)."""
+        parts = torch.split(values[self.places], [filled.numel() for filled in self.filled])
+        return [part.reshape(*filled.shape, -1) for part, filled in zip(parts, self.filled, strict=True)]
+
+    def gather(self, parts: list[Tensor]) -> Tensor:
+        """The other way: (N, d)."""
+        return torch.cat([part.flatten(0, 1) for part in parts])[self.back]
 
 
 def _of_like_size(tiles: Tensor) -> list[Tensor]:
@@ -103,20 +111,17 @@ class WindowAttention(nn.Module):
             self.out.weight.copy_(torch.eye(width))
 
     def forward(self, tokens: Tensor, layout: WindowLayout, xy_um: Tensor) -> Tensor:
-        qkv = self.qkv(self.norm(tokens)).float()  # (N, 3d)
-        recompute = torch.is_grad_enabled() and layout.count > WINDOWS_AT_ONCE
-        mixed = []
-        for index, filled in layout.parts:
-            if recompute:
-                found = checkpoint(self.attend, qkv[index], xy_um[index], filled, use_reentrant=False)
-            else:
-                found = self.attend(qkv[index], xy_um[index], filled)
-            mixed.append(found[filled])
-        out: Tensor = self.out(torch.cat(mixed)[layout.back])
+        parts = zip(layout.spread(self.norm(tokens)), layout.spread(xy_um), layout.filled, strict=True)
+        if torch.is_grad_enabled() and layout.count > WINDOWS_AT_ONCE:  # computed twice rather than kept
+            mixed = [checkpoint(self.attend, *part, use_reentrant=False) for part in parts]
+        else:
+            mixed = [self.attend(*part) for part in parts]
+        out: Tensor = self.out(layout.gather(mixed))
         return out
 
-    def attend(self, qkv: Tensor, xy_um: Tensor, filled: Tensor) -> Tensor:
-        """Attention within w windows of up to K tiles: (w, K, 3d), (w, K, 2), (w, K) -> (w, K, d)."""
+    def attend(self, tokens: Tensor, xy_um: Tensor, filled: Tensor) -> Tensor:
+        """Attention within w windows of up to K tiles: (w, K, d), (w, K, 2), (w, K) -> (w, K, d)."""
+        qkv = self.qkv(tokens).float()  # (w, K, 3d)
         q, k, v = split_heads(qkv, self.heads).permute(2, 0, 3, 1, 4)  # each (w, heads, K, d/heads)
         place = (xy_um - xy_um[:, :1]) / UM_PER_UNIT  # (w, K, 2), from the window's first tile
         place = place[:, None] * torch.exp(-self.log_reach)[:, None, None]  # (w, heads, K, 2), in units of the reach
@@ -253,9 +258,6 @@ class SlideTransformer(Aggregator):
         layouts = {shift: WindowLayout(place[:, 0], place[:, 1], shift) for shift in (0, WINDOW // 2)}
         near = (xy_um - xy_um.min(0).values).float()
         for block in self.blocks:
-            if torch.is_grad_enabled() and len(tokens) > RECOMPUTE_TILES:
-                tokens = checkpoint(block, tokens, layouts, near, use_reentrant=False)
-            else:
-                tokens = block(tokens, layouts, near)
+            tokens = block(tokens, layouts, near)
         result: TileEvidence = self.head(tokens)
         return result

@@ -79,9 +79,10 @@ Listener = Callable[[SlideState], None]
 def _encoder(settings: Settings, weights_sha256: str) -> Any:
     import torch
 
-    from pathovit.device import allowed_cores
+    from pathovit.device import allowed_cores, keep_freed_memory
     from pathovit.encoders import load_encoder
 
+    keep_freed_memory()
     torch.set_num_threads(max(1, allowed_cores() // int(os.environ.get("PATHOVIT_WORKERS", "1"))))
     embed = settings.embed
     encoder = load_encoder(embed.encoder, embed.weights, settings.run.device, embed.precision, settings.tiles.tile_px)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +23,18 @@ def allowed_cores() -> int:
         if quota != "max":
             cores = min(cores, max(1, int(quota) // int(period)))
     return max(1, cores)
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory for the next tensor rather than give it back and have every page cleared anew.
+
+    A network asks for the same large tensors again and again; without this a fifth of its time on a CPU goes into new
+    pages. Elsewhere than on glibc nothing is done.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version"):
+        trim_threshold, mmap_threshold, most = -1, -3, 2**31 - 1
+        libc.mallopt(trim_threshold, most)
+        libc.mallopt(mmap_threshold, most)
 
 
 def pick_device(wanted: str) -> torch.device:

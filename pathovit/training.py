@@ -24,7 +24,7 @@ from pathovit.aggregator import Aggregator, AggregatorConfig, TileEvidence
 from pathovit.baselines import make_aggregator
 from pathovit.calibration import calibrated_loss
 from pathovit.cohort import Bag, cohort_digest
-from pathovit.device import pick_device
+from pathovit.device import keep_freed_memory, pick_device
 from pathovit.errors import SettingsError
 from pathovit.evaluation import main_metric
 from pathovit.provenance import STEP_VERSIONS
@@ -103,6 +103,7 @@ def fit(
     config = AggregatorConfig(recipe["encoder"]["dim"], target.outputs, settings.width, settings.depth, kind=settings.kind)
     if settings.kind == "clam_sb" and target.task != "binary":
         raise SettingsError("clam_sb is made for binary targets. Use another --kind.")
+    keep_freed_memory()
     device = pick_device(settings.device)
     network = make_aggregator(config)
     _learn_scale(network, parts["train"])

@@ -56,10 +56,12 @@ def test_windows_are_packed_and_no_tile_is_lost() -> None:
     _, xy = bag(600)
     place = (xy / PITCH).long()
     layout = WindowLayout(place[:, 0], place[:, 1], 8)
-    held = torch.cat([index[filled] for index, filled in layout.parts])
+    places = layout.spread(torch.arange(600)[:, None])
+    held = torch.cat([tiles[..., 0][filled] for tiles, filled in zip(places, layout.filled, strict=True)])
     assert sorted(held.tolist()) == list(range(600))
-    for index, filled in layout.parts:
-        for tiles, there in zip(index, filled, strict=True):
+    assert torch.equal(layout.gather(places), torch.arange(600)[:, None])
+    for part, filled in zip(places, layout.filled, strict=True):
+        for tiles, there in zip(part[..., 0], filled, strict=True):
             windows = (place[tiles[there]] + 8) // 16
             assert len(torch.unique(windows, dim=0)) == 1
 
@@ -141,12 +143,11 @@ def test_every_parameter_learns() -> None:
     assert silent == []
 
 
-def test_a_large_bag_recomputed_in_training_gives_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_recomputed_in_training_gives_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     net, (features, xy) = network(), bag(400)
     found = []
-    for limit in (10_000, 1):
-        monkeypatch.setattr(aggregator, "RECOMPUTE_TILES", limit)
-        monkeypatch.setattr(aggregator, "WINDOWS_AT_ONCE", 2 if limit == 1 else 32)
+    for at_once in (32, 2):
+        monkeypatch.setattr(aggregator, "WINDOWS_AT_ONCE", at_once)
         net.zero_grad()
         net(features, xy, PITCH).logits.sum().backward()
         found.append({name: p.grad.clone() for name, p in net.named_parameters()})

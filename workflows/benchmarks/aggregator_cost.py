@@ -32,7 +32,9 @@ def measure(kind: str, tiles: int, training: bool) -> dict[str, float]:
 
     from pathovit.aggregator import AggregatorConfig
     from pathovit.baselines import make_aggregator
+    from pathovit.device import keep_freed_memory
 
+    keep_freed_memory()
     torch.manual_seed(0)
     side = int(np.ceil(np.sqrt(tiles / 0.6)))  # six of ten places are tissue
     place = torch.randperm(side * side)[:tiles].sort().values
