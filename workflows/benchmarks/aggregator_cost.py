@@ -80,7 +80,8 @@ def draw(path: Path, found: list[dict[str, Any]]) -> None:
         for kind in KINDS:
             points = [(f["tiles"], f[key] / unit) for f in found if f["kind"] == kind and f["what"] == what]
             if points:
-                label = f"{SAID[kind]}, slope {slope(points):.2f}" if key == "seconds" else SAID[kind]
+                known = key == "seconds" and np.isfinite(slope(points))
+                label = f"{SAID[kind]}, slope {slope(points):.2f}" if known else SAID[kind]
                 axes.loglog(*zip(*points, strict=True), marker="o", label=label)
         axes.set(xlabel="tiles", ylabel="seconds" if key == "seconds" else "peak memory of the process, GiB", title=what)
         axes.legend(frameon=False, fontsize=8)
