@@ -375,7 +375,10 @@ def test_a_signal_ends_a_run_soon_and_leaves_it_resumable(
 ) -> None:
     small_chunks(tmp_path)
     process = start(slides, tmp_path / "out")
-    time.sleep(9)
+    give_up = time.monotonic() + 120
+    while not list((tmp_path / "out").glob("slides/*/journal/*.json")):  # until something is stored
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
     process.send_signal(number)
     assert process.wait(timeout=20) == code
     record: dict[str, Any] = json.loads((tmp_path / "out" / "run.json").read_text())
