@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from pathovit.encoders import Encoder
 from pathovit.errors import TileReadError, WeightsError
 from pathovit.features import Verdict
-from pathovit.slide import RGB, Slide
+from pathovit.readers import RGB
+from pathovit.slide import Slide
 from pathovit.tiling import TileGrid, read_tile
 from pathovit.watchdog import Watchdog
 

@@ -14,8 +14,9 @@ from pathovit.export.ome_tiff import write_ome_tiff
 from pathovit.export.qupath import write_geojson
 from pathovit.features import SlideFeatures
 from pathovit.heatmap import Heatmap
+from pathovit.readers import RGB
 from pathovit.settings import Settings
-from pathovit.slide import RGB, Slide, open_slide
+from pathovit.slide import Slide, open_slide
 from pathovit.store import write_atomically
 from pathovit.text import plain
 from pathovit.tissue import read_overview
@@ -53,7 +54,7 @@ def draw_products(
         folder / "heatmap.geojson", slide, scores, {"Attention": prediction.attention, "Novelty": prediction.tile_novelty}, name,
         hot_score=wanted.hot_score if prediction.target.is_classification else np.inf, max_tiles=wanted.max_geojson_tiles,
     )  # fmt: skip
-    with open_slide(plan.job.path, plan.mpp, plan.mpp_source, plan.sha256) as opened:
+    with open_slide(plan.job.path, plan.mpp, plan.mpp_source, plan.sha256, settings.embed.reader) as opened:
         picture, px_l0 = thumbnail(opened, wanted.overview_px)
         draw_overview(
             folder / "overview.png",

@@ -60,6 +60,7 @@ class SlidePlan:
     size: tuple[int, int]
     mpp: tuple[float, float]
     mpp_source: str
+    reader: str
     tissue_mm2: float
     tiles: int
     upsampled: float
@@ -82,10 +83,10 @@ def plan_slide(
     job: SlideJob, settings: Settings, record: EncoderRecord, sha256: str | None = None
 ) -> tuple[SlidePlan, Slide, TileGrid]:
     """Preflight, tissue and grid of one slide; no model is loaded. The caller closes the slide."""
-    slide = open_slide(job.path, job.mpp, job.mpp_source, sha256)
+    slide = open_slide(job.path, job.mpp, job.mpp_source, sha256, settings.embed.reader)
     try:
         mask = find_tissue(slide, settings.tissue)
-        grid = lay_grid(slide, mask, tile_spec(settings, record), settings.embed.max_tiles)
+        grid = lay_grid(slide, mask, tile_spec(settings, record), settings.embed.max_tiles, record.scaled_decoding)
     except BaseException:
         slide.close()
         raise
@@ -97,6 +98,7 @@ def plan_slide(
         slide.size,
         slide.mpp,
         slide.mpp_source,
+        slide.reader,
         mask.area_mm2,
         len(grid),
         grid.upsampled,
@@ -104,16 +106,17 @@ def plan_slide(
     return plan, slide, grid
 
 
-def embed_recipe(sha256: str, mpp: tuple[float, float], settings: Settings, encoder: Encoder) -> dict[str, Any]:
-    """Everything that determines the stored features of a slide."""
+def embed_recipe(sha256: str, mpp: tuple[float, float], reader: str, settings: Settings, encoder: Encoder) -> dict[str, Any]:
+    """Everything that determines the stored features of a slide; `reader` is the one that was found to serve it."""
     steps = {name: STEP_VERSIONS[name] for name in ("tissue", "tiling", "embedding")}
     recipe = {
         "slide_sha256": sha256,
         "mpp": list(mpp),
+        "reader": reader,
         "tissue": asdict(settings.tissue),
         "tiles": asdict(tile_spec(settings, encoder.record)),
         "encoder": {key: value for key, value in encoder.recipe().items() if key != "device"},
-        "embed": {key: getattr(settings.embed, key) for key in ("batch_tiles", "chunk_tiles", "max_tiles")},
+        "embed": {key: getattr(settings.embed, key) for key in ("batch_tiles", "chunk_tiles", "max_tiles", "reader")},
         "steps": steps,
     }
     return dict(json.loads(json.dumps(recipe)))  # as it will be read back
@@ -162,7 +165,7 @@ def start_slide(
     done = read_done(folder)
     if done is not None and not overwrite and (job.mpp is not None or done["slide"]["mpp_source"].startswith("metadata")):
         mpp = (job.mpp, job.mpp) if job.mpp is not None else tuple(done["slide"]["mpp"])
-        recipe = embed_recipe(sha256, mpp, settings, encoder)
+        recipe = embed_recipe(sha256, mpp, done["slide"].get("reader", ""), settings, encoder)
         if done["recipe"] == recipe and products_exist(folder, done):
             if model is not None:
                 model.check(recipe)
@@ -172,7 +175,7 @@ def start_slide(
     plan, slide, grid = plan_slide(job, settings, encoder.record, sha256)
     with slide:
         store = FeatureStore(folder, job.path)
-        recipe = embed_recipe(sha256, slide.mpp, settings, encoder)
+        recipe = embed_recipe(sha256, slide.mpp, slide.reader, settings, encoder)
         if model is not None:
             model.check(recipe)
         try:
@@ -212,7 +215,7 @@ def _attributes(slide: Slide, grid: TileGrid, recipe: dict[str, Any], encoder: E
 def plan_fields(done: dict[str, Any]) -> dict[str, Any]:
     """The fields of a SlidePlan that slide.json remembers."""
     slide = done["slide"]
-    names = ("slide_id", "sha256", "vendor", "mpp_source", "tissue_mm2", "tiles", "upsampled")
+    names = ("slide_id", "sha256", "vendor", "mpp_source", "reader", "tissue_mm2", "tiles", "upsampled")
     return {**{name: slide[name] for name in names}, "size": tuple(slide["size"]), "mpp": tuple(slide["mpp"])}
 
 
@@ -225,7 +228,7 @@ def embed_part(
     started = time.perf_counter()
     embed = settings.embed
     store = FeatureStore(out / "slides" / plan.slide_id, plan.job.path)
-    if store.recipe() != embed_recipe(plan.sha256, plan.mpp, settings, encoder):
+    if store.recipe() != embed_recipe(plan.sha256, plan.mpp, plan.reader, settings, encoder):
         raise StoreError(
             plan.job.path, "its features are laid out for another recipe (another run, or a worker with another device)."
         )
@@ -236,7 +239,7 @@ def embed_part(
     on_batch(sum(min(embed.chunk_tiles, plan.tiles - chunk * embed.chunk_tiles) for chunk in chunks if chunk in committed))
     tiles = 0
     if todo:
-        with open_slide(plan.job.path, plan.mpp, plan.mpp_source, plan.sha256) as slide:
+        with open_slide(plan.job.path, plan.mpp, plan.mpp_source, plan.sha256, settings.embed.reader) as slide:
             grid = stored_grid(slide, store, settings, encoder.record)
             for chunk, features, verdict in embed_chunks(
                 slide, grid, encoder, todo, chunk_tiles=embed.chunk_tiles, batch_tiles=embed.batch_tiles,
@@ -254,7 +257,7 @@ def stored_grid(slide: Slide, store: FeatureStore, settings: Settings, record: E
     return TileGrid(
         slide.id, tile_spec(settings, record), xy, np.ones(len(xy), np.float32), tuple(attributes["tile_l0"]),
         tuple(attributes["stride_l0"]), tuple(attributes["origin"]), attributes["read_level"], tuple(attributes["read_px"]),
-        attributes["upsampled"], attributes["total_tiles"],
+        attributes["read_scale"], attributes["upsampled"], attributes["total_tiles"],
     )  # fmt: skip
 
 

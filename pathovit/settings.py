@@ -63,6 +63,7 @@ class EmbedSettings:
     encoder: str = "reference"
     weights: str | None = None  # a .safetensors file; None: the record's own
     precision: str = "auto"  # auto, fp32 or bf16
+    reader: str = "auto"  # auto, direct or openslide
     batch_tiles: int = 64
     part_tiles: int = 4096  # one Dask task; whole chunks
     chunk_tiles: int = 1024  # one commit on disk
@@ -71,6 +72,8 @@ class EmbedSettings:
     def __post_init__(self) -> None:
         if self.precision not in ("auto", "fp32", "bf16"):
             raise SettingsError(f"embed.precision is {self.precision!r}, expected auto, fp32 or bf16.")
+        if self.reader not in ("auto", "direct", "openslide"):
+            raise SettingsError(f"embed.reader is {self.reader!r}, expected auto, direct or openslide.")
         if self.batch_tiles < 1 or self.chunk_tiles < 1 or self.chunk_tiles % self.batch_tiles:
             raise SettingsError(
                 f"embed.batch_tiles is {self.batch_tiles}; it must divide chunk_tiles ({self.chunk_tiles}), so that "

@@ -15,8 +15,10 @@ from PIL import Image
 
 from pathovit.errors import NoTissueError, ResolutionError, SettingsError
 from pathovit.geometry import XY, box_fraction, integral_image, l0_per_px
+from pathovit.readers import RGB
+from pathovit.readers.compressed import SCALES
 from pathovit.settings import TileSpec
-from pathovit.slide import RGB, Slide
+from pathovit.slide import Slide
 from pathovit.tissue import TissueMask
 
 EMPTY_LIMIT = 0.01  # a tile with more unscanned pixels than this is `missing`
@@ -37,6 +39,7 @@ class TileGrid:
     origin: tuple[int, int]  # level-0 corner of lattice point (0, 0)
     read_level: int
     read_px: tuple[int, int]  # width, height to read at that level
+    read_scale: int  # how many times smaller that is read: 1, 2, 4 or 8
     upsampled: float  # 1, or by how much the slide is coarser than asked
     total: int  # tiles on the tissue, of which `max_tiles` may have left out some
 
@@ -60,6 +63,7 @@ class TileGrid:
             "origin": list(self.origin),
             "read_level": self.read_level,
             "read_px": list(self.read_px),
+            "read_scale": self.read_scale,
             "upsampled": self.upsampled,
             "total_tiles": self.total,
         }
@@ -75,13 +79,16 @@ def fill_spec(spec: TileSpec, tile_px: int, mpp: float) -> TileSpec:
     return TileSpec(**{**asdict(spec), "tile_px": size, "mpp": spec.mpp or mpp, "stride_px": spec.stride_px or size})
 
 
-def lay_grid(slide: Slide, mask: TissueMask, spec: TileSpec, max_tiles: int | None = None) -> TileGrid:
+def lay_grid(
+    slide: Slide, mask: TissueMask, spec: TileSpec, max_tiles: int | None = None, scaled_decoding: bool = True
+) -> TileGrid:
     """Lay tiles on the tissue of a slide.
 
     Parameters
     ----------
     spec : with tile_px and mpp filled in (`fill_spec`)
     max_tiles : keep at most so many, spread evenly over the grid
+    scaled_decoding : whether a half, quarter or eighth of a level may be decoded as such, without its full pixels
 
     Raises
     ------
@@ -92,8 +99,11 @@ def lay_grid(slide: Slide, mask: TissueMask, spec: TileSpec, max_tiles: int | No
     upsampled = _check_resolution(slide, spec)
     level = slide.best_level((spec.mpp, spec.mpp), spec.snap_tolerance)
     per_px = l0_per_px(spec.mpp, slide.mpp)
-    if all(abs(a / b - 1) <= spec.snap_tolerance for a, b in zip(level.downsample, per_px, strict=True)):
-        per_px = level.downsample  # snapped: pixels of the level are read as they are
+    read_scale = 1
+    for scale in SCALES:  # snapped: pixels of the level, or of its half, quarter or eighth, are taken as they are
+        snapped = (level.downsample[0] * scale, level.downsample[1] * scale)
+        if all(abs(a / b - 1) <= spec.snap_tolerance for a, b in zip(snapped, per_px, strict=True)):
+            per_px, read_scale = snapped, scale if scaled_decoding else 1
     tile_l0 = (spec.tile_px * per_px[0], spec.tile_px * per_px[1])
     stride_l0 = (spec.stride_px * per_px[0], spec.stride_px * per_px[1])
     xy, coverage = _tissue_tiles(slide, mask, tile_l0, stride_l0, spec.min_coverage)
@@ -115,7 +125,7 @@ def lay_grid(slide: Slide, mask: TissueMask, spec: TileSpec, max_tiles: int | No
             "Use smaller tiles, or a slide with more levels.",
         )
     origin = (slide.bounds.x, slide.bounds.y)
-    return TileGrid(slide.id, spec, xy, coverage, tile_l0, stride_l0, origin, level.index, read_px, upsampled, total)
+    return TileGrid(slide.id, spec, xy, coverage, tile_l0, stride_l0, origin, level.index, read_px, read_scale, upsampled, total)
 
 
 def _check_resolution(slide: Slide, spec: TileSpec) -> float:
@@ -163,14 +173,15 @@ def read_tile(slide: Slide, grid: TileGrid, index: int) -> RGB | None:
     """
     level = slide.levels[grid.read_level]
     x_l0, y_l0 = grid.xy[index]
-    rgb, empty = slide.read(level, round(x_l0 / level.downsample[0]), round(y_l0 / level.downsample[1]), *grid.read_px)
+    at = (round(x_l0 / level.downsample[0]), round(y_l0 / level.downsample[1]))
+    rgb, empty = slide.read(level, *at, *grid.read_px, grid.read_scale)
     if empty > EMPTY_LIMIT:
         return None
     return resize_tile(rgb, grid.spec.tile_px)
 
 
 def resize_tile(rgb: RGB, tile_px: int | None) -> RGB:
-    """To (tile_px, tile_px): halves and quarters by averaging, other factors by an antialiased bilinear filter."""
+    """To (tile_px, tile_px), by averaging for whole factors, otherwise by an antialiased bilinear filter."""
     assert tile_px
     height, width = rgb.shape[:2]
     if (height, width) == (tile_px, tile_px):

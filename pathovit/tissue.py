@@ -20,8 +20,9 @@ from skimage.segmentation import clear_border
 
 from pathovit.errors import NoTissueError, TileReadError
 from pathovit.geometry import XY, area_mm2
+from pathovit.readers import RGB
 from pathovit.settings import TissueSettings
-from pathovit.slide import RGB, Level, Slide
+from pathovit.slide import Level, Slide
 
 SAMPLE_PX = 1_000_000  # pixels that tell the colour and the noise of the glass
 BAND_PX = 2048  # side of the blocks in which a level is read: bounds the memory

@@ -36,13 +36,14 @@ def info(
     min_coverage: options.MinCoverage = None,
     max_upsampling: options.MaxUpsampling = None,
     max_tiles: options.MaxTiles = None,
+    reader: options.Reader = None,
     settings_file: options.SettingsFile = None,
     as_json: options.Json = False,
 ) -> None:
     """Preflight: size, pixel size and its source, tissue, tiles, estimated time and bytes of every slide."""
     settings = options.merge_settings(
         settings_file, encoder=encoder, tile_px=tile_px, tile_mpp=tile_mpp, min_coverage=min_coverage,
-        max_upsampling=max_upsampling, max_tiles=max_tiles,
+        max_upsampling=max_upsampling, max_tiles=max_tiles, reader=reader,
     )  # fmt: skip
     sys.exit(show_plan(options.find_jobs(slides, mpp, manifest), settings, as_json))
 
@@ -74,6 +75,7 @@ def describe(job: SlideJob, settings: Settings) -> dict[str, Any]:
         "size": list(plan.size),
         "mpp": list(plan.mpp),
         "mpp_source": plan.mpp_source,
+        "reader": plan.reader,
         "tissue_mm2": round(plan.tissue_mm2, 3),
         "tiles": plan.tiles,
         "upsampled": plan.upsampled,

@@ -48,6 +48,10 @@ ErrorRate = Annotated[
 ]
 Precision = Annotated[str | None, typer.Option("--precision", help="auto, fp32 or bf16.  [default: auto]")]
 BatchTiles = Annotated[int | None, typer.Option("--batch-tiles", help="Tiles in one pass of the encoder.  [default: 64]")]
+Reader = Annotated[
+    str | None,
+    typer.Option("--reader", help="auto, direct (compressed tiles, without OpenSlide) or openslide.  [default: auto]"),
+]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.  [default: auto]")]
 Workers = Annotated[int | None, typer.Option("--workers", help="Worker processes.  [default: one per GPU, or one]")]
 Readers = Annotated[int | None, typer.Option("--readers", help="Reading threads per worker.  [default: the cores allowed]")]
@@ -63,6 +67,7 @@ HOMES = {
     "precision": ("embed", "precision"),
     "batch_tiles": ("embed", "batch_tiles"),
     "max_tiles": ("embed", "max_tiles"),
+    "reader": ("embed", "reader"),
     "tile_px": ("tiles", "tile_px"),
     "tile_mpp": ("tiles", "mpp"),
     "min_coverage": ("tiles", "min_coverage"),

@@ -30,6 +30,7 @@ class EncoderRecord:
     sha256: str | None = None  # of the weights file, where it is pinned
     gated: bool = False  # the hub asks for a licence to be accepted
     prefers_fp32: bool = False  # bf16 is slower for it on CPUs
+    scaled_decoding: bool = True  # its features hardly change if a JPEG is decoded at half its size rather than averaged
     note: str = ""
 
 
@@ -43,7 +44,7 @@ _SWIGLU = {"mlp_layer": "timm.layers.SwiGLUPacked", "act_layer": "torch.nn.SiLU"
 _ALL = [
     EncoderRecord(
         "reference", "pathovit-reference", 256, "Apache-2.0", "", tile_px=96, mpp=1.0, multiple_px=32,
-        mean=HALF, std=HALF, pool="direct",
+        mean=HALF, std=HALF, pool="direct", scaled_decoding=False,
         note="bundled; small hybrid CNN-ViT distilled from DINOv2, for demonstration",
     ),
     # General-purpose encoders, trained on photographs.

@@ -1,0 +1,37 @@
+"""What a slide is read from: OpenSlide, its own compressed tiles, or a flat image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+RGB = NDArray[np.uint8]  # (H, W, 3)
+
+
+class PixelSource(Protocol):
+    """Levels of pixels, with what was never scanned left transparent."""
+
+    sizes: list[tuple[int, int]]
+
+    def read(self, level: int, x_level: int, y_level: int, width: int, height: int) -> NDArray[np.uint8]:
+        """RGBA (H, W, 4), straight alpha; beyond the edge alpha is 0. Raises OSError or openslide.OpenSlideError."""
+
+    def close(self) -> None: ...
+
+
+def composite(rgba: NDArray[np.uint8], background: tuple[int, int, int]) -> tuple[RGB, float]:
+    """Lay RGBA (H, W, 4) on a colour: uint8 (H, W, 3), and the share of pixels that are fully transparent."""
+    alpha = rgba[..., 3]
+    if alpha.min(initial=255) == 255:
+        return np.ascontiguousarray(rgba[..., :3]), 0.0
+    weight = alpha[..., None].astype(np.float32) / 255
+    rgb = rgba[..., :3] * weight + np.asarray(background, np.float32) * (1 - weight)
+    return (rgb + 0.5).astype(np.uint8), float((alpha == 0).mean())
+
+
+def without_path(error: BaseException, path: Path) -> str:
+    """The error's text without the folder it names: reports travel, and folders can name patients."""
+    return str(error).replace(str(path), path.name).strip() or type(error).__name__
