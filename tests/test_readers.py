@@ -138,10 +138,9 @@ def truncate_tile(path: Path, tile: int) -> None:
         file.write(bytes(count - count // 2))
 
 
-def test_tiles_that_do_not_agree_with_openslide_are_not_read_directly(
-    make_squares: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = make_squares(jpeg=True)
+def test_tiles_that_do_not_agree_with_openslide_are_not_read_directly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    path = write_tiff(tmp_path / "noise.tif", picture, jpeg=True)
     assert open_slide(path).reader == "direct"
 
     def misplaced(path: Path, sizes: list[tuple[int, int]]) -> dict[int, TiledLevel]:
