@@ -15,7 +15,7 @@ _HOMES = {
     "lay_grid": "tiling", "fill_spec": "tiling", "TileGrid": "tiling", "read_tile": "tiling",
     "Settings": "settings", "TissueSettings": "settings", "TileSpec": "settings", "load_settings": "settings",
     "Encoder": "encoders", "load_encoder": "encoders",
-    "embed_chunks": "embedding",
+    "Embedder": "embedding",
     "SlideFeatures": "features", "Verdict": "features",
     "FeatureStore": "store",
     "SlideTransformer": "aggregator", "SlideModel": "slide_model", "SlidePrediction": "slide_model", "load_model": "slide_model",

@@ -1,7 +1,9 @@
 """Many slides over many workers: steps, retries, progress. The one door to Dask.
 
-Only as many steps are handed out as there are workers, so when a worker dies Dask blames the step it was at: that slide
-gets a second try, then fails alone. Everything listens on the loopback interface, behind TLS.
+A worker has three slots: two parts of slides are embedded at a time, so that the device finds the next part read when
+one ends, and beside them a slide is planned or finished. When a worker dies, every step it was at is under suspicion
+and is tried again with the whole worker to itself; the one that kills it again fails alone, and the others go on.
+Everything listens on the loopback interface, behind TLS.
 """
 
 from __future__ import annotations
@@ -10,21 +12,25 @@ import os
 import threading
 import time
 import traceback
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pathovit.errors import PathovitError, SettingsError, SlideError, StorageError
-from pathovit.pipeline import SlideJob, SlidePlan, embed_part, finish_slide, start_slide
+from pathovit.pipeline import SlideJob, SlidePlan, embed_part, finish_slide, make_embedder, start_slide
 from pathovit.settings import Settings
 from pathovit.watchdog import Watchdog
 
+if TYPE_CHECKING:
+    from pathovit.embedding import Embedder
+
 TOPIC = "pathovit-progress"
 REPORT_EVERY_S = 0.5
+SLOTS = {"embed": 2, "other": 1}  # Dask resources of a worker: steps of each sort at a time
 STEP_READS = 15  # a step that reads a whole slide may take as long as so many tiles
 QUIET = {  # no chatter, no web routes; a worker near its limit goes on (its nanny ends it at 95 %), for a paused one never wakes
     "DASK_LOGGING__DISTRIBUTED": "error",
@@ -47,6 +53,16 @@ class Work:
     overwrite: bool
 
 
+@dataclass(frozen=True)
+class Step:
+    """A thing to do for a slide, and the slots that it takes of a worker."""
+
+    name: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    slots: dict[str, int]
+
+
 @dataclass
 class SlideState:
     """How far a slide has come, as the scheduler's side sees it."""
@@ -56,6 +72,8 @@ class SlideState:
     stage: str = "waiting"  # waiting, planning, embedding, finishing, done, failed
     plan: SlidePlan | None = None
     parts_left: deque[int] = field(default_factory=deque)
+    suspects: list[Step] = field(default_factory=list)  # steps that were running when their worker died
+    began: float = 0.0  # when its first part was handed out
     parts_running: int = 0
     tiles_done: int = 0
     seconds: float = 0.0
@@ -75,8 +93,11 @@ Listener = Callable[[SlideState], None]
 # Steps, as they run inside a worker ------------------------------------------------------------------------------
 
 
+_loading = threading.Lock()  # steps run side by side, and a cache alone would load twice
+
+
 @lru_cache(maxsize=1)
-def _encoder(settings: Settings, weights_sha256: str) -> Any:
+def _load_embedder(settings: Settings, weights_sha256: str) -> Embedder:
     import torch
 
     from pathovit.device import allowed_cores, keep_freed_memory
@@ -90,11 +111,16 @@ def _encoder(settings: Settings, weights_sha256: str) -> Any:
         raise SettingsError(
             f"The weights of {embed.encoder!r} on a worker are not those of this machine. Give all machines the same files."
         )
-    return encoder
+    return make_embedder(encoder, settings)
+
+
+def _embedder(work: Work) -> Embedder:
+    with _loading:
+        return _load_embedder(work.settings, work.weights_sha256)
 
 
 @lru_cache(maxsize=1)
-def _model(folder: str | None, model_sha256: str | None) -> Any:
+def _load_model(folder: str | None, model_sha256: str | None) -> Any:
     from pathovit.slide_model import load_model
 
     if folder is None:
@@ -103,6 +129,11 @@ def _model(folder: str | None, model_sha256: str | None) -> Any:
     if model.sha256 != model_sha256:
         raise SettingsError(f"{folder} on a worker is not the model of this machine. Give all machines the same files.")
     return model
+
+
+def _model(work: Work) -> Any:
+    with _loading:
+        return _load_model(work.model, work.model_sha256)
 
 
 def _report(slide: int, tiles: int, pending: dict[str, float]) -> None:
@@ -118,19 +149,17 @@ def _report(slide: int, tiles: int, pending: dict[str, float]) -> None:
 
 def _start(index: int, job: SlideJob, work: Work) -> SlidePlan:
     with _step_watchdog(work):
-        encoder, model = _encoder(work.settings, work.weights_sha256), _model(work.model, work.model_sha256)
-        return start_slide(job, work.out, work.settings, encoder, model, work.overwrite)
+        return start_slide(job, work.out, work.settings, _embedder(work).encoder, _model(work), work.overwrite)
 
 
 def _embed(index: int, plan: SlidePlan, part: int, work: Work) -> dict[str, float]:
     pending: dict[str, float] = {}
-    encoder = _encoder(work.settings, work.weights_sha256)
-    return embed_part(plan, part, work.out, work.settings, encoder, lambda tiles: _report(index, tiles, pending))
+    return embed_part(plan, part, work.out, work.settings, _embedder(work), lambda tiles: _report(index, tiles, pending))
 
 
 def _finish(index: int, plan: SlidePlan, work: Work, seconds: float) -> dict[str, Any]:
     with _step_watchdog(work):
-        return finish_slide(plan, work.out, work.settings, _model(work.model, work.model_sha256), seconds)
+        return finish_slide(plan, work.out, work.settings, _model(work), seconds)
 
 
 @contextmanager
@@ -165,7 +194,7 @@ def open_client(settings: Settings) -> Iterator[Any]:
     from distributed import Client
 
     run = settings.run
-    dask.config.set({"distributed.scheduler.allowed-failures": 1, "distributed.scheduler.http.routes": []})
+    dask.config.set({"distributed.scheduler.allowed-failures": 0, "distributed.scheduler.http.routes": []})
     if run.scheduler or run.scheduler_file:
         options = {"scheduler_file": run.scheduler_file} if run.scheduler_file else {"address": run.scheduler}
         try:
@@ -174,6 +203,11 @@ def open_client(settings: Settings) -> Iterator[Any]:
         except (OSError, TimeoutError) as error:
             raise SettingsError(f"The Dask scheduler {run.scheduler or run.scheduler_file} does not answer ({error}).") from error
         with remote:
+            if not _slots(remote):
+                raise SettingsError(
+                    f"The workers of {run.scheduler or run.scheduler_file} have no slots for our steps. "
+                    f'Start them with: dask worker --nthreads {sum(SLOTS.values())} --resources "{_said(SLOTS)}"'
+                )
             yield remote
         return
     with _local_cluster(run.workers, run.device) as (cluster, workers), Client(cluster) as client:
@@ -201,7 +235,8 @@ def _local_cluster(wanted: int | None, device: str) -> Iterator[tuple[Any, int]]
             "cls": Nanny,
             "options": {
                 **listen,
-                "nthreads": 1,
+                "nthreads": sum(SLOTS.values()),
+                "resources": SLOTS,
                 "env": environment,
                 "dashboard_address": "127.0.0.1:0",
                 "memory_limit": MEMORY_LIMIT // workers,
@@ -210,6 +245,11 @@ def _local_cluster(wanted: int | None, device: str) -> Iterator[tuple[Any, int]]
     scheduler = {"cls": Scheduler, "options": {**listen, "port": 0, "dashboard_address": "127.0.0.1:0"}}
     with SpecCluster(workers=specs, scheduler=scheduler, security=security, silence_logs=50) as cluster:
         yield cluster, workers
+
+
+def _said(slots: dict[str, int]) -> str:
+    """As `dask worker --resources` takes them."""
+    return " ".join(f"{name}={count}" for name, count in slots.items())
 
 
 def _visible_gpus() -> list[str]:
@@ -251,15 +291,17 @@ def _note_progress(states: list[SlideState], message: dict[str, int], changed: L
 def _drive(client: Any, states: list[SlideState], work: Work, changed: Listener, stop: threading.Event) -> None:
     from distributed import as_completed
 
-    running: dict[Any, tuple[SlideState, str]] = {}
+    running: dict[Any, tuple[SlideState, Step]] = {}
     queue = as_completed()
     while not stop.is_set():
-        while len(running) < _workers(client) and (step := _next_step(states, work)) is not None:
-            state, name, function, arguments = step
+        slots = _slots(client)
+        while (found := _next_step(states, work, slots, _taken(step for _, step in running.values()))) is not None:
+            state, step = found
             future = client.submit(
-                _guarded, function, state.index, *arguments, key=f"{name}-{state.index}-{time.monotonic_ns()}", pure=False
-            )
-            running[future] = (state, name)
+                _guarded, step.function, state.index, *step.arguments, key=f"{step.name}-{state.index}-{time.monotonic_ns()}",
+                pure=False, resources=step.slots,
+            )  # fmt: skip
+            running[future] = (state, step)
             queue.add(future)
             changed(state)
         if not running:
@@ -270,53 +312,80 @@ def _drive(client: Any, states: list[SlideState], work: Work, changed: Listener,
             client.cancel(list(running), force=True)
             return
         future = next(queue)
-        state, name = running.pop(future)
-        _advance(state, name, future, states, work)
+        state, step = running.pop(future)
+        _advance(state, step, future, states, work)
         changed(state)
 
 
-def _workers(client: Any) -> int:
-    """Workers there are now: nodes of a cluster come and go."""
-    return max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+def _slots(client: Any) -> Counter[str]:
+    """Slots of all workers there are now: nodes of a cluster come and go."""
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    return sum((Counter({name: int(worker["resources"].get(name, 0)) for name in SLOTS}) for worker in workers), Counter())
 
 
-def _next_step(states: list[SlideState], work: Work) -> tuple[SlideState, str, Callable[..., Any], tuple[Any, ...]] | None:
-    """The next thing to do: parts before finishes before new slides, in the order the slides were given."""
+def _taken(steps: Iterable[Step]) -> Counter[str]:
+    return sum((Counter(step.slots) for step in steps), Counter())
+
+
+def _next_step(states: list[SlideState], work: Work, slots: Counter[str], taken: Counter[str]) -> tuple[SlideState, Step] | None:
+    """The next thing to do that finds its slots free, slides in the order they were given.
+
+    Suspects come first, and nothing else is begun before they have a worker to themselves. Then parts; then finishes,
+    unless so few parts wait that a device would soon have nothing to do; then new slides, not many ahead.
+    """
+    free = slots - taken
     for state in states:
-        if state.stage == "embedding" and state.parts_left:
-            state.parts_running += 1
-            return state, "embed", _embed, (state.plan, state.parts_left.popleft(), work)
-    for state in states:
-        if state.stage == "embedding" and not state.parts_running:
-            state.stage = "finishing"
-            return state, "finish", _finish, (state.plan, work, state.seconds)
-    planning = {state.job.path.stem for state in states if state.stage == "planning"}
-    for state in states:
-        if state.stage == "waiting" and state.job.path.stem not in planning:  # it might be the same slide given twice
-            state.stage = "planning"
-            return state, "start", _start, (state.job, work)
+        if state.suspects:
+            fits = all(free[name] >= count for name, count in SLOTS.items()) or not taken
+            return (state, replace(state.suspects.pop(), slots=SLOTS)) if fits else None
+    waiting_parts = sum(len(state.parts_left) for state in states)
+    if free["embed"] or not taken:
+        for state in states:
+            if state.parts_left:
+                state.parts_running += 1
+                state.began = state.began or time.monotonic()
+                return state, Step("embed", _embed, (state.plan, state.parts_left.popleft(), work), {"embed": 1})
+    if not free["other"] and taken:
+        return None
+    embedded = [state for state in states if state.stage == "embedding" and not state.parts_running and not state.parts_left]
+    if waiting_parts < slots["embed"] or not embedded:
+        planning = {state.job.path.stem for state in states if state.stage == "planning"}
+        for state in states if waiting_parts < 2 * slots["embed"] else ():
+            if state.stage == "waiting" and state.job.path.stem not in planning:  # it might be the same slide given twice
+                state.stage = "planning"
+                return state, Step("start", _start, (state.job, work), {"other": 1})
+    for state in embedded:
+        state.stage = "finishing"
+        return state, Step("finish", _finish, (state.plan, work, state.seconds), {"other": 1})
     return None
 
 
-def _advance(state: SlideState, step: str, future: Any, states: list[SlideState], work: Work) -> None:
+def _advance(state: SlideState, step: Step, future: Any, states: list[SlideState], work: Work) -> None:
     """Take a step's result into the slide's state."""
     from distributed import CancelledError, KilledWorker
 
     try:
         kind, value = future.result()
     except KilledWorker:
+        if step.slots != SLOTS:  # it was not alone: another step may have done it
+            if not state.over:
+                state.suspects.append(step)
+            return
         reason = "reading it crashed, hung or ran out of memory twice. The file may be damaged; copy or export it again."
         kind, value = "error", SlideError(state.job.path, reason)
     except CancelledError as error:
         kind, value = "fault", f"internal error: {error!r}"
+    if state.over:  # another part of it has failed
+        return
     if kind == "ok":
-        _proceed(state, step, value, states, work)
+        _proceed(state, step.name, value, states, work)
         return
     if isinstance(value, SettingsError | StorageError):
         raise value
     state.stage, state.internal = "failed", kind == "fault"
     state.reason = value.reason if isinstance(value, SlideError) else str(value)
     state.parts_left.clear()
+    state.suspects.clear()
 
 
 def _proceed(state: SlideState, step: str, value: Any, states: list[SlideState], work: Work) -> None:
@@ -343,7 +412,7 @@ def _proceed(state: SlideState, step: str, value: Any, states: list[SlideState],
             state.parts_left.extend(range(value.parts(work.settings.embed.part_tiles)))
     elif step == "embed":
         state.parts_running -= 1
-        state.seconds += value["seconds"]
+        state.seconds = time.monotonic() - state.began
     else:
         assert step == "finish"
         state.done, state.stage = value, "done"

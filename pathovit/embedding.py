@@ -1,15 +1,21 @@
-"""Tiles in, chunks of features out: readers run ahead of the device, memory is bounded, order never changes.
+"""Embedder: tiles in, chunks of features out. Readers run ahead, the device never waits, memory is bounded.
 
-Batches are cut from the readable tiles of one chunk, so the bits of a chunk do not depend on where a run was
-interrupted.
+One process has one Embedder. Its reading threads and its device thread serve every part of a slide that is embedded at
+the same time: while one part ends, or is written to disk, the next is already read, whatever slide it belongs to, and
+the part that was begun first goes first. Batches are cut from the readable tiles of one chunk, so the bits of a chunk
+depend neither on where a run was interrupted nor on what else is embedded beside it.
 """
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from dataclasses import dataclass
+from queue import Empty, PriorityQueue
+from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +28,16 @@ from pathovit.slide import Slide
 from pathovit.tiling import TileGrid, read_tile
 from pathovit.watchdog import Watchdog
 
+READ_TOGETHER = 8  # neighbouring tiles that one thread reads
 AHEAD_BATCHES = 4  # batches that readers may be ahead of the device
-AHEAD_BYTES = 512 * 2**20  # and no more than this
-T = TypeVar("T")
+AHEAD_BYTES = 128 * 2**20  # and no more than this
+FLYING_BATCHES = 3  # batches of a part that the device knows of
+Judged = tuple[RGB | None, Verdict]
+Features = Future[NDArray[np.float32]]  # (B, D), to come
 Chunk = tuple[int, NDArray[np.float16], NDArray[np.uint8]]  # index, features (n, D), verdict (n,)
 
 
-def judge_tile(slide: Slide, grid: TileGrid, index: int) -> tuple[RGB | None, Verdict]:
+def judge_tile(slide: Slide, grid: TileGrid, index: int) -> Judged:
     """Read one tile: its pixels and OK, or None and why not."""
     try:
         tile = read_tile(slide, grid, index)
@@ -37,88 +46,178 @@ def judge_tile(slide: Slide, grid: TileGrid, index: int) -> tuple[RGB | None, Ve
     return (tile, Verdict.OK) if tile is not None else (None, Verdict.MISSING)
 
 
-def embed_chunks(
-    slide: Slide,
-    grid: TileGrid,
-    encoder: Encoder,
-    chunks: Sequence[int],
-    *,
-    chunk_tiles: int,
-    batch_tiles: int,
-    readers: int,
-    read_timeout_s: float = 120.0,
-    on_batch: Callable[[int], None] = lambda tiles: None,
-) -> Iterator[Chunk]:
-    """Features of the given chunks of a grid, one chunk at a time, in the order given.
+@dataclass(frozen=True)
+class Batch:
+    """Readable tiles of one chunk, and the chunk's arrays that they will fill."""
 
-    Parameters
-    ----------
-    readers : threads that decode; decoding releases the interpreter lock
-    on_batch : called with the number of tiles that have just been dealt with
-
-    Returns
-    -------
-    chunk index, float16 (n, D) with NaN where a tile was not OK, uint8 (n,) of Verdict
-    """
-    watchdog = Watchdog(read_timeout_s)
-
-    def read(index: int) -> tuple[RGB | None, Verdict]:
-        with watchdog:
-            return judge_tile(slide, grid, index)
-
-    tile_bytes = 3 * max(encoder.tile_px**2, grid.read_px[0] * grid.read_px[1])
-    window = max(readers, min(AHEAD_BATCHES * batch_tiles, AHEAD_BYTES // tile_bytes))
-    rows = {chunk: range(chunk * chunk_tiles, min((chunk + 1) * chunk_tiles, len(grid))) for chunk in chunks}
-    try:
-        with ThreadPoolExecutor(readers, thread_name_prefix="reader") as pool:
-            judged = _run_ahead(pool, read, (index for chunk in chunks for index in rows[chunk]), window)
-            for chunk in chunks:
-                yield chunk, *_embed_chunk(judged, len(rows[chunk]), encoder, batch_tiles, on_batch)
-    finally:
-        watchdog.close()
+    pixels: NDArray[np.uint8]  # (B, tile_px, tile_px, 3)
+    rows: list[int]  # of the chunk
+    dealt: int  # tiles done with this batch, readable or not
+    chunk: Chunk
+    ends_chunk: bool
 
 
-def _run_ahead(pool: ThreadPoolExecutor, read: Callable[[int], T], indices: Iterable[int], window: int) -> Iterator[T]:
-    """Results in order, with at most `window` of them read or being read ahead."""
-    waiting: deque[Future[T]] = deque()
-    try:
-        for index in indices:
-            waiting.append(pool.submit(read, index))
-            if len(waiting) >= window:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
+class Embedder:
+    """The readers, the device and the watchdog of one process. Use it as a context manager."""
+
+    def __init__(self, encoder: Encoder, readers: int, read_timeout_s: float = 120.0) -> None:
+        self.encoder = encoder
+        self._watchdog = Watchdog(read_timeout_s)
+        self._readers = ThreadPoolExecutor(readers, thread_name_prefix="reader")
+        self._reading = readers
+        self._device = DeviceThread(encoder)
+        self._turns = itertools.count()
+
+    def embed(
+        self,
+        slide: Slide,
+        grid: TileGrid,
+        chunks: Sequence[int],
+        *,
+        chunk_tiles: int,
+        batch_tiles: int,
+        on_batch: Callable[[int], None] = lambda tiles: None,
+    ) -> Iterator[Chunk]:
+        """Features of the given chunks of a grid, in the order given.
+
+        Parameters
+        ----------
+        on_batch : called with the number of tiles that have just been dealt with
+
+        Returns
+        -------
+        chunk index, float16 (n, D) with NaN where a tile was not OK, uint8 (n,) of Verdict
+
+        Raises
+        ------
+        WeightsError : a feature is no number
+        """
+        turn = next(self._turns)
+        flying: deque[tuple[Batch, Features]] = deque()
+        for batch in self._batches(slide, grid, chunks, chunk_tiles, batch_tiles):
+            flying.append((batch, self._device.submit(turn, batch)))
+            if len(flying) == FLYING_BATCHES:
+                yield from self._land(*flying.popleft(), on_batch)
+        while flying:
+            yield from self._land(*flying.popleft(), on_batch)
+
+    def _land(self, batch: Batch, found: Features, on_batch: Callable[[int], None]) -> Iterator[Chunk]:
+        _, features, _ = batch.chunk
+        with np.errstate(over="ignore"):
+            features[batch.rows] = found.result().astype(np.float16)
+        if not np.isfinite(features[batch.rows]).all():
+            name = self.encoder.name
+            raise WeightsError(f"Encoder {name!r} gives features that are no numbers. Try --precision fp32, or other weights.")
+        on_batch(batch.dealt)
+        if batch.ends_chunk:
+            yield batch.chunk
+
+    def _batches(
+        self, slide: Slide, grid: TileGrid, chunks: Sequence[int], chunk_tiles: int, batch_tiles: int
+    ) -> Iterator[Batch]:
+        rows_of = {chunk: range(chunk * chunk_tiles, min((chunk + 1) * chunk_tiles, len(grid))) for chunk in chunks}
+        judged = self._read_ahead(slide, grid, [index for chunk in chunks for index in rows_of[chunk]], batch_tiles)
+        for index in chunks:
+            tiles = len(rows_of[index])
+            chunk = (index, np.full((tiles, self.encoder.dim), np.nan, np.float16), np.full(tiles, Verdict.PENDING, np.uint8))
+            pixels, dealt = self.encoder.buffer(batch_tiles), 0
+            rows: list[int] = []
+            for row in range(tiles):
+                tile, chunk[2][row] = next(judged)
+                dealt += 1
+                if tile is not None:
+                    pixels[len(rows)] = tile
+                    rows.append(row)
+                if len(rows) == batch_tiles or row == tiles - 1:
+                    yield Batch(pixels[: len(rows)], rows, dealt, chunk, row == tiles - 1)
+                    pixels, rows, dealt = self.encoder.buffer(batch_tiles), [], 0
+
+    def _read_ahead(self, slide: Slide, grid: TileGrid, indices: list[int], batch_tiles: int) -> Iterator[Judged]:
+        """Tiles in order, with a bounded number of them read or being read ahead."""
+
+        def read(some: Sequence[int]) -> list[Judged]:
+            found = []
+            for index in some:
+                with self._watchdog:
+                    found.append(judge_tile(slide, grid, index))
+            return found
+
+        tile_bytes = 3 * max(self.encoder.tile_px**2, grid.read_px[0] * grid.read_px[1])
+        ahead = max(1, min(AHEAD_BATCHES * batch_tiles, AHEAD_BYTES // tile_bytes) // READ_TOGETHER, self._reading)
+        waiting: deque[Future[list[Judged]]] = deque()
+        try:
+            for first in range(0, len(indices), READ_TOGETHER):
+                waiting.append(self._readers.submit(read, indices[first : first + READ_TOGETHER]))
+                if len(waiting) > ahead:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def close(self) -> None:
+        self._device.close()
+        self._readers.shutdown(cancel_futures=True)
+        self._watchdog.close()
+
+    def __enter__(self) -> Embedder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
 
 
-def _embed_chunk(
-    judged: Iterator[tuple[RGB | None, Verdict]],
-    tiles: int,
-    encoder: Encoder,
-    batch_tiles: int,
-    on_batch: Callable[[int], None],
-) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
-    features = np.full((tiles, encoder.dim), np.nan, np.float16)
-    verdict = np.full(tiles, Verdict.PENDING, np.uint8)
-    batch = np.empty((batch_tiles, encoder.tile_px, encoder.tile_px, 3), np.uint8)
-    rows: list[int] = []
-    reported = 0
-    for row in range(tiles):
-        tile, verdict[row] = next(judged)
-        if tile is not None:
-            batch[len(rows)] = tile
-            rows.append(row)
-        if len(rows) == batch_tiles or row == tiles - 1:
-            if rows:
-                with np.errstate(over="ignore"):
-                    features[rows] = encoder.embed(batch[: len(rows)]).astype(np.float16)
-                if not np.isfinite(features[rows]).all():
-                    raise WeightsError(
-                        f"Encoder {encoder.name!r} gives features that are no numbers. Try --precision fp32, or other weights."
-                    )
-            rows = []
-            on_batch(row + 1 - reported)
-            reported = row + 1
-    return features, verdict
+class DeviceThread:
+    """One thread that hands batches to the device: the next one before the last one's features are fetched."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._waiting: PriorityQueue[tuple[float, int, Batch | None, Features]] = PriorityQueue()
+        self._order = itertools.count()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="device")
+        self._thread.start()
+
+    def submit(self, turn: float, batch: Batch | None) -> Features:
+        """Features (B, D) to come of a batch; lower turns go first. None ends the thread after all that waits."""
+        features: Features = Future()
+        if batch is not None and not batch.rows:
+            features.set_result(np.empty((0, self._encoder.dim), np.float32))
+        else:
+            self._waiting.put((turn, next(self._order), batch, features))
+        return features
+
+    def _run(self) -> None:
+        landing: Callable[[], None] | None = None
+        while True:
+            try:
+                _, _, batch, features = self._waiting.get(block=landing is None)
+            except Empty:
+                launched, ends = None, False
+            else:
+                launched, ends = (self._launch(batch, features), False) if batch else (None, True)
+            if landing is not None:
+                landing()
+            landing = launched
+            if ends:
+                return
+
+    def _launch(self, batch: Batch, features: Features) -> Callable[[], None] | None:
+        """Begin a batch; what is returned waits for its end. Errors belong to the part, which waits for its features."""
+        try:
+            fetch = self._encoder.launch(batch.pixels)
+        except BaseException as error:
+            features.set_exception(error)
+            return None
+
+        def land() -> None:
+            try:
+                features.set_result(fetch())
+            except BaseException as error:
+                features.set_exception(error)
+
+        return land
+
+    def close(self) -> None:
+        self.submit(float("inf"), None)
+        self._thread.join()

@@ -11,6 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ from pathovit.tiling import TileGrid, fill_spec, lay_grid
 from pathovit.tissue import find_tissue
 
 if TYPE_CHECKING:
+    from pathovit.embedding import Embedder
     from pathovit.encoders import Encoder
     from pathovit.heatmap import Heatmap
     from pathovit.slide_model import SlideModel, SlidePrediction
@@ -219,16 +221,20 @@ def plan_fields(done: dict[str, Any]) -> dict[str, Any]:
     return {**{name: slide[name] for name in names}, "size": tuple(slide["size"]), "mpp": tuple(slide["mpp"])}
 
 
+def make_embedder(encoder: Encoder, settings: Settings) -> Embedder:
+    from pathovit.embedding import Embedder
+
+    return Embedder(encoder, settings.run.readers or allowed_cores(), settings.run.read_timeout_s)
+
+
 def embed_part(
-    plan: SlidePlan, part: int, out: Path, settings: Settings, encoder: Encoder, on_batch: Callable[[int], None]
+    plan: SlidePlan, part: int, out: Path, settings: Settings, embedder: Embedder, on_batch: Callable[[int], None]
 ) -> dict[str, float]:
     """Embed one part of a slide: the chunks of it that are not committed yet. Returns seconds and tiles."""
-    from pathovit.embedding import embed_chunks
-
     started = time.perf_counter()
     embed = settings.embed
     store = FeatureStore(out / "slides" / plan.slide_id, plan.job.path)
-    if store.recipe() != embed_recipe(plan.sha256, plan.mpp, plan.reader, settings, encoder):
+    if store.recipe() != embed_recipe(plan.sha256, plan.mpp, plan.reader, settings, embedder.encoder):
         raise StoreError(
             plan.job.path, "its features are laid out for another recipe (another run, or a worker with another device)."
         )
@@ -239,14 +245,21 @@ def embed_part(
     on_batch(sum(min(embed.chunk_tiles, plan.tiles - chunk * embed.chunk_tiles) for chunk in chunks if chunk in committed))
     tiles = 0
     if todo:
-        with open_slide(plan.job.path, plan.mpp, plan.mpp_source, plan.sha256, settings.embed.reader) as slide:
-            grid = stored_grid(slide, store, settings, encoder.record)
-            for chunk, features, verdict in embed_chunks(
-                slide, grid, encoder, todo, chunk_tiles=embed.chunk_tiles, batch_tiles=embed.batch_tiles,
-                readers=settings.run.readers or allowed_cores(), read_timeout_s=settings.run.read_timeout_s, on_batch=on_batch,
-            ):  # fmt: skip
-                store.write_chunk(chunk, features, verdict)
+        with (
+            open_slide(plan.job.path, plan.mpp, plan.mpp_source, plan.sha256, settings.embed.reader) as slide,
+            ThreadPoolExecutor(1, thread_name_prefix="writer") as writer,
+        ):
+            grid = stored_grid(slide, store, settings, embedder.encoder.record)
+            writing: Future[None] | None = None
+            for chunk, features, verdict in embedder.embed(
+                slide, grid, todo, chunk_tiles=embed.chunk_tiles, batch_tiles=embed.batch_tiles, on_batch=on_batch
+            ):
+                if writing:
+                    writing.result()
+                writing = writer.submit(store.write_chunk, chunk, features, verdict)
                 tiles += len(verdict)
+            if writing:
+                writing.result()
     return {"seconds": time.perf_counter() - started, "tiles": tiles}
 
 
@@ -377,8 +390,9 @@ def analyse_slide(
     plan = start_slide(SlideJob(Path(path), mpp), out, settings, encoder, model, overwrite=False)
     started = time.perf_counter()
     if not plan.embedded:
-        for part in range(plan.parts(settings.embed.part_tiles)):
-            embed_part(plan, part, out, settings, encoder, lambda tiles: None)
+        with make_embedder(encoder, settings) as embedder:
+            for part in range(plan.parts(settings.embed.part_tiles)):
+                embed_part(plan, part, out, settings, embedder, lambda tiles: None)
     if plan.done is None:
         finish_slide(plan, out, settings, model, time.perf_counter() - started)
     slide = FeatureStore(out / "slides" / plan.slide_id, Path(path)).read(plan.slide_id)

@@ -117,8 +117,15 @@ class MeanColourEncoder:
         self.record = SimpleNamespace(tile_px=tile_px, mpp=mpp, name=self.name)
         self.device = SimpleNamespace(type="cpu")
 
+    def buffer(self, tiles: int) -> NDArray[np.uint8]:
+        return np.empty((tiles, self.tile_px, self.tile_px, 3), np.uint8)
+
     def embed(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         return tiles.mean((1, 2)).astype(np.float32)
+
+    def launch(self, tiles: NDArray[np.uint8]) -> Callable[[], NDArray[np.float32]]:
+        features = self.embed(tiles)
+        return lambda: features
 
     def recipe(self) -> dict[str, Any]:
         return {

@@ -6,7 +6,7 @@ import pytest
 from conftest import PINK, PURPLE, MeanColourEncoder, squares_picture, write_tiff, zero_tiles
 from test_tiling import exact_mask
 
-from pathovit.embedding import embed_chunks
+from pathovit.embedding import Embedder
 from pathovit.errors import WeightsError
 from pathovit.features import Verdict
 from pathovit.settings import TileSpec
@@ -21,8 +21,8 @@ def embed(path: Path, chunks: list[int] | None = None, readers: int = 2, seen: l
         assert len(grid) == 64
         wanted = chunks if chunks is not None else [0, 1, 2, 3]
         on_batch = seen.append if seen is not None else (lambda tiles: None)
-        made = embed_chunks(slide, grid, encoder, wanted, chunk_tiles=16, batch_tiles=4, readers=readers, on_batch=on_batch)  # type: ignore[arg-type]
-        return list(made)
+        with Embedder(encoder, readers) as embedder:  # type: ignore[arg-type]
+            return list(embedder.embed(slide, grid, wanted, chunk_tiles=16, batch_tiles=4, on_batch=on_batch))
 
 
 def test_the_feature_of_a_tile_is_its_own(squares: Path) -> None:

@@ -314,7 +314,7 @@ def test_a_running_scheduler_is_used(slides: list[Path], tmp_path: Path) -> None
     file = tmp_path / "scheduler.json"
     commands = (
         ["dask", "scheduler", "--no-dashboard", "--host", "127.0.0.1", "--port", "0"],
-        ["dask", "worker", "--nthreads", "1", "--no-dashboard"],
+        ["dask", "worker", "--nthreads", "3", "--resources", "embed=2 other=1", "--no-dashboard"],
     )
     python = [sys.executable, "-m"]
     processes = [

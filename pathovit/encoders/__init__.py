@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,13 +51,38 @@ class Encoder:
     def mpp(self) -> float:
         return self.record.mpp
 
+    def buffer(self, tiles: int) -> NDArray[np.uint8]:
+        """Room for a batch, (tiles, tile_px, tile_px, 3), that the device takes up without a copy."""
+        import torch
+
+        pinned = self.device.type == "cuda"
+        return torch.empty((tiles, self.tile_px, self.tile_px, 3), dtype=torch.uint8, pin_memory=pinned).numpy()
+
     def embed(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Features (B, D) of tiles uint8 (B, tile_px, tile_px, 3)."""
+        return self.launch(tiles)()
+
+    def launch(self, tiles: NDArray[np.uint8]) -> Callable[[], NDArray[np.float32]]:
+        """Begin to embed; call what is returned for the features. On a GPU it works on while the next batch is begun."""
         import torch
 
         with torch.inference_mode():
             pixels = torch.from_numpy(tiles).to(self.device, non_blocking=True)
-            return self.forward(pixels).float().cpu().numpy()
+            found = self.forward(pixels).float()
+            if self.device.type != "cuda":
+                features = found.cpu().numpy()
+                return lambda: features
+            landed = torch.empty(found.shape, pin_memory=True)
+            landed.copy_(found, non_blocking=True)
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record()
+
+        def fetch() -> NDArray[np.float32]:
+            done.synchronize()  # until then the tiles must not be freed, and this closure holds them
+            assert len(tiles) == len(landed)
+            return landed.numpy()
+
+        return fetch
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Features (B, D), in the model's dtype, of uint8 (B, H, W, 3) pixels on its device."""
