@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,15 +35,12 @@ def area_mm2(pixels: float, mpp: XY) -> float:
     return float(pixels) * mpp[0] * mpp[1] * 1e-6
 
 
-def integral_image(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+def integral_image(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
     """Summed-area table (H+1, W+1) with a zero first row and column. Source: Crow, SIGGRAPH 1984."""
-    table = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int64)
-    np.cumsum(mask, axis=0, dtype=np.int64, out=table[1:, 1:])
-    np.cumsum(table[1:, 1:], axis=1, out=table[1:, 1:])
-    return table
+    return np.asarray(cv2.integral(mask.view(np.uint8)), np.int32)
 
 
-def integral_at(table: NDArray[np.int64], y: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
+def integral_at(table: NDArray[np.int32], y: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mask area left of x and above y at fractional mask positions; outside is background.
 
     The table is bilinear between its nodes because a mask pixel is constant over its square, so this is exact.
@@ -59,7 +57,7 @@ def integral_at(table: NDArray[np.int64], y: NDArray[np.float64], x: NDArray[np.
 
 
 def box_fraction(
-    table: NDArray[np.int64],
+    table: NDArray[np.int32],
     xy: NDArray[np.float64],
     size: XY,
 ) -> NDArray[np.float32]:

@@ -23,7 +23,7 @@ from pathovit.tissue import TissueMask
 
 EMPTY_LIMIT = 0.01  # a tile with more unscanned pixels than this is `missing`
 MAX_READ_PX = 16_384  # side of what is read for one tile
-BLOCK_TILES = 1_000_000  # lattice points judged at a time: bounds the memory
+BLOCK_TILES = 200_000  # lattice points judged at a time: bounds the memory
 
 
 @dataclass(frozen=True)

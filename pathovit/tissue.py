@@ -8,16 +8,17 @@ order of its three densities.
 
 from __future__ import annotations
 
+import itertools
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from scipy import ndimage
 from skimage import measure
-from skimage.morphology import disk, opening, remove_small_objects
-from skimage.segmentation import clear_border
 
+from pathovit.device import allowed_cores
 from pathovit.errors import NoTissueError, TileReadError
 from pathovit.geometry import XY, area_mm2
 from pathovit.readers import RGB
@@ -26,6 +27,8 @@ from pathovit.slide import Level, Slide
 
 SAMPLE_PX = 1_000_000  # pixels that tell the colour and the noise of the glass
 BAND_PX = 2048  # side of the blocks in which a level is read: bounds the memory
+BAND_ROWS = 256  # of the overview, whose density is found at a time
+PEN_MPP = 16.0  # pen marks are looked for at this resolution
 Mask = NDArray[np.bool_]
 
 
@@ -78,14 +81,17 @@ def read_overview(slide: Slide, mpp: float) -> tuple[RGB, Mask, Mask, XY]:
     scanned = np.zeros(shape, bool)
     unread = np.zeros(shape, bool)
     step = BAND_PX // shrink
-    for row in range(0, shape[0], step):
-        for column in range(0, shape[1], step):
-            rows, columns = slice(row, min(row + step, shape[0])), slice(column, min(column + step, shape[1]))
-            block = _read_block(slide, level, shrink, rows, columns)
-            if block is None:
-                unread[rows, columns] = True
-            else:
-                overview[rows, columns], scanned[rows, columns] = block
+
+    def read(corner: tuple[int, int]) -> None:
+        rows, columns = (slice(at, min(at + step, side)) for at, side in zip(corner, shape, strict=True))
+        block = _read_block(slide, level, shrink, rows, columns)
+        if block is None:
+            unread[rows, columns] = True
+        else:
+            overview[rows, columns], scanned[rows, columns] = block
+
+    with ThreadPoolExecutor(min(4, allowed_cores())) as pool:
+        list(pool.map(read, itertools.product(range(0, shape[0], step), range(0, shape[1], step))))
     return overview, scanned, unread, (level.downsample[0] * shrink, level.downsample[1] * shrink)
 
 
@@ -100,7 +106,7 @@ def _read_block(slide: Slide, level: Level, shrink: int, rows: slice, columns: s
             rgb, empty = slide.read(candidate, columns.start * factor, rows.start * factor, width * factor, height * factor)
         except TileReadError:
             continue
-        small = np.asarray(Image.fromarray(rgb).reduce(factor)) if factor > 1 else rgb
+        small = np.asarray(cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
         scanned = np.ones((height, width), bool)
         if empty > 0:  # transparent pixels were painted with exactly this colour
             scanned = (small != np.asarray(slide.background)).any(-1)
@@ -111,11 +117,10 @@ def _read_block(slide: Slide, level: Level, shrink: int, rows: slice, columns: s
 def segment(rgb: RGB, scanned: Mask, mpp: XY, settings: TissueSettings) -> tuple[Mask, Mask]:
     """Tissue and pen masks, bool (H, W), of an overview picture uint8 (H, W, 3) at `mpp`."""
     um = float(np.sqrt(mpp[0] * mpp[1]))
-    density = optical_density(rgb, glass_colour(rgb, scanned))
-    density = ndimage.gaussian_filter(density, (0, 0.5, 0.5))
-    pen = _find_pen(density, um) & scanned if settings.drop_pen else np.zeros(scanned.shape, bool)
-    stained = _find_stained(density, scanned & ~pen)
-    tissue = _close_and_clean(stained & ~pen, um, settings)
+    glass = glass_colour(rgb, scanned)
+    pen = _find_pen(rgb, glass, um) & scanned if settings.drop_pen else np.zeros(scanned.shape, bool)
+    stained = _find_stained(*_stain(rgb, glass), scanned & ~pen)
+    tissue = _close_and_clean(stained, um, settings)
     return np.asarray(tissue & scanned & ~pen), pen
 
 
@@ -136,15 +141,27 @@ def glass_colour(rgb: RGB, scanned: Mask) -> NDArray[np.float32]:
 
 
 def optical_density(rgb: RGB, glass: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Density (3, H, W) of the dye in each channel, natural logarithm, 0 on glass. Beer and Lambert."""
-    table = np.log(glass[:, None] + 1) - np.log(np.arange(256, dtype=np.float32)[None] + 1)  # (3, 256)
-    return np.stack([table[channel][rgb[..., channel]] for channel in range(3)])
+    """Density (H, W, 3) of the dye in each channel, natural logarithm, 0 on glass. Beer and Lambert."""
+    table = np.log(glass + 1) - np.log(np.arange(256, dtype=np.float32)[:, None] + 1)  # (256, 3)
+    return np.asarray(cv2.LUT(rgb, table[:, None].astype(np.float32)))
 
 
-def _find_stained(density: NDArray[np.float32], valid: Mask) -> Mask:
+def _stain(rgb: RGB, glass: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """How dense the dye is, and how coloured: its highest density, and what that is above the lowest; each (H, W)."""
+    strength, colour = (np.empty(rgb.shape[:2], np.float32) for _ in range(2))
+    for first in range(0, len(rgb), BAND_ROWS):
+        above = min(first, 2)  # rows that the filter reaches to
+        density = optical_density(rgb[first - above : first + BAND_ROWS + 2], glass)
+        blurred = cv2.GaussianBlur(density, (5, 5), 0.5, borderType=cv2.BORDER_REFLECT)
+        red, green, blue = cv2.split(blurred[above : above + BAND_ROWS])
+        highest = cv2.max(cv2.max(red, green), blue)
+        strength[first : first + BAND_ROWS] = highest
+        colour[first : first + BAND_ROWS] = highest - cv2.min(cv2.min(red, green), blue)
+    return strength, colour
+
+
+def _find_stained(strength: NDArray[np.float32], colour: NDArray[np.float32], valid: Mask) -> Mask:
     """Pixels that took up dye: dense and coloured beyond the noise of the glass."""
-    strength = density.max(0)
-    colour = strength - density.min(0)
     dense = _above_glass(strength, valid, floor=0.055, ceiling=0.14)
     coloured = _above_glass(colour, valid, floor=0.035, ceiling=0.09)
     very_dense = strength > 0.5  # anthracotic or very dark nuclei may look grey
@@ -160,13 +177,17 @@ def _above_glass(values: NDArray[np.float32], valid: Mask, floor: float, ceiling
     return np.asarray(values > np.clip(3.0 * noise, floor, ceiling))
 
 
-def _find_pen(density: NDArray[np.float32], um: float) -> Mask:
-    """Ink on the glass. Its densities come in an order that dyes do not have.
+def _find_pen(rgb: RGB, glass: NDArray[np.float32], um: float) -> Mask:
+    """Ink on the glass, bool (H, W). Its densities come in an order that dyes do not have.
 
     Haematoxylin and eosin absorb green most; DAB absorbs blue most and red a good half of that. Blue ink absorbs red
     most, green ink red and blue, red ink green and blue almost alike and little red; black ink all alike.
     """
-    red, green, blue = (ndimage.gaussian_filter(density[i], max(0.5, 12 / um)) for i in range(3))
+    shrink = max(1, round(PEN_MPP / um))
+    size = max(1, rgb.shape[1] // shrink), max(1, rgb.shape[0] // shrink)
+    density = optical_density(np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8), glass)
+    um *= shrink
+    red, green, blue = cv2.split(cv2.GaussianBlur(density, (0, 0), max(0.5, 12 / um), borderType=cv2.BORDER_REFLECT))
     highest = np.maximum(np.maximum(red, green), blue)
     lowest = np.minimum(np.minimum(red, green), blue)
     blue_ink = (red > 0.45) & (red > 1.3 * green) & (green > 0.9 * blue)
@@ -175,46 +196,66 @@ def _find_pen(density: NDArray[np.float32], um: float) -> Mask:
     red_ink = (green > 0.7) & (blue > 0.72 * green) & (blue < 1.1 * green) & (red < 0.45 * green)
     black_ink = (lowest > 1.0) | (lowest > 0.8) & (highest - lowest < 0.25 * highest)
     ink = blue_ink | dark_blue_ink | green_ink | red_ink | black_ink
-    ink = opening(ink, disk(1)) if min(ink.shape) > 3 else ink
-    ink = remove_small_objects(ink, max_size=max(4, int(20_000 / um**2)))
-    if not ink.any():
-        return np.asarray(ink, bool)
-    # Ink fades out at its edge: grow into whatever is still ink-coloured, then a little beyond.
-    fading = (red > 0.12) & (red > 1.12 * green) | (lowest > 0.75) | ink
-    ink = ndimage.binary_propagation(ink, mask=fading)
-    return np.asarray(ndimage.distance_transform_edt(~ink) * um <= 30, bool)
+    ink = _opened(ink, 1.0) if min(ink.shape) > 3 else ink
+    ink = _without_small(ink, 20_000 / um**2)
+    if ink.any():
+        # Ink fades out at its edge: grow into whatever is still ink-coloured, then a little beyond.
+        fading = (red > 0.12) & (red > 1.12 * green) | (lowest > 0.75) | ink
+        labels, _ = _components(fading)
+        inked = np.zeros(labels.max() + 1, bool)
+        inked[labels[ink]] = True
+        ink = _grown(inked[labels], 30 / um)
+    return np.asarray(cv2.resize(ink.view(np.uint8), rgb.shape[1::-1], interpolation=cv2.INTER_NEAREST), bool)
 
 
 def _close_and_clean(stained: Mask, um: float, settings: TissueSettings) -> Mask:
     """Join what belongs together; drop specks, threads and straight edges; fill lumina."""
-    tissue = _opened(_closed(stained, settings.closing_um / um), settings.opening_um / um)
-    tissue = remove_small_objects(tissue, max_size=max(1, int(settings.min_area_um2 / um**2)))
-    holes = clear_border(~tissue)  # glass that reaches the edge of the picture is no hole
-    tissue |= holes & ~remove_small_objects(holes, max_size=int(settings.max_hole_um2 / um**2))
-    return _without_straight_edges(np.asarray(tissue, bool), um)
+    closed = ~_grown(~_grown(stained, settings.closing_um / um), settings.closing_um / um) | stained
+    tissue = _opened(closed, settings.opening_um / um)
+    tissue = _without_small(tissue, settings.min_area_um2 / um**2)
+    labels, boxes = _components(~tissue)
+    at_border = (boxes[:, :2] == 0).any(1) | (boxes[:, :2] + boxes[:, 2:4] == tissue.shape[::-1]).any(1)
+    lumen = ~at_border & (boxes[:, 4] <= settings.max_hole_um2 / um**2)  # glass that reaches the picture's edge is no hole
+    lumen[0] = False
+    return _without_straight_edges(tissue | lumen[labels], um)
 
 
-def _closed(mask: Mask, radius_px: float) -> Mask:
-    grown = ndimage.distance_transform_edt(~mask) <= radius_px if mask.any() else mask
-    padded = np.pad(grown, 1, constant_values=True)  # the picture's border must not eat tissue
-    return np.asarray((ndimage.distance_transform_edt(padded) > radius_px)[1:-1, 1:-1], bool) | mask
+def _grown(mask: Mask, radius_px: float) -> Mask:
+    """Everything within a distance of the mask, from centre to centre."""
+    reach = np.arange(-int(radius_px), int(radius_px) + 1)
+    disc = reach[:, None] ** 2 + reach**2 <= radius_px**2
+    return cv2.dilate(mask.view(np.uint8), disc.astype(np.uint8)).view(bool)
 
 
 def _opened(mask: Mask, radius_px: float) -> Mask:
-    padded = np.pad(mask, 1, mode="edge")
-    core = (ndimage.distance_transform_edt(padded) > radius_px)[1:-1, 1:-1]
-    return np.asarray(ndimage.distance_transform_edt(~core) <= radius_px, bool) & mask if core.any() else np.asarray(core, bool)
+    return _grown(~_grown(~mask, radius_px), radius_px) & mask
+
+
+def _components(mask: Mask) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Labels (H, W), 0 beside the mask, and of each label its left, top, width, height and area: (labels, 5)."""
+    _, labels, boxes, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=4)
+    return np.asarray(labels, np.int32), np.asarray(boxes, np.int32)
+
+
+def _without_small(mask: Mask, area_px: float) -> Mask:
+    labels, boxes = _components(mask)
+    large = boxes[:, 4] > max(1, int(area_px))
+    large[0] = False
+    return np.asarray(large[labels])
 
 
 def _without_straight_edges(tissue: Mask, um: float) -> Mask:
     """Drop long, straight, thin things: edges of cover slips and labels."""
-    labels = measure.label(tissue)
-    kept = tissue.copy()
-    for thing in measure.regionprops(labels):
+    labels, boxes = _components(tissue)
+    length_px = np.hypot(boxes[:, 2], boxes[:, 3])
+    maybe = (length_px * um > 2_500) & (boxes[:, 4] < 0.04 * length_px**2)
+    for label in np.flatnonzero(maybe[1:]) + 1:
+        left, top, width, height = boxes[label, :4]
+        thing = measure.regionprops((labels[top : top + height, left : left + width] == label).astype(np.uint8))[0]
         length_um, width_um = thing.axis_major_length * um, thing.axis_minor_length * um
         if length_um > 3_000 and width_um < 0.02 * length_um and thing.solidity > 0.5:
-            kept[labels == thing.label] = False
-    return kept
+            tissue[labels == label] = False
+    return tissue
 
 
 def outlines(mask: Mask) -> list[NDArray[np.float64]]:
