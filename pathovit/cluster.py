@@ -106,7 +106,9 @@ def _load_embedder(settings: Settings, weights_sha256: str) -> Embedder:
     keep_freed_memory()
     torch.set_num_threads(max(1, allowed_cores() // int(os.environ.get("PATHOVIT_WORKERS", "1"))))
     embed = settings.embed
-    encoder = load_encoder(embed.encoder, embed.weights, settings.run.device, embed.precision, settings.tiles.tile_px)
+    encoder = load_encoder(
+        embed.encoder, embed.weights, settings.run.device, embed.precision, settings.tiles.tile_px, embed.engine
+    )
     if encoder.weights_sha256 != weights_sha256:
         raise SettingsError(
             f"The weights of {embed.encoder!r} on a worker are not those of this machine. Give all machines the same files."

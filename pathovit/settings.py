@@ -62,7 +62,8 @@ class EmbedSettings:
 
     encoder: str = "reference"
     weights: str | None = None  # a .safetensors file; None: the record's own
-    precision: str = "auto"  # auto, fp32 or bf16
+    precision: str = "auto"  # auto, fp32, bf16; int8 with openvino
+    engine: str = "torch"  # or openvino
     reader: str = "auto"  # auto, direct or openslide
     batch_tiles: int = 64
     part_tiles: int = 4096  # one Dask task; whole chunks
@@ -70,8 +71,12 @@ class EmbedSettings:
     max_tiles: int | None = None  # a cap per slide, for trials; spread evenly over the grid
 
     def __post_init__(self) -> None:
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise SettingsError(f"embed.precision is {self.precision!r}, expected auto, fp32 or bf16.")
+        if self.precision not in ("auto", "fp32", "bf16", "int8"):
+            raise SettingsError(f"embed.precision is {self.precision!r}, expected auto, fp32, bf16 or int8.")
+        if self.engine not in ("torch", "openvino"):
+            raise SettingsError(f"embed.engine is {self.engine!r}, expected torch or openvino.")
+        if self.precision == "int8" and self.engine != "openvino":
+            raise SettingsError("embed.precision int8 needs embed.engine openvino (--engine openvino).")
         if self.reader not in ("auto", "direct", "openslide"):
             raise SettingsError(f"embed.reader is {self.reader!r}, expected auto, direct or openslide.")
         if self.batch_tiles < 1 or self.chunk_tiles < 1 or self.chunk_tiles % self.batch_tiles:

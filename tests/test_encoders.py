@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from pathovit.encoders import RECORDS, find_record, load_encoder, make_model
 from pathovit.encoders.weights import BUNDLED, convert_weights, file_sha256
-from pathovit.errors import WeightsError
+from pathovit.errors import SettingsError, WeightsError
+from pathovit.settings import EmbedSettings
 
 SMALL = [
     "reference",
@@ -55,10 +56,41 @@ def test_every_record_builds_the_network_it_describes(name: str) -> None:
     assert record.dim == model.num_features * (2 if record.pool == "cls_mean" else 1)
 
 
+def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+
 def test_bf16_features_stay_close_to_fp32() -> None:
     exact, half = (load_encoder("reference", device="cpu", precision=p).embed(tiles(96, 16)) for p in ("fp32", "bf16"))
-    cosine = (exact * half).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(half, axis=1)
-    assert cosine.min() > 0.99
+    assert cosine(exact, half).min() > 0.99
+
+
+@pytest.mark.parametrize(("precision", "closest"), [("fp32", 0.99999), ("bf16", 0.999), ("int8", 0.99)])
+@pytest.mark.parametrize("name", ["vit_small", "swin_tiny", "convnext_tiny"])
+def test_openvino_gives_the_features_of_torch(name: str, precision: str, closest: float) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    batch = tiles(224, 5)
+    exact = load_encoder(name, "random", device="cpu", precision="fp32").embed(batch)
+    other = load_encoder(name, "random", precision=precision, engine="openvino")
+    found = other.embed(batch)
+    assert (found.dtype, found.shape) == (np.float32, exact.shape)
+    assert cosine(exact, found).min() > closest
+    assert np.allclose(other.embed(batch[:2]), found[:2], atol=1e-2 * np.abs(found).max())
+    assert other.recipe()["engine"] == "openvino"
+
+
+def test_int8_needs_openvino() -> None:
+    with pytest.raises(SettingsError, match="int8 needs embed.engine openvino"):
+        EmbedSettings(precision="int8")
+
+
+def test_a_batch_is_begun_before_the_last_one_is_fetched() -> None:
+    encoder = load_encoder("reference", device="cpu", precision="fp32")
+    first, second = tiles(96, 3), tiles(96, 6)[3:]
+    waiting = [encoder.launch(first), encoder.launch(second)]
+    assert np.array_equal(waiting[1](), encoder.embed(second))
+    assert np.array_equal(waiting[0](), encoder.embed(first))
 
 
 def test_positions_are_resampled_for_other_tile_sizes() -> None:

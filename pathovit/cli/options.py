@@ -46,7 +46,10 @@ ErrorRate = Annotated[
     float | None,
     typer.Option("--error-rate", help="Share of answers that may be wrong; else the answer is unsure.  [default: 0.1]"),
 ]
-Precision = Annotated[str | None, typer.Option("--precision", help="auto, fp32 or bf16.  [default: auto]")]
+Precision = Annotated[
+    str | None, typer.Option("--precision", help="auto, fp32 or bf16; int8 with --engine openvino.  [default: auto]")
+]
+Engine = Annotated[str | None, typer.Option("--engine", help="torch, or openvino for CPUs.  [default: torch]")]
 BatchTiles = Annotated[int | None, typer.Option("--batch-tiles", help="Tiles in one pass of the encoder.  [default: 64]")]
 Reader = Annotated[
     str | None,
@@ -65,6 +68,7 @@ HOMES = {
     "encoder": ("embed", "encoder"),
     "weights": ("embed", "weights"),
     "precision": ("embed", "precision"),
+    "engine": ("embed", "engine"),
     "batch_tiles": ("embed", "batch_tiles"),
     "max_tiles": ("embed", "max_tiles"),
     "reader": ("embed", "reader"),

@@ -50,6 +50,7 @@ def run(
     ] = None,
     error_rate: options.ErrorRate = None,
     precision: options.Precision = None,
+    engine: options.Engine = None,
     batch_tiles: options.BatchTiles = None,
     reader: options.Reader = None,
     device: options.Device = None,
@@ -69,7 +70,7 @@ def run(
     settings = options.merge_settings(
         settings_file, model=model, encoder=encoder, weights=weights, tile_px=tile_px, tile_mpp=tile_mpp,
         min_coverage=min_coverage, max_upsampling=max_upsampling, max_tiles=max_tiles, hot_score=hot_score, error_rate=error_rate,
-        precision=precision, batch_tiles=batch_tiles, reader=reader, device=device, workers=workers, readers=readers,
+        precision=precision, engine=engine, batch_tiles=batch_tiles, reader=reader, device=device, workers=workers, readers=readers,
         scheduler=scheduler, scheduler_file=scheduler_file,
     )  # fmt: skip
     settings, folder = match_model(settings, encoder is not None, model is not None)
@@ -95,6 +96,7 @@ def embed(
     max_upsampling: options.MaxUpsampling = None,
     max_tiles: options.MaxTiles = None,
     precision: options.Precision = None,
+    engine: options.Engine = None,
     batch_tiles: options.BatchTiles = None,
     reader: options.Reader = None,
     device: options.Device = None,
@@ -109,7 +111,7 @@ def embed(
     """Slide files to stored features, without a slide model: what `pathovit train` learns from."""
     settings = options.merge_settings(
         settings_file, encoder=encoder, weights=weights, tile_px=tile_px, tile_mpp=tile_mpp, min_coverage=min_coverage,
-        max_upsampling=max_upsampling, max_tiles=max_tiles, precision=precision, batch_tiles=batch_tiles, reader=reader, device=device,
+        max_upsampling=max_upsampling, max_tiles=max_tiles, precision=precision, engine=engine, batch_tiles=batch_tiles, reader=reader, device=device,
         workers=workers, readers=readers, scheduler=scheduler, scheduler_file=scheduler_file,
     )  # fmt: skip
     sys.exit(carry_out(options.find_jobs(slides, mpp, manifest), out, settings, None, overwrite, as_json))

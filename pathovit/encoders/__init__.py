@@ -34,10 +34,12 @@ class Encoder:
     record: EncoderRecord
     model: nn.Module
     device: torch.device
-    dtype: torch.dtype
+    precision: str  # float32, bfloat16, int8
     tile_px: int  # what `embed` takes
     model_px: int  # what the model sees; tiles are resized if it differs
     weights_sha256: str
+    engine: str = "torch"  # or openvino
+    compiled: Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None = None  # by the engine, if it is not torch
 
     @property
     def name(self) -> str:
@@ -66,12 +68,15 @@ class Encoder:
         """Begin to embed; call what is returned for the features. On a GPU it works on while the next batch is begun."""
         import torch
 
+        if self.compiled is not None:
+            features = self.compiled(tiles)
+            return lambda: features
         with torch.inference_mode():
             pixels = torch.from_numpy(tiles).to(self.device, non_blocking=True)
             found = self.forward(pixels).float()
             if self.device.type != "cuda":
-                features = found.cpu().numpy()
-                return lambda: features
+                on_host = found.cpu().numpy()
+                return lambda: on_host
             landed = torch.empty(found.shape, pin_memory=True)
             landed.copy_(found, non_blocking=True)
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -90,10 +95,10 @@ class Encoder:
         from torch.nn import functional
 
         mean, std = (torch.tensor(c, device=self.device).view(1, 3, 1, 1) * 255 for c in (self.record.mean, self.record.std))
-        images = (pixels.permute(0, 3, 1, 2).float() - mean) / std  # (B, H, W, 3) -> (B, 3, H, W)
+        images = (pixels.permute(0, 3, 1, 2).float() - mean) / std  # (B, H, W, 3) -> (B, 3, H, W), channels last in memory
         if images.shape[-1] != self.model_px:
             images = functional.interpolate(images, (self.model_px, self.model_px), mode="bilinear", antialias=True)
-        return pool_tokens(self.model, images.to(self.dtype), self.record.pool)
+        return pool_tokens(self.model, images.to(next(self.model.parameters()).dtype), self.record.pool)
 
     def recipe(self) -> dict[str, Any]:
         """What determines the bits of a feature, besides the tile."""
@@ -106,7 +111,8 @@ class Encoder:
             "pool": self.record.pool,
             "mean": list(self.record.mean),
             "std": list(self.record.std),
-            "precision": str(self.dtype).removeprefix("torch."),
+            "engine": self.engine,
+            "precision": self.precision,
             "device": self.device.type,
         }
 
@@ -152,6 +158,7 @@ def load_encoder(
     device: str = "auto",
     precision: str = "auto",
     tile_px: int | None = None,
+    engine: str = "torch",
 ) -> Encoder:
     """Build an encoder and load its weights. Never uses the network.
 
@@ -160,9 +167,11 @@ def load_encoder(
     name : a name of the table (`pathovit encoders`), or any timm architecture
     weights : a .safetensors file; None for the bundled or the fetched one; "random" for seeded noise
     tile_px : tile side if not the encoder's own; positions are resampled where the architecture allows it
+    engine : "torch"; "openvino" is faster on most CPUs and needs `pip install "pathovit[openvino]"`
 
     Raises
     ------
+    SettingsError : a device, precision or engine that cannot be had
     WeightsError : unknown name, no weights, or weights that do not fit
     """
     import torch
@@ -184,10 +193,14 @@ def load_encoder(
             )
         model = make_model(record, model_px)
         _load_strictly(model, read_safetensors(path), path)
+    model = model.eval().requires_grad_(False)
+    if engine == "openvino":
+        from pathovit.encoders.openvino_engine import compile_encoder
+
+        return compile_encoder(Encoder(record, model, torch.device("cpu"), "float32", side, model_px, digest), precision)
     target = pick_device(device)
     dtype = pick_precision(precision, target, record.prefers_fp32)
-    model = model.eval().requires_grad_(False).to(target, dtype)
-    return Encoder(record, model, target, dtype, side, model_px, digest)
+    return Encoder(record, model.to(target, dtype), target, str(dtype).removeprefix("torch."), side, model_px, digest)
 
 
 def make_model(record: EncoderRecord, model_px: int) -> nn.Module:

@@ -1,0 +1,84 @@
+"""An encoder compiled for the CPU by OpenVINO. The one door to OpenVINO and NNCF, which are an extra.
+
+bf16 rounds as torch does. int8 stores the weights of linear layers in 8 bits and rounds what flows into them to 8 bits
+as it comes, row by row, so that no tiles are needed to calibrate it and features do not depend on any.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pathovit.device import allowed_cores, pick_precision
+from pathovit.errors import SettingsError
+
+if TYPE_CHECKING:
+    from pathovit.encoders import Encoder
+
+INT8_GROUP = "384"  # neighbouring values that share one scale
+
+
+def compile_encoder(encoder: Encoder, precision: str) -> Encoder:
+    """The same encoder, on OpenVINO.
+
+    Parameters
+    ----------
+    encoder : in float32 on the CPU
+    precision : auto, fp32, bf16 or int8
+
+    Raises
+    ------
+    SettingsError : OpenVINO is not installed, or cannot take this architecture
+    """
+    import torch
+
+    try:
+        import openvino
+    except ImportError as error:
+        raise SettingsError('--engine openvino: OpenVINO is not installed. pip install "pathovit[openvino]"') from error
+
+    class Features(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = encoder.model
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return encoder.forward(pixels).float()
+
+    example = torch.zeros((2, encoder.tile_px, encoder.tile_px, 3), dtype=torch.uint8)
+    try:
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # of sizes that are the same for every batch
+        graph = openvino.convert_model(Features().eval(), example_input=example, input=[-1, encoder.tile_px, encoder.tile_px, 3])
+    except Exception as error:  # the converter raises what it likes; the encoder is refused with its reason
+        raise SettingsError(f"--engine openvino: it cannot take {encoder.name!r} ({error}). Use --engine torch.") from error
+    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": allowed_cores()}
+    if precision == "int8":
+        graph = _with_int8_weights(graph)
+        options |= {"INFERENCE_PRECISION_HINT": "bf16", "DYNAMIC_QUANTIZATION_GROUP_SIZE": INT8_GROUP}
+        said = "int8"
+    else:
+        dtype = pick_precision(precision, torch.device("cpu"))
+        options["INFERENCE_PRECISION_HINT"] = "bf16" if dtype == torch.bfloat16 else "f32"
+        said = str(dtype).removeprefix("torch.")
+    compiled = openvino.compile_model(graph, "CPU", options)
+
+    def run(tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return np.asarray(compiled([tiles])[0], np.float32)
+
+    return replace(encoder, precision=said, engine="openvino", compiled=run)
+
+
+def _with_int8_weights(graph: Any) -> Any:
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it draws progress bars
+            import nncf
+
+            return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_ASYM)
+    except ImportError as error:
+        raise SettingsError('--precision int8: NNCF is not installed. pip install "pathovit[openvino]"') from error
