@@ -26,7 +26,7 @@ from pathovit.settings import Settings
 from pathovit.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from pathovit.embedding import Embedder
+    from pathovit.embedding import Embedder, Span
 
 TOPIC = "pathovit-progress"
 REPORT_EVERY_S = 0.5
@@ -74,6 +74,7 @@ class SlideState:
     parts_left: deque[int] = field(default_factory=deque)
     suspects: list[Step] = field(default_factory=list)  # steps that were running when their worker died
     began: float = 0.0  # when its first part was handed out
+    spans: list[Span] = field(default_factory=list)  # when a device was at work for it
     parts_running: int = 0
     tiles_done: int = 0
     seconds: float = 0.0
@@ -154,7 +155,7 @@ def _start(index: int, job: SlideJob, work: Work) -> SlidePlan:
         return start_slide(job, work.out, work.settings, _embedder(work).encoder, _model(work), work.overwrite)
 
 
-def _embed(index: int, plan: SlidePlan, part: int, work: Work) -> dict[str, float]:
+def _embed(index: int, plan: SlidePlan, part: int, work: Work) -> list[Span]:
     pending: dict[str, float] = {}
     return embed_part(plan, part, work.out, work.settings, _embedder(work), lambda tiles: _report(index, tiles, pending))
 
@@ -415,6 +416,7 @@ def _proceed(state: SlideState, step: str, value: Any, states: list[SlideState],
     elif step == "embed":
         state.parts_running -= 1
         state.seconds = time.monotonic() - state.began
+        state.spans += value
     else:
         assert step == "finish"
         state.done, state.stage = value, "done"

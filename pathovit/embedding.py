@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,7 +34,8 @@ AHEAD_BATCHES = 4  # batches that readers may be ahead of the device
 AHEAD_BYTES = 128 * 2**20  # and no more than this
 FLYING_BATCHES = 3  # batches of a part that the device knows of
 Judged = tuple[RGB | None, Verdict]
-Features = Future[NDArray[np.float32]]  # (B, D), to come
+Span = tuple[float, float]  # when the device began and ended a batch, seconds since the epoch
+Features = Future[tuple[NDArray[np.float32], Span]]  # (B, D), to come
 Chunk = tuple[int, NDArray[np.float16], NDArray[np.uint8]]  # index, features (n, D), verdict (n,)
 
 
@@ -77,12 +79,14 @@ class Embedder:
         chunk_tiles: int,
         batch_tiles: int,
         on_batch: Callable[[int], None] = lambda tiles: None,
+        on_device: Callable[[Span], None] = lambda span: None,
     ) -> Iterator[Chunk]:
         """Features of the given chunks of a grid, in the order given.
 
         Parameters
         ----------
         on_batch : called with the number of tiles that have just been dealt with
+        on_device : called with the times between which the device had a batch
 
         Returns
         -------
@@ -94,23 +98,29 @@ class Embedder:
         """
         turn = next(self._turns)
         flying: deque[tuple[Batch, Features]] = deque()
+
+        def land(batch: Batch, coming: Features) -> Iterator[Chunk]:
+            found, span = coming.result()
+            self._store(batch, found)
+            on_device(span)
+            on_batch(batch.dealt)
+            if batch.ends_chunk:
+                yield batch.chunk
+
         for batch in self._batches(slide, grid, chunks, chunk_tiles, batch_tiles):
             flying.append((batch, self._device.submit(turn, batch)))
             if len(flying) == FLYING_BATCHES:
-                yield from self._land(*flying.popleft(), on_batch)
+                yield from land(*flying.popleft())
         while flying:
-            yield from self._land(*flying.popleft(), on_batch)
+            yield from land(*flying.popleft())
 
-    def _land(self, batch: Batch, found: Features, on_batch: Callable[[int], None]) -> Iterator[Chunk]:
+    def _store(self, batch: Batch, found: NDArray[np.float32]) -> None:
         _, features, _ = batch.chunk
         with np.errstate(over="ignore"):
-            features[batch.rows] = found.result().astype(np.float16)
+            features[batch.rows] = found.astype(np.float16)
         if not np.isfinite(features[batch.rows]).all():
             name = self.encoder.name
             raise WeightsError(f"Encoder {name!r} gives features that are no numbers. Try --precision fp32, or other weights.")
-        on_batch(batch.dealt)
-        if batch.ends_chunk:
-            yield batch.chunk
 
     def _batches(
         self, slide: Slide, grid: TileGrid, chunks: Sequence[int], chunk_tiles: int, batch_tiles: int
@@ -182,7 +192,7 @@ class DeviceThread:
         """Features (B, D) to come of a batch; lower turns go first. None ends the thread after all that waits."""
         features: Features = Future()
         if batch is not None and not batch.rows:
-            features.set_result(np.empty((0, self._encoder.dim), np.float32))
+            features.set_result((np.empty((0, self._encoder.dim), np.float32), (time.time(), time.time())))
         else:
             self._waiting.put((turn, next(self._order), batch, features))
         return features
@@ -204,6 +214,7 @@ class DeviceThread:
 
     def _launch(self, batch: Batch, features: Features) -> Callable[[], None] | None:
         """Begin a batch; what is returned waits for its end. Errors belong to the part, which waits for its features."""
+        begun = time.time()
         try:
             fetch = self._encoder.launch(batch.pixels)
         except BaseException as error:
@@ -212,7 +223,7 @@ class DeviceThread:
 
         def land() -> None:
             try:
-                features.set_result(fetch())
+                features.set_result((fetch(), (begun, time.time())))
             except BaseException as error:
                 features.set_exception(error)
 

@@ -32,7 +32,7 @@ from pathovit.tiling import TileGrid, fill_spec, lay_grid
 from pathovit.tissue import find_tissue
 
 if TYPE_CHECKING:
-    from pathovit.embedding import Embedder
+    from pathovit.embedding import Embedder, Span
     from pathovit.encoders import Encoder
     from pathovit.heatmap import Heatmap
     from pathovit.slide_model import SlideModel, SlidePrediction
@@ -229,9 +229,8 @@ def make_embedder(encoder: Encoder, settings: Settings) -> Embedder:
 
 def embed_part(
     plan: SlidePlan, part: int, out: Path, settings: Settings, embedder: Embedder, on_batch: Callable[[int], None]
-) -> dict[str, float]:
-    """Embed one part of a slide: the chunks of it that are not committed yet. Returns seconds and tiles."""
-    started = time.perf_counter()
+) -> list[Span]:
+    """Embed one part of a slide: the chunks of it that are not committed yet. Returns when the device was at work for it."""
     embed = settings.embed
     store = FeatureStore(out / "slides" / plan.slide_id, plan.job.path)
     if store.recipe() != embed_recipe(plan.sha256, plan.mpp, plan.reader, settings, embedder.encoder):
@@ -243,7 +242,7 @@ def embed_part(
     committed = store.committed()
     todo = [chunk for chunk in chunks if chunk not in committed]
     on_batch(sum(min(embed.chunk_tiles, plan.tiles - chunk * embed.chunk_tiles) for chunk in chunks if chunk in committed))
-    tiles = 0
+    spans: list[Span] = []
     if todo:
         with (
             open_slide(plan.job.path, plan.mpp, plan.mpp_source, plan.sha256, settings.embed.reader) as slide,
@@ -252,15 +251,20 @@ def embed_part(
             grid = stored_grid(slide, store, settings, embedder.encoder.record)
             writing: Future[None] | None = None
             for chunk, features, verdict in embedder.embed(
-                slide, grid, todo, chunk_tiles=embed.chunk_tiles, batch_tiles=embed.batch_tiles, on_batch=on_batch
+                slide,
+                grid,
+                todo,
+                chunk_tiles=embed.chunk_tiles,
+                batch_tiles=embed.batch_tiles,
+                on_batch=on_batch,
+                on_device=spans.append,
             ):
                 if writing:
                     writing.result()
                 writing = writer.submit(store.write_chunk, chunk, features, verdict)
-                tiles += len(verdict)
             if writing:
                 writing.result()
-    return {"seconds": time.perf_counter() - started, "tiles": tiles}
+    return spans
 
 
 def stored_grid(slide: Slide, store: FeatureStore, settings: Settings, record: EncoderRecord) -> TileGrid:

@@ -52,7 +52,7 @@ class Slide:
     background: tuple[int, int, int]
     reader: str  # "direct": compressed tiles, with OpenSlide behind them; "openslide"; "flat image"
     _source: PixelSource = field(repr=False, compare=False)
-    _tiles: CompressedTiles | None = field(repr=False, compare=False)
+    compressed: CompressedTiles | None = field(repr=False, compare=False)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -80,15 +80,15 @@ class Slide:
         ------
         TileReadError : the pixels cannot be decoded
         """
-        if self._tiles and (pixels := self._tiles.read(level.index, x_level, y_level, width, height, scale)) is not None:
+        if self.compressed and (pixels := self.compressed.read(level.index, x_level, y_level, width, height, scale)) is not None:
             return pixels, 0.0
         pixels, empty = composite(self._source.read(level.index, x_level, y_level, width, height), self.background)
         return (np.asarray(Image.fromarray(pixels).reduce(scale)) if scale > 1 else pixels), empty
 
     def close(self) -> None:
         self._source.close()
-        if self._tiles:
-            self._tiles.close()
+        if self.compressed:
+            self.compressed.close()
 
     def __enter__(self) -> Slide:
         return self
@@ -142,7 +142,7 @@ def open_slide(
             background=_find_background(properties),
             reader="direct" if tiles else "flat image" if vendor == FLAT else "openslide",
             _source=source,
-            _tiles=tiles,
+            compressed=tiles,
         )
     except BaseException:
         source.close()

@@ -165,8 +165,8 @@ def test_neighbours_share_decoded_tiles_and_the_memory_is_bounded(
 ) -> None:
     path = make_squares(jpeg=True)
     decoded: list[int] = []
-    decode = CompressedTiles._decode
-    monkeypatch.setattr(CompressedTiles, "_decode", lambda self, *a: (decoded.append(a[1]), decode(self, *a))[1])
+    decode = CompressedTiles.decode
+    monkeypatch.setattr(CompressedTiles, "decode", lambda self, *a: (decoded.append(a[1]), decode(self, *a))[1])
     tiles = CompressedTiles(path, locate_tiles(path, [(2048, 1536), (512, 384)]))
     for x in range(0, 1024, 64):
         tiles.read(0, x, 100, 128, 128)

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pathovit.cli import app, options
-from pathovit.encoders.records import RECORDS, EncoderRecord
+from pathovit.encoders.records import known_record
 from pathovit.errors import SlideError
 from pathovit.settings import Settings
 from pathovit.text import duration, plain, size
@@ -62,7 +62,7 @@ def describe(job: SlideJob, settings: Settings) -> dict[str, Any]:
     """The plan of one slide, or the reason why there is none."""
     from pathovit.pipeline import plan_slide
 
-    record = _record(settings.embed.encoder)
+    record = known_record(settings.embed.encoder)
     try:
         plan, slide, _ = plan_slide(job, settings, record)
         slide.close()
@@ -82,14 +82,6 @@ def describe(job: SlideJob, settings: Settings) -> dict[str, Any]:
         "estimated_seconds": round(plan.tiles / TILES_PER_S.get(record.name, OTHER_TILES_PER_S), 1),
         "estimated_bytes": plan.feature_bytes(record.dim),
     }
-
-
-def _record(name: str) -> EncoderRecord:
-    if name in RECORDS:
-        return RECORDS[name]
-    from pathovit.encoders import find_record
-
-    return find_record(name)
 
 
 def _print(rows: Sequence[dict[str, Any]]) -> None:

@@ -84,7 +84,7 @@ def demo(folder: Annotated[Path, typer.Argument(help="Where to put slides and re
     from pathovit.cli import options
     from pathovit.cli.run import carry_out, match_model
 
-    maker = _slide_maker()
+    maker = slide_maker()
     slides = [folder / "slides" / f"{spec.name}.svs" for spec in maker.demo_specs(3, 7)]
     for spec, path in zip(maker.demo_specs(3, 7), slides, strict=True):
         if not path.is_file():
@@ -95,7 +95,7 @@ def demo(folder: Annotated[Path, typer.Argument(help="Where to put slides and re
     sys.exit(carry_out(options.find_jobs(slides, None, None), folder / "out", settings, model, False, False))
 
 
-def _slide_maker() -> Any:
+def slide_maker() -> Any:
     """sample_data/make_slides.py of a checkout, or its copy inside an installed package."""
     package = Path(__file__).parents[1]
     for path in (package / "make_slides.py", package.parent / "sample_data" / "make_slides.py"):

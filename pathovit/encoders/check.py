@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathovit.encoders.records import RECORDS
+from pathovit.encoders.records import known_record
 from pathovit.encoders.weights import file_sha256, find_weights, require_safetensors
 from pathovit.settings import Settings
 
@@ -12,11 +12,6 @@ def check_weights(settings: Settings) -> str:
     name, weights = settings.embed.encoder, settings.embed.weights
     if weights == "random":
         return weights
-    record = RECORDS.get(name)
-    if record is None:
-        from pathovit.encoders import find_record
-
-        record = find_record(name)
-    path = find_weights(record, weights)
+    path = find_weights(known_record(name), weights)
     require_safetensors(path)
     return file_sha256(path)

@@ -53,8 +53,9 @@ def compile_encoder(encoder: Encoder, precision: str) -> Encoder:
 
     example = torch.zeros((2, encoder.tile_px, encoder.tile_px, 3), dtype=torch.uint8)
     try:
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # of sizes that are the same for every batch
-        graph = openvino.convert_model(Features().eval(), example_input=example, input=[-1, encoder.tile_px, encoder.tile_px, 3])
+        with warnings.catch_warnings(action="ignore"):  # the tracer's, of sizes that are the same for every batch
+            sides = [-1, encoder.tile_px, encoder.tile_px, 3]
+            graph = openvino.convert_model(Features().eval(), example_input=example, input=sides)
     except Exception as error:  # the converter raises what it likes; the encoder is refused with its reason
         raise SettingsError(f"--engine openvino: it cannot take {encoder.name!r} ({error}). Use --engine torch.") from error
     options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": allowed_cores()}

@@ -34,6 +34,15 @@ class EncoderRecord:
     note: str = ""
 
 
+def known_record(name: str) -> EncoderRecord:
+    """The record of any name; torch and timm are only loaded for one that the table does not have."""
+    if name in RECORDS:
+        return RECORDS[name]
+    from pathovit.encoders import find_record
+
+    return find_record(name)
+
+
 _H_OPTIMUS_MEAN: Colour = (0.707223, 0.578729, 0.703617)
 _H_OPTIMUS_STD: Colour = (0.211883, 0.230117, 0.177517)
 _LUNIT_MEAN: Colour = (0.70322989, 0.53606487, 0.66096631)

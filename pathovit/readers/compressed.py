@@ -88,7 +88,7 @@ class CompressedTiles:
             if (kept := self._kept.get(key)) is not None:
                 self._kept.move_to_end(key)
                 return kept
-        tile = self._decode(self.levels[level], index, scale)
+        tile = self.decode(self.levels[level], index, scale)
         if tile is None:
             return None
         with self._lock:
@@ -99,7 +99,7 @@ class CompressedTiles:
                 self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
         return tile
 
-    def _decode(self, tiled: TiledLevel, index: int, scale: int) -> RGB | None:
+    def decode(self, tiled: TiledLevel, index: int, scale: int) -> RGB | None:
         length, offset = int(tiled.lengths[index]), int(tiled.offsets[index])
         if length < 4:
             return None
@@ -136,9 +136,15 @@ class CompressedTiles:
                 compared += 1
         return compared > 0
 
+    def forget(self) -> None:
+        """Drop the decoded tiles that are kept."""
+        with self._lock:
+            self._kept.clear()
+            self._kept_bytes = 0
+
     def close(self) -> None:
         os.close(self._file)
-        self._kept.clear()
+        self.forget()
 
 
 def locate_tiles(path: Path, sizes: list[tuple[int, int]]) -> dict[int, TiledLevel]:

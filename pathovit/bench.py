@@ -1,0 +1,333 @@
+"""How fast this machine does each step on real slides, and how fast it could: its own limits, measured beside it."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pathovit.device import allowed_cores
+from pathovit.encoders.records import EncoderRecord, known_record
+from pathovit.errors import SettingsError
+from pathovit.pipeline import SlideJob, plan_slide, tile_spec
+from pathovit.settings import Settings
+from pathovit.slide import Slide, open_slide
+from pathovit.tiling import TileGrid, read_tile, resize_tile
+
+READ_TILES = 400  # of a slide, for one measurement of reading
+SAMPLE_EVERY_S = 0.05
+PEERS = {  # what reads one tile, for each package: given path, (N, 2) level-0 corners, level, its pixels, and the tile's
+    "lazyslide": """
+from wsidata import open_wsi
+reader = open_wsi(path).reader
+read = lambda x, y: reader.get_region(int(x), int(y), *read_px, level=level)
+""",
+    "tiatoolbox": """
+from tiatoolbox.wsicore.wsireader import WSIReader
+reader = WSIReader.open(path)
+read = lambda x, y: reader.read_rect((int(x), int(y)), (tile_px, tile_px), resolution=mpp, units="mpp")
+""",
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One line of the table."""
+
+    step: str
+    rate: float  # tiles per second; NaN where there is none
+    seconds: float
+    remark: str = ""
+
+
+def bench(jobs: Sequence[SlideJob], settings: Settings, runs: int, against: str | None) -> list[Measured]:
+    """All steps, slowest last; medians of `runs`."""
+    record = known_record(settings.embed.encoder)
+    lines = measure_run(jobs, settings)  # first, while this process is as small as that of `pathovit run`
+    lines += measure_planning(jobs, settings, record, runs)
+    _, slide, grid = plan_slide(jobs[0], settings, record)
+    with slide:
+        lines += measure_reading(slide, grid, settings, runs)
+        if against:
+            lines += measure_peer(against, slide, grid, runs)
+        lines += measure_encoding(slide, grid, settings, runs)
+    lines += measure_machine(runs)
+    return lines
+
+
+def measure_run(jobs: Sequence[SlideJob], settings: Settings) -> list[Measured]:
+    """The real thing, with its worker processes, into a folder that is thrown away."""
+    from pathovit.cluster import Work, run_slides
+    from pathovit.encoders.check import check_weights
+
+    with tempfile.TemporaryDirectory(prefix="pathovit-bench-") as out:
+        work = Work(Path(out), settings, check_weights(settings), None, None, overwrite=False)
+        began = time.time()
+        with peak_memory() as peak:
+            states = run_slides(jobs, work, lambda state: None, threading.Event())
+        wall = time.time() - began
+    failed = [state for state in states if state.stage == "failed"]
+    if failed:
+        raise SettingsError(f"{failed[0].job.path.name}: {failed[0].reason} Bench with slides that can be embedded.")
+    spans = sorted(span for state in states for span in state.spans)
+    tiles = sum(state.plan.tiles for state in states if state.plan)
+    if not spans:
+        raise SettingsError("No tile was embedded.")
+    busy, gap = device_use(spans)
+    embedding = spans[-1][1] - spans[0][0]
+    return [
+        Measured("end to end", tiles / embedding, embedding, f"{tiles:,} tiles of {len(jobs)} slides, first batch to last"),
+        Measured("device busy", float("nan"), busy, f"{busy / embedding:.1%} of that time; longest pause {gap:.2f} s"),
+        Measured("start", float("nan"), spans[0][0] - began, "command to first batch"),
+        Measured("whole run", tiles / wall, wall, f"peak memory of all processes {peak[0] / 2**20:,.0f} MB"),
+    ]
+
+
+def device_use(spans: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Seconds in which at least one batch was on a device, and the longest pause between; spans sorted by begin."""
+    busy, gap, end = 0.0, 0.0, spans[0][0]
+    for begun, ended in spans:
+        gap = max(gap, begun - end)
+        busy += max(0.0, ended - max(begun, end))
+        end = max(end, ended)
+    return busy, gap
+
+
+def measure_planning(jobs: Sequence[SlideJob], settings: Settings, record: EncoderRecord, runs: int) -> list[Measured]:
+    from pathovit.tiling import lay_grid
+    from pathovit.tissue import find_tissue
+
+    def plan() -> int:
+        tiles = 0
+        for job in jobs:
+            with open_slide(job.path, job.mpp, job.mpp_source, "0" * 64, settings.embed.reader) as slide:
+                mask = find_tissue(slide, settings.tissue)
+                tiles += len(lay_grid(slide, mask, tile_spec(settings, record), None, record.scaled_decoding))
+        return tiles
+
+    seconds, tiles = median_s(plan, runs)
+    return [Measured("tissue and grid", tiles / seconds, seconds, "opened, segmented and tiled; digest not counted")]
+
+
+def measure_reading(slide: Slide, grid: TileGrid, settings: Settings, runs: int) -> list[Measured]:
+    some = np.linspace(0, len(grid) - 1, min(READ_TILES, len(grid))).round().astype(int)
+    first = int(some[len(some) // 4])
+    some = np.arange(first, min(first + READ_TILES, len(grid)))  # neighbours, as a run reads them
+
+    def read(threads: int, opened: Slide) -> Callable[[], int]:
+        def once() -> int:
+            if opened.compressed:
+                opened.compressed.forget()
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(lambda index: read_tile(opened, grid, int(index)), some))
+            return len(some)
+
+        return once
+
+    lines = []
+    threads = settings.run.readers or allowed_cores()
+    for count in sorted({1, threads}):
+        seconds, tiles = median_s(read(count, slide), runs)
+        remark = f"reader {slide.reader}, {grid.spec.tile_px} px at {grid.spec.mpp:g} um, read {grid.read_px[0]} px / {grid.read_scale}"
+        lines.append(Measured(f"read, {count} thread{'s' * (count > 1)}", tiles / seconds, seconds, remark))
+    if slide.compressed and slide.compressed.levels.get(grid.read_level):
+        seconds, _ = median_s(lambda: decode_alone(slide, grid, some), runs)
+        rate = len(some) / seconds
+        lines.append(
+            Measured(
+                "  limit: decoder alone",
+                rate,
+                seconds,
+                f"the same compressed tiles, 1 thread; reading has {lines[0].rate / rate:.0%}",
+            )
+        )
+    plain = open_slide(slide.path, slide.mpp, slide.mpp_source, slide.sha256, "openslide")
+    with plain:
+        few = some[:100]
+        level = plain.levels[grid.read_level]
+
+        def openslide_alone() -> int:
+            for x_l0, y_l0 in grid.xy[few]:
+                at = (round(x_l0 / level.downsample[0]), round(y_l0 / level.downsample[1]))
+                resize_tile(plain.read(level, *at, *grid.read_px)[0], grid.spec.tile_px)
+            return len(few)
+
+        seconds, tiles = median_s(openslide_alone, runs)
+    lines.append(Measured("  beside it: OpenSlide", tiles / seconds, seconds, "the same tiles, 1 thread"))
+    return lines
+
+
+def decode_alone(slide: Slide, grid: TileGrid, some: np.ndarray[Any, Any]) -> int:
+    """Decode every compressed tile under the given tiles, once; as many as reading had to."""
+    assert slide.compressed
+    level = slide.levels[grid.read_level]
+    tiled = slide.compressed.levels[grid.read_level]
+    needed = set()
+    for x_l0, y_l0 in grid.xy[some]:
+        left, top = round(x_l0 / level.downsample[0]), round(y_l0 / level.downsample[1])
+        for row in range(top // tiled.tile[1], (top + grid.read_px[1] - 1) // tiled.tile[1] + 1):
+            for column in range(left // tiled.tile[0], (left + grid.read_px[0] - 1) // tiled.tile[0] + 1):
+                needed.add(row * tiled.columns + column)
+    for index in sorted(needed):
+        slide.compressed.decode(tiled, index, grid.read_scale)
+    return len(needed)
+
+
+def measure_peer(package: str, slide: Slide, grid: TileGrid, runs: int) -> list[Measured]:
+    """The same tiles, read by another package, in a process of its own."""
+    if package not in PEERS:
+        raise SettingsError(f"--against {package}: expected one of {', '.join(PEERS)}.")
+    first = len(grid) // 4
+    corners = grid.xy[first : first + 100].tolist()
+    script = f"""
+import time
+path, corners, level, read_px = {str(slide.path)!r}, {corners!r}, {grid.read_level}, {grid.read_px!r}
+tile_px, mpp = {grid.spec.tile_px}, {grid.spec.mpp}
+{PEERS[package]}
+read(*corners[0])
+for _ in range({runs}):
+    began = time.perf_counter()
+    for x, y in corners:
+        read(x, y)
+    print("seconds", time.perf_counter() - began)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise SettingsError(f"--against {package}: it could not read these tiles ({last}). Is it installed here?")
+    seconds = statistics.median(float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("seconds"))
+    return [Measured(f"  beside it: {package}", len(corners) / seconds, seconds, "the same tiles, 1 thread, its own reader")]
+
+
+def measure_encoding(slide: Slide, grid: TileGrid, settings: Settings, runs: int) -> list[Measured]:
+    import torch
+
+    from pathovit.device import keep_freed_memory
+    from pathovit.encoders import load_encoder
+
+    keep_freed_memory()
+    torch.set_num_threads(allowed_cores())
+    embed = settings.embed
+    loading = time.perf_counter()
+    encoder = load_encoder(
+        embed.encoder, embed.weights, settings.run.device, embed.precision, settings.tiles.tile_px, embed.engine
+    )
+    batch = encoder.buffer(embed.batch_tiles)
+    tiles = [tile for index in range(min(len(grid), embed.batch_tiles)) if (tile := read_tile(slide, grid, index)) is not None]
+    for row in range(len(batch)):
+        batch[row] = tiles[row % len(tiles)]
+    encoder.embed(batch)
+    loading = time.perf_counter() - loading
+
+    def encode() -> int:
+        waiting = [encoder.launch(batch)]
+        for _ in range(3):
+            waiting.append(encoder.launch(batch))
+            waiting.pop(0)()
+        waiting.pop(0)()
+        return 4 * len(batch)
+
+    seconds, count = median_s(encode, runs)
+    said = f"{encoder.name}, {encoder.engine}, {encoder.precision}, {encoder.device.type}, batches of {len(batch)}"
+    lines = [
+        Measured("encode alone", count / seconds, seconds, said),
+        Measured("load the encoder", float("nan"), loading, "to the first features"),
+    ]
+    features = encoder.embed(batch).astype(np.float16)
+    return lines + measure_storing(slide, grid, features, embed.chunk_tiles, runs)
+
+
+def measure_storing(slide: Slide, grid: TileGrid, features: np.ndarray[Any, Any], chunk_tiles: int, runs: int) -> list[Measured]:
+    from pathovit.store import FeatureStore
+
+    rows = np.resize(features, (min(chunk_tiles, len(grid)), features.shape[1]))
+    with tempfile.TemporaryDirectory(prefix="pathovit-bench-") as folder:
+        store = FeatureStore(Path(folder) / "slide", slide.path)
+        store.create(grid, features.shape[1], chunk_tiles, {"recipe": {}})
+
+        def write() -> int:
+            store.write_chunk(0, rows, np.zeros(len(rows), np.uint8))
+            return len(rows)
+
+        seconds, count = median_s(write, runs)
+    return [Measured("store", count / seconds, seconds, "a chunk of features to disk, synced")]
+
+
+def measure_machine(runs: int) -> list[Measured]:
+    import torch
+
+    lines = []
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    side = 8192 if device == "cuda" else 2048
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.ones((side, side), dtype=dtype, device=device)
+
+        def multiply(matrix: torch.Tensor = matrix) -> int:
+            for _ in range(4):
+                matrix @ matrix
+            if device == "cuda":
+                torch.cuda.synchronize()
+            return 4
+
+        multiply()
+        seconds, count = median_s(multiply, runs)
+        remark = f"{2 * side**3 * count / seconds / 1e9:,.0f} GFLOP/s, {str(dtype).removeprefix('torch.')}, {device}"
+        lines.append(Measured("  limit: matrix product", float("nan"), seconds, remark))
+    return lines
+
+
+def median_s(action: Callable[[], int], runs: int) -> tuple[float, int]:
+    """Median seconds of some runs after one that does not count, and what the action returned."""
+    count = action()
+    taken = []
+    for _ in range(runs):
+        began = time.perf_counter()
+        action()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken), count
+
+
+@contextmanager
+def peak_memory() -> Iterator[list[int]]:
+    """Peak bytes of this process and all it starts; pages that are shared are divided among their owners."""
+    import psutil
+
+    peak, over = [0], threading.Event()
+    root = psutil.Process()
+
+    def sample() -> None:
+        while not over.wait(SAMPLE_EVERY_S):
+            total = 0
+            for process in [root, *root.children(recursive=True)]:
+                try:
+                    memory = process.memory_full_info()
+                except psutil.Error:
+                    continue  # ended meanwhile
+                total += getattr(memory, "pss", memory.rss)
+            peak[0] = max(peak[0], total)
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        over.set()
+        thread.join()
+
+
+def made_slide(folder: Path, maker: Any) -> SlideJob:
+    """A made slide at 40x, for a machine that has no slide at hand."""
+    spec = replace(maker.demo_specs(1, 7)[0], name="bench", size=(14_336, 12_288), mpp=0.25)
+    return SlideJob(Path(os.fspath(maker.make_slide(folder, spec))))

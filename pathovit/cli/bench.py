@@ -1,0 +1,76 @@
+"""pathovit bench: how fast this machine is at every step."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pathovit import RESEARCH_USE
+from pathovit.cli import app, options
+
+
+@app.command()
+def bench(
+    slides: options.MaybeSlides = None,
+    mpp: options.Mpp = None,
+    manifest: options.ManifestFile = None,
+    encoder: options.EncoderName = None,
+    weights: options.Weights = None,
+    tile_px: options.TilePx = None,
+    tile_mpp: options.TileMpp = None,
+    max_tiles: options.MaxTiles = None,
+    precision: options.Precision = None,
+    engine: options.Engine = None,
+    batch_tiles: options.BatchTiles = None,
+    reader: options.Reader = None,
+    device: options.Device = None,
+    workers: options.Workers = None,
+    readers: options.Readers = None,
+    settings_file: options.SettingsFile = None,
+    against: Annotated[
+        str | None, typer.Option("--against", help="An installed package that reads the same tiles: lazyslide or tiatoolbox.")
+    ] = None,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Each measurement is the median of so many.")] = 5,
+    as_json: options.Json = False,
+) -> None:
+    """Measure every step on slides of yours, and the machine's own limits beside them. Without slides, one is made."""
+    from pathovit.bench import bench as measure
+    from pathovit.bench import made_slide
+    from pathovit.cli.maintenance import slide_maker
+    from pathovit.provenance import versions
+
+    sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
+    settings = options.weights_path(
+        options.merge_settings(
+            settings_file, encoder=encoder, weights=weights, tile_px=tile_px, tile_mpp=tile_mpp, max_tiles=max_tiles,
+            precision=precision, engine=engine, batch_tiles=batch_tiles, reader=reader, device=device, workers=workers,
+            readers=readers,
+        )
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="pathovit-bench-") as folder:
+        if slides or manifest:
+            jobs = options.find_jobs(slides, mpp, manifest)
+        else:
+            sys.stderr.write("no slide given: making one\n")
+            jobs = [made_slide(Path(folder), slide_maker())]
+        lines = measure(jobs, settings, runs, against)
+    if as_json:
+        rows = [{name: None if value != value else value for name, value in asdict(line).items()} for line in lines]
+        typer.echo(json.dumps({"versions": versions(), "settings": settings.to_dict(), "runs": runs, "steps": rows}, indent=1))
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("step", "tiles/s", "seconds", ""):
+        table.add_column(name, justify="left" if name in ("step", "") else "right", overflow="fold")
+    for line in lines:
+        rate = "" if math.isnan(line.rate) else f"{line.rate:,.1f}" if line.rate < 100 else f"{line.rate:,.0f}"
+        table.add_row(line.step, rate, f"{line.seconds:.3f}", line.remark)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
