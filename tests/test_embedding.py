@@ -1,3 +1,5 @@
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +74,49 @@ def test_errors_of_the_encoder_are_not_swallowed(squares: Path, monkeypatch: pyt
     monkeypatch.setattr(MeanColourEncoder, "embed", fail)
     with pytest.raises(MemoryError, match="device is full"):
         embed(squares)
+
+
+def test_parts_share_the_device_and_the_one_begun_first_goes_first(squares: Path) -> None:
+    """A part that is begun while another runs is read ahead, and encoded when the first leaves the device free."""
+    encoder = MeanColourEncoder(tile_px=128, mpp=0.5)
+    seen: list[int] = []
+    gate = threading.Event()
+
+    def embed_one(tiles: np.ndarray) -> np.ndarray:
+        gate.wait(10)
+        seen.append(len(tiles))
+        return np.asarray(tiles.mean((1, 2)), np.float32)
+
+    encoder.embed = embed_one  # type: ignore[method-assign]
+    with open_slide(squares, 0.5) as slide, Embedder(encoder, 2) as embedder:  # type: ignore[arg-type]
+        grid = lay_grid(slide, exact_mask(slide), fill_spec(TileSpec(), 128, 0.5))
+        found: dict[int, Any] = {}
+
+        def part(batch_tiles: int) -> None:
+            found[batch_tiles] = list(embedder.embed(slide, grid, [0], chunk_tiles=64, batch_tiles=batch_tiles))
+
+        first = threading.Thread(target=part, args=(16,))
+        first.start()
+        while embedder._device._waiting.qsize() < 2:  # one is on the device, two wait for it
+            time.sleep(0.001)
+        second = threading.Thread(target=part, args=(8,))
+        second.start()
+        while embedder._device._waiting.qsize() < 5:
+            time.sleep(0.001)
+        gate.set()
+        first.join()
+        second.join()
+    assert seen[:3] == [16, 16, 16]
+    assert sorted(seen) == [8] * 8 + [16] * 4
+    assert np.array_equal(found[16][0][1], found[8][0][1])
+
+
+def test_the_embedder_says_when_the_device_was_at_work(squares: Path) -> None:
+    spans: list[tuple[float, float]] = []
+    encoder = MeanColourEncoder(tile_px=128, mpp=0.5)
+    with open_slide(squares, 0.5) as slide, Embedder(encoder, 2) as embedder:  # type: ignore[arg-type]
+        grid = lay_grid(slide, exact_mask(slide), fill_spec(TileSpec(), 128, 0.5))
+        list(embedder.embed(slide, grid, [0], chunk_tiles=64, batch_tiles=16, on_device=spans.append))
+    assert len(spans) == 4
+    assert all(begun <= ended for begun, ended in spans)
+    assert spans == sorted(spans)

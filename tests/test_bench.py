@@ -1,0 +1,40 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pathovit.bench import device_use, measure_peer
+from pathovit.errors import SettingsError
+from pathovit.settings import TileSpec
+from pathovit.slide import open_slide
+from pathovit.tiling import fill_spec, lay_grid
+
+
+def test_device_use_counts_overlapping_batches_once() -> None:
+    busy, pause = device_use([(0.0, 2.0), (1.0, 3.0), (5.0, 6.0), (5.2, 5.5)])
+    assert (busy, pause) == (4.0, 2.0)
+
+
+def test_every_step_is_measured_on_a_slide(maker, tmp_path: Path) -> None:
+    slide = maker.make_slide(tmp_path, maker.SampleSpec("s", 1, (3000, 3000), tumour_fraction=0.2))
+    command = [sys.executable, "-c", "from pathovit.cli import main; main()", "bench", str(slide), "--runs", "1", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    steps = {line["step"].strip(): line for line in json.loads(done.stdout)["steps"]}
+    for name in ("end to end", "tissue and grid", "read, 1 thread", "encode alone", "store", "limit: decoder alone"):
+        assert steps[name]["rate"] > 0, name
+    assert steps["end to end"]["rate"] <= 1.5 * steps["encode alone"]["rate"]
+    assert "peak memory of all processes" in steps["whole run"]["remark"]
+
+
+def test_an_unknown_peer_is_refused_and_one_that_is_not_installed_says_so(squares: Path) -> None:
+    from test_tiling import exact_mask
+
+    with open_slide(squares) as slide:
+        grid = lay_grid(slide, exact_mask(slide), fill_spec(TileSpec(), 128, 0.5))
+        with pytest.raises(SettingsError, match="--against histolab: expected one of lazyslide, tiatoolbox"):
+            measure_peer("histolab", slide, grid, 1)
+        with pytest.raises(SettingsError, match="Is it installed here?"):
+            measure_peer("lazyslide", slide, grid, 1)
