@@ -21,7 +21,7 @@ import numpy as np
 from pathovit.device import allowed_cores
 from pathovit.encoders.records import EncoderRecord, known_record
 from pathovit.errors import SettingsError
-from pathovit.pipeline import SlideJob, plan_slide, tile_spec
+from pathovit.pipeline import SlideJob, batch_tiles, plan_slide, tile_spec
 from pathovit.settings import Settings
 from pathovit.slide import Slide, open_slide
 from pathovit.tiling import TileGrid, read_tile, resize_tile
@@ -224,8 +224,8 @@ def measure_encoding(slide: Slide, grid: TileGrid, settings: Settings, runs: int
     encoder = load_encoder(
         embed.encoder, embed.weights, settings.run.device, embed.precision, settings.tiles.tile_px, embed.engine
     )
-    batch = encoder.buffer(embed.batch_tiles)
-    tiles = [tile for index in range(min(len(grid), embed.batch_tiles)) if (tile := read_tile(slide, grid, index)) is not None]
+    batch = encoder.buffer(batch_tiles(settings, encoder))
+    tiles = [tile for index in range(min(len(grid), len(batch))) if (tile := read_tile(slide, grid, index)) is not None]
     for row in range(len(batch)):
         batch[row] = tiles[row % len(tiles)]
     encoder.embed(batch)

@@ -9,6 +9,8 @@ Everything listens on the loopback interface, behind TLS.
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import threading
 import time
 import traceback
@@ -20,6 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pathovit.device import give_back_memory, keep_freed_memory
 from pathovit.errors import PathovitError, SettingsError, SlideError, StorageError
 from pathovit.pipeline import SlideJob, SlidePlan, embed_part, finish_slide, make_embedder, start_slide
 from pathovit.settings import Settings
@@ -101,7 +104,7 @@ _loading = threading.Lock()  # steps run side by side, and a cache alone would l
 def _load_embedder(settings: Settings, weights_sha256: str) -> Embedder:
     import torch
 
-    from pathovit.device import allowed_cores, keep_freed_memory
+    from pathovit.device import allowed_cores
     from pathovit.encoders import load_encoder
 
     keep_freed_memory()
@@ -152,7 +155,9 @@ def _report(slide: int, tiles: int, pending: dict[str, float]) -> None:
 
 def _start(index: int, job: SlideJob, work: Work) -> SlidePlan:
     with _step_watchdog(work):
-        return start_slide(job, work.out, work.settings, _embedder(work).encoder, _model(work), work.overwrite)
+        plan = start_slide(job, work.out, work.settings, _embedder(work).encoder, _model(work), work.overwrite)
+    give_back_memory()
+    return plan
 
 
 def _embed(index: int, plan: SlidePlan, part: int, work: Work) -> list[Span]:
@@ -162,7 +167,9 @@ def _embed(index: int, plan: SlidePlan, part: int, work: Work) -> list[Span]:
 
 def _finish(index: int, plan: SlidePlan, work: Work, seconds: float) -> dict[str, Any]:
     with _step_watchdog(work):
-        return finish_slide(plan, work.out, work.settings, _model(work), seconds)
+        done = finish_slide(plan, work.out, work.settings, _model(work), seconds)
+    give_back_memory()
+    return done
 
 
 @contextmanager
@@ -260,9 +267,10 @@ def _visible_gpus() -> list[str]:
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
         return [name for name in listed.split(",") if name.strip()]
-    import torch
-
-    return [str(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    if shutil.which("nvidia-smi") is None:
+        return []  # asking torch would cost this process seconds, and hundreds of megabytes
+    found = subprocess.run(["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True)
+    return found.stdout.split() if found.returncode == 0 else []
 
 
 def run_slides(jobs: Sequence[SlideJob], work: Work, changed: Listener, stop: threading.Event) -> list[SlideState]:

@@ -31,10 +31,20 @@ def keep_freed_memory() -> None:
     A network asks for the same large tensors again and again; without this a fifth of its time on a CPU goes into new
     pages. Elsewhere than on glibc nothing is done.
     """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version"):
+    if libc := _glibc():
         trim_threshold, mmap_threshold, most = -1, -3, 2**31 - 1
         libc.mallopt(trim_threshold, most)
         libc.mallopt(mmap_threshold, most)
+
+
+def give_back_memory() -> None:
+    """Give what is free back to the system, after a step that needed much more than those that follow."""
+    if libc := _glibc():
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    return libc if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version") else None
 
 
 def pick_device(wanted: str) -> torch.device:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from pathovit.slide_model import SlideModel, SlidePrediction
 
 DONE = "slide.json"
+CPU_BATCH_TILES, GPU_BATCH_TILES = 32, 256  # a CPU's caches hold no more; a GPU is not filled by less
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,12 @@ def plan_slide(
     return plan, slide, grid
 
 
+def batch_tiles(settings: Settings, encoder: Encoder) -> int:
+    """Tiles in one pass: as asked, or as many as keep the device busy; fewer where a chunk is not a multiple of that."""
+    usual = CPU_BATCH_TILES if encoder.device.type == "cpu" else GPU_BATCH_TILES
+    return settings.embed.batch_tiles or math.gcd(usual, settings.embed.chunk_tiles)
+
+
 def embed_recipe(sha256: str, mpp: tuple[float, float], reader: str, settings: Settings, encoder: Encoder) -> dict[str, Any]:
     """Everything that determines the stored features of a slide; `reader` is the one that was found to serve it."""
     steps = {name: STEP_VERSIONS[name] for name in ("tissue", "tiling", "embedding")}
@@ -118,7 +126,8 @@ def embed_recipe(sha256: str, mpp: tuple[float, float], reader: str, settings: S
         "tissue": asdict(settings.tissue),
         "tiles": asdict(tile_spec(settings, encoder.record)),
         "encoder": {key: value for key, value in encoder.recipe().items() if key != "device"},
-        "embed": {key: getattr(settings.embed, key) for key in ("batch_tiles", "chunk_tiles", "max_tiles", "reader")},
+        "embed": {key: getattr(settings.embed, key) for key in ("chunk_tiles", "max_tiles", "reader")}
+        | {"batch_tiles": batch_tiles(settings, encoder)},
         "steps": steps,
     }
     return dict(json.loads(json.dumps(recipe)))  # as it will be read back
@@ -255,7 +264,7 @@ def embed_part(
                 grid,
                 todo,
                 chunk_tiles=embed.chunk_tiles,
-                batch_tiles=embed.batch_tiles,
+                batch_tiles=batch_tiles(settings, embedder.encoder),
                 on_batch=on_batch,
                 on_device=spans.append,
             ):

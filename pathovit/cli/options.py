@@ -50,7 +50,9 @@ Precision = Annotated[
     str | None, typer.Option("--precision", help="auto, fp32 or bf16; int8 with --engine openvino.  [default: auto]")
 ]
 Engine = Annotated[str | None, typer.Option("--engine", help="torch, or openvino for CPUs.  [default: torch]")]
-BatchTiles = Annotated[int | None, typer.Option("--batch-tiles", help="Tiles in one pass of the encoder.  [default: 64]")]
+BatchTiles = Annotated[
+    int | None, typer.Option("--batch-tiles", help="Tiles in one pass of the encoder.  [default: 32 on a CPU, 256 on a GPU]")
+]
 Reader = Annotated[
     str | None,
     typer.Option("--reader", help="auto, direct (compressed tiles, without OpenSlide) or openslide.  [default: auto]"),

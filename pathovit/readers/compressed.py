@@ -26,7 +26,7 @@ from pathovit.readers import RGB
 
 JPEG, JPEG_2000 = 7, (33003, 33005, 34712)
 SCALES = (1, 2, 4, 8)
-KEPT_BYTES = 96 * 2**20  # of decoded tiles: neighbours share them
+KEPT_BYTES = 64 * 2**20  # of decoded tiles: neighbours share them
 # Says whether the three components are RGB or YCbCr; many scanners leave it to TIFF's photometric tag.
 ADOBE = {2: b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00", 6: b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x01"}
 
