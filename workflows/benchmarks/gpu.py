@@ -1,0 +1,80 @@
+"""A GPU machine in one command: encoders alone and end to end, share of the GPU's peak, cores that feed it.
+
+python workflows/benchmarks/gpu.py SLIDES --out FOLDER --peak-tflops 989 [--encoders vit_small swin_tiny ...] [--readers 2 4 8 16]
+
+Runs `pathovit bench` on the slides with random weights (speed does not depend on them), once per encoder and number of
+reading threads. --peak-tflops is the GPU's dense bf16 peak as its maker states it. Writes gpu.json and gpu.md to FOLDER.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ENCODERS = ("vit_small", "swin_tiny", "vit_large_patch16_224", "vit_giant_patch14_224")
+
+
+def flops_per_tile(name: str) -> float:
+    """Of one forward pass, a multiplication and an addition counted as two."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from pathovit.encoders import find_record, make_model, pool_tokens
+
+    record = find_record(name)
+    with torch.device("meta"):
+        model = make_model(record, record.tile_px).eval()
+        with FlopCounterMode(display=False) as counter:
+            pool_tokens(model, torch.empty(1, 3, record.tile_px, record.tile_px), record.pool)
+    return float(counter.get_total_flops())
+
+
+def bench(slides: list[str], encoder: str, readers: int, runs: int, mpp: float | None) -> dict[str, dict[str, Any]]:
+    command = [sys.executable, "-m", "pathovit", "bench", *slides, "--encoder", encoder, "--weights", "random", "--json"]
+    command += ["--readers", str(readers), "--runs", str(runs), "--device", "cuda", *(["--mpp", str(mpp)] if mpp else [])]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return {line["step"].strip(): line for line in json.loads(done.stdout)["steps"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("slides", nargs="+")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--peak-tflops", type=float, required=True)
+    parser.add_argument("--encoders", nargs="+", default=list(ENCODERS))
+    parser.add_argument("--readers", type=int, nargs="+", default=[2, 4, 8, 16])
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--mpp", type=float)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    found: list[dict[str, Any]] = []
+    table = [
+        "| encoder | readers | encoder alone, tiles/s | share of peak | end to end, tiles/s | of encoder alone | device |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for encoder in options.encoders:
+        flops = flops_per_tile(encoder)
+        for readers in options.readers:
+            steps = bench(options.slides, encoder, readers, options.runs, options.mpp)
+            alone, whole = steps["encode alone"]["rate"], steps["end to end"]["rate"]
+            share = alone * flops / (options.peak_tflops * 1e12)
+            found.append(
+                {"encoder": encoder, "readers": readers, "gflop_per_tile": flops / 1e9, "share_of_peak": share, "steps": steps}
+            )
+            busy = steps["device busy"]["remark"]
+            table.append(
+                f"| {encoder} | {readers} | {alone:,.0f} | {share:.1%} | {whole:,.0f} | {whole / alone:.1%} | busy {busy} |"
+            )
+            print(table[-1], flush=True)
+            (options.out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
+            (options.out / "gpu.md").write_text("\n".join(table) + "\n")
+
+
+if __name__ == "__main__":
+    main()
