@@ -32,9 +32,10 @@ def keep_freed_memory() -> None:
     pages. Elsewhere than on glibc nothing is done.
     """
     if libc := _glibc():
-        trim_threshold, mmap_threshold, most = -1, -3, 2**31 - 1
+        trim_threshold, mmap_threshold, arena_max, most = -1, -3, -8, 2**31 - 1
         libc.mallopt(trim_threshold, most)
         libc.mallopt(mmap_threshold, most)
+        libc.mallopt(arena_max, 1)  # threads begun from now on share what is kept
 
 
 def give_back_memory() -> None:

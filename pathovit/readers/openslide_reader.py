@@ -12,13 +12,18 @@ from numpy.typing import NDArray
 from pathovit.errors import SlideOpenError, TileReadError
 from pathovit.readers import without_path
 
+KEPT_BYTES = 64 * 2**20  # of decoded tiles: neighbours, and the next row of tiles, share them
+
 
 class OpenSlideSource:
     """Pixels through OpenSlide. Its first read error is terminal for a handle, so the handle is replaced."""
 
     def __init__(self, path: Path) -> None:
+        import openslide
+
         self.path = path
         self._lock = threading.Lock()
+        self._cache = openslide.OpenSlideCache(KEPT_BYTES)
         self._handle = self._open()
         self.sizes = list(self._handle.level_dimensions)
         self.properties = dict(self._handle.properties)
@@ -28,7 +33,9 @@ class OpenSlideSource:
         import openslide
 
         try:
-            return openslide.OpenSlide(self.path)
+            handle = openslide.OpenSlide(self.path)
+            handle.set_cache(self._cache)
+            return handle
         except (openslide.OpenSlideUnsupportedFormatError, openslide.OpenSlideError) as error:
             raise SlideOpenError(
                 self.path, f"OpenSlide cannot open it ({without_path(error, self.path)}). Check that it is a whole slide image."
