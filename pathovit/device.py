@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,12 @@ def give_back_memory() -> None:
     """Give what is free back to the system, after a step that needed much more than those that follow."""
     if libc := _glibc():
         libc.malloc_trim(0)
+
+
+def step_back() -> None:
+    """Let other threads go before this one: an encoder on several cores waits for the slowest of them."""
+    if sys.platform == "linux":  # where a thread has a priority of its own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def _glibc() -> ctypes.CDLL | None:

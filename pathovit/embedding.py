@@ -21,6 +21,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from pathovit.device import step_back
 from pathovit.encoders import Encoder
 from pathovit.errors import TileReadError, WeightsError
 from pathovit.features import Verdict
@@ -65,7 +66,8 @@ class Embedder:
     def __init__(self, encoder: Encoder, readers: int, read_timeout_s: float = 120.0) -> None:
         self.encoder = encoder
         self._watchdog = Watchdog(read_timeout_s)
-        self._readers = ThreadPoolExecutor(readers, thread_name_prefix="reader")
+        give_way = step_back if encoder.device.type == "cpu" else None  # the readers' cores are the device
+        self._readers = ThreadPoolExecutor(readers, thread_name_prefix="reader", initializer=give_way)
         self._reading = readers
         self._device = DeviceThread(encoder)
         self._turns = itertools.count()
@@ -183,6 +185,7 @@ class DeviceThread:
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
+        self._overlaps = encoder.device.type != "cpu"  # a CPU has done the work when it returns
         self._waiting: PriorityQueue[tuple[float, int, Batch | None, Features]] = PriorityQueue()
         self._order = itertools.count()
         self._thread = threading.Thread(target=self._run, daemon=True, name="device")
@@ -209,6 +212,9 @@ class DeviceThread:
             if landing is not None:
                 landing()
             landing = launched
+            if landing is not None and not self._overlaps:
+                landing()
+                landing = None
             if ends:
                 return
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pathovit.bench import device_use, measure_peer
+from pathovit.bench import PEERS, device_use, measure_peer
 from pathovit.errors import SettingsError
 from pathovit.settings import TileSpec
 from pathovit.slide import open_slide
@@ -29,12 +29,13 @@ def test_every_step_is_measured_on_a_slide(maker, tmp_path: Path) -> None:
     assert "peak memory of all processes" in steps["whole run"]["remark"]
 
 
-def test_an_unknown_peer_is_refused_and_one_that_is_not_installed_says_so(squares: Path) -> None:
+def test_an_unknown_peer_is_refused_and_one_that_is_not_installed_says_so(squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from test_tiling import exact_mask
 
+    monkeypatch.setitem(PEERS, "nothing", "import no_such_package")
     with open_slide(squares) as slide:
         grid = lay_grid(slide, exact_mask(slide), fill_spec(TileSpec(), 128, 0.5))
-        with pytest.raises(SettingsError, match="--against histolab: expected one of lazyslide, tiatoolbox"):
+        with pytest.raises(SettingsError, match="--against histolab: expected one of lazyslide, tiatoolbox, nothing"):
             measure_peer("histolab", slide, grid, 1)
         with pytest.raises(SettingsError, match="Is it installed here?"):
-            measure_peer("lazyslide", slide, grid, 1)
+            measure_peer("nothing", slide, grid, 1)
