@@ -26,7 +26,7 @@ def write_slide(features: Path, name: str, tumour: bool, chance: np.random.Gener
     tiles = SIDE * SIDE
     place = np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE)), -1).reshape(-1, 2) * 96
     spec = TileSpec(tile_px=96, mpp=1.0, stride_px=96)
-    grid = TileGrid(name, spec, place, np.ones(tiles, np.float32), (96.0, 96.0), (96.0, 96.0), (0, 0), 0, (96, 96), 1.0, tiles)
+    grid = TileGrid(name, spec, place, np.ones(tiles, np.float32), (96.0, 96.0), (96.0, 96.0), (0, 0), 0, (96, 96), 1, 1.0, tiles)
     values = chance.normal(size=(tiles, DIM))
     if tumour:
         values[chance.integers(0, tiles, 12), 0] += 6

@@ -71,7 +71,7 @@ def test_a_manifest_gives_pixel_sizes_and_an_option_gives_the_rest(make_squares:
         (["run", "x.svs", "--encoder", "vit_smal"], 2, "Did you mean"),
         (["run", "x.svs", "--model", "nowhere"], 2, "not a model folder"),
         (["run", "x.svs", "--encoder", "vit_small", "--weights", "w.pt"], 2, "no such weights file"),
-        (["run", "x.svs", "--precision", "fp8"], 2, "expected auto, fp32 or bf16"),
+        (["run", "x.svs", "--precision", "fp8"], 2, "expected auto, fp32, bf16 or int8"),
         (["run", "x.svs", "--no-such-option"], 2, "No such option"),
         (["run", "x.svs", "--device", "cuda:99x"], 2, "no such device"),
         (["train", "nowhere.csv"], 2, "Give an existing CSV file"),

@@ -18,7 +18,7 @@ ROWS = [(0, 16), (16, 32), (32, 40)]
 def grid() -> TileGrid:
     xy = np.stack([np.arange(TILES) * 10, np.zeros(TILES)], 1).astype(np.int64)
     spec = TileSpec(tile_px=10, mpp=1.0, stride_px=10)
-    return TileGrid("s", spec, xy, np.ones(TILES, np.float32), (10.0, 10.0), (10.0, 10.0), (0, 0), 0, (10, 10), 1.0, TILES)
+    return TileGrid("s", spec, xy, np.ones(TILES, np.float32), (10.0, 10.0), (10.0, 10.0), (0, 0), 0, (10, 10), 1, 1.0, TILES)
 
 
 def values() -> NDArray[np.float16]:
