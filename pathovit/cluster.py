@@ -205,6 +205,8 @@ def open_client(settings: Settings) -> Iterator[Any]:
 
     run = settings.run
     dask.config.set({"distributed.scheduler.allowed-failures": 0, "distributed.scheduler.http.routes": []})
+    # Of several arenas only the first can hold large tensors, and the encoder's thread must not be given another.
+    dask.config.set({"distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1})
     if run.scheduler or run.scheduler_file:
         options = {"scheduler_file": run.scheduler_file} if run.scheduler_file else {"address": run.scheduler}
         try:
