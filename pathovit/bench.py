@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
 import sys
@@ -300,17 +299,18 @@ def median_s(action: Callable[[], int], runs: int) -> tuple[float, int]:
 
 
 @contextmanager
-def peak_memory() -> Iterator[list[int]]:
-    """Peak bytes of this process and all it starts; pages that are shared are divided among their owners."""
+def peak_memory(pid: int | None = None) -> Iterator[list[int]]:
+    """Peak bytes of a process (this one) and all it starts; pages that are shared are divided among their owners."""
     import psutil
 
     peak, over = [0], threading.Event()
-    root = psutil.Process()
+    root = psutil.Process(pid)
 
     def sample() -> None:
         while not over.wait(SAMPLE_EVERY_S):
             total = 0
-            for process in [root, *root.children(recursive=True)]:
+            children = root.children(recursive=True) if root.is_running() else []
+            for process in [root, *children]:
                 try:
                     memory = process.memory_full_info()
                 except psutil.Error:
@@ -330,4 +330,4 @@ def peak_memory() -> Iterator[list[int]]:
 def made_slide(folder: Path, maker: Any) -> SlideJob:
     """A made slide at 40x, for a machine that has no slide at hand."""
     spec = replace(maker.demo_specs(1, 7)[0], name="bench", size=(14_336, 12_288), mpp=0.25)
-    return SlideJob(Path(os.fspath(maker.make_slide(folder, spec))))
+    return SlideJob(maker.make_slide(folder, spec))
