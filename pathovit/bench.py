@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from pathovit.pipeline import SlideJob, batch_tiles, plan_slide, tile_spec
 from pathovit.settings import Settings
 from pathovit.slide import Slide, open_slide
 from pathovit.tiling import TileGrid, read_tile, resize_tile
+
+if TYPE_CHECKING:
+    from pathovit.embedding import Span
 
 READ_TILES = 400  # of a slide, for one measurement of reading
 SAMPLE_EVERY_S = 0.05
@@ -51,10 +54,15 @@ class Measured:
     remark: str = ""
 
 
-def bench(jobs: Sequence[SlideJob], settings: Settings, runs: int, against: str | None) -> list[Measured]:
-    """All steps, slowest last; medians of `runs`."""
+def bench(
+    jobs: Sequence[SlideJob], settings: Settings, runs: int, against: str | None, timeline: Path | None = None
+) -> list[Measured]:
+    """All steps, slowest last; medians of `runs`. `timeline` is the file for a picture of what the devices did."""
     record = known_record(settings.embed.encoder)
-    lines = measure_run(jobs, settings)  # first, while this process is as small as that of `pathovit run`
+    done = [one_run(jobs, settings) for _ in range(runs)]  # first, while this process is as small as that of `pathovit run`
+    if timeline:
+        draw_timeline(timeline, jobs, done[-1], settings)
+    lines = summary_of(done)
     lines += measure_planning(jobs, settings, record, runs)
     _, slide, grid = plan_slide(jobs[0], settings, record)
     with slide:
@@ -66,8 +74,22 @@ def bench(jobs: Sequence[SlideJob], settings: Settings, runs: int, against: str 
     return lines
 
 
-def measure_run(jobs: Sequence[SlideJob], settings: Settings) -> list[Measured]:
-    """The real thing, with its worker processes, into a folder that is thrown away."""
+@dataclass(frozen=True)
+class Run:
+    """What one run of all slides, by its worker processes into a folder that is thrown away, has taken."""
+
+    tiles: int
+    wall_s: float
+    start_s: float  # command to first batch
+    spans: list[list[Span]]  # of each slide, in which a device had a batch; seconds since the first began
+    peak_bytes: int
+
+    @property
+    def embedding_s(self) -> float:
+        return max(end for spans in self.spans for _, end in spans)
+
+
+def one_run(jobs: Sequence[SlideJob], settings: Settings) -> Run:
     from pathovit.cluster import Work, run_slides
     from pathovit.encoders.check import check_weights
 
@@ -80,28 +102,48 @@ def measure_run(jobs: Sequence[SlideJob], settings: Settings) -> list[Measured]:
     failed = [state for state in states if state.stage == "failed"]
     if failed:
         raise SettingsError(f"{failed[0].job.path.name}: {failed[0].reason} Bench with slides that can be embedded.")
-    spans = sorted(span for state in states for span in state.spans)
-    tiles = sum(state.plan.tiles for state in states if state.plan)
-    if not spans:
+    first = min((begun for state in states for begun, _ in state.spans), default=None)
+    if first is None:
         raise SettingsError("No tile was embedded.")
-    busy, gap = device_use(spans)
-    embedding = spans[-1][1] - spans[0][0]
+    spans = [sorted((begun - first, ended - first) for begun, ended in state.spans) for state in states]
+    return Run(sum(state.plan.tiles for state in states if state.plan), wall, first - began, spans, peak[0])
+
+
+def summary_of(runs: Sequence[Run]) -> list[Measured]:
+    embedding = statistics.median(run.embedding_s for run in runs)
+    busy, pause = (statistics.median(found) for found in zip(*(device_use(run.spans) for run in runs), strict=True))
+    wall, nan, tiles = statistics.median(run.wall_s for run in runs), float("nan"), runs[0].tiles
+    peak_mb = max(run.peak_bytes for run in runs) / 2**20
     return [
-        Measured("end to end", tiles / embedding, embedding, f"{tiles:,} tiles of {len(jobs)} slides, first batch to last"),
-        Measured("device busy", float("nan"), busy, f"{busy / embedding:.1%} of that time; longest pause {gap:.2f} s"),
-        Measured("start", float("nan"), spans[0][0] - began, "command to first batch"),
-        Measured("whole run", tiles / wall, wall, f"peak memory of all processes {peak[0] / 2**20:,.0f} MB"),
+        Measured(
+            "end to end", tiles / embedding, embedding, f"{tiles:,} tiles of {len(runs[0].spans)} slides, first batch to last"
+        ),
+        Measured("device busy", nan, busy, f"{busy / embedding:.1%} of that time; longest pause {pause:.2f} s"),
+        Measured("start", nan, statistics.median(run.start_s for run in runs), "command to first batch"),
+        Measured(
+            "whole run", tiles / wall, wall, f"peak memory of all processes {peak_mb:,.0f} MB, the most of {len(runs)} runs"
+        ),
     ]
 
 
-def device_use(spans: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Seconds in which at least one batch was on a device, and the longest pause between; spans sorted by begin."""
-    busy, gap, end = 0.0, 0.0, spans[0][0]
+def device_use(spans_of_slides: Sequence[Sequence[Span]]) -> tuple[float, float]:
+    """Seconds in which at least one batch was on a device, and the longest pause between."""
+    spans = sorted(span for spans in spans_of_slides for span in spans)
+    busy, pause, end = 0.0, 0.0, spans[0][0]
     for begun, ended in spans:
-        gap = max(gap, begun - end)
+        pause = max(pause, begun - end)
         busy += max(0.0, ended - max(begun, end))
         end = max(end, ended)
-    return busy, gap
+    return busy, pause
+
+
+def draw_timeline(path: Path, jobs: Sequence[SlideJob], run: Run, settings: Settings) -> None:
+    from pathovit.figures import device_timeline
+
+    busy, pause = device_use(run.spans)
+    said = f"{settings.embed.encoder}, {run.tiles:,} tiles, {run.tiles / run.embedding_s:,.1f} tiles/s"
+    title = f"{said}; device busy {busy / run.embedding_s:.1%} of the time, longest pause {pause * 1000:.0f} ms"
+    device_timeline(path, {job.path.name: spans for job, spans in zip(jobs, run.spans, strict=True)}, title)
 
 
 def measure_planning(jobs: Sequence[SlideJob], settings: Settings, record: EncoderRecord, runs: int) -> list[Measured]:

@@ -58,6 +58,19 @@ def evaluation_picture(path: Path, answers: Answers, found: dict[str, Any], titl
     _save(figure, path)
 
 
+def device_timeline(path: Path, slides: dict[str, Sequence[tuple[float, float]]], title: str) -> None:
+    """Every batch that a device had, a row for each slide, and all of them below: a gap there is a device that waited."""
+    figure, (axes,) = _figure(1, 1, (12, 1.6 + 0.28 * len(slides)), title)
+    rows = [*slides.items(), ("any slide", [span for spans in slides.values() for span in spans])]
+    for row, (_, spans) in enumerate(rows):
+        bars = [(begun, ended - begun) for begun, ended in spans]
+        colour = SECOND if row == len(slides) else MODEL
+        axes.broken_barh(bars, (row - 0.4, 0.8), facecolors=colour, edgecolors="white", linewidth=0.2)
+    axes.set(xlabel="seconds since the first batch", yticks=range(len(rows)), yticklabels=[_label(name) for name, _ in rows])
+    axes.invert_yaxis()
+    _save(figure, path)
+
+
 def said(metric: dict[str, float | None]) -> str:
     """A metric with its interval, as text."""
     if metric["value"] is None:

@@ -4,7 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from pathovit import RESEARCH_USE
 from pathovit.bench import PEERS, device_use, measure_peer
 from pathovit.errors import SettingsError
 from pathovit.settings import TileSpec
@@ -13,13 +15,14 @@ from pathovit.tiling import fill_spec, lay_grid
 
 
 def test_device_use_counts_overlapping_batches_once() -> None:
-    busy, pause = device_use([(0.0, 2.0), (1.0, 3.0), (5.0, 6.0), (5.2, 5.5)])
+    busy, pause = device_use([[(0.0, 2.0), (5.0, 6.0)], [(1.0, 3.0), (5.2, 5.5)]])
     assert (busy, pause) == (4.0, 2.0)
 
 
 def test_every_step_is_measured_on_a_slide(maker, tmp_path: Path) -> None:
     slide = maker.make_slide(tmp_path, maker.SampleSpec("s", 1, (3000, 3000), tumour_fraction=0.2))
     command = [sys.executable, "-c", "from pathovit.cli import main; main()", "bench", str(slide), "--runs", "1", "--json"]
+    command += ["--timeline", str(tmp_path / "timeline.png")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     steps = {line["step"].strip(): line for line in json.loads(done.stdout)["steps"]}
@@ -27,6 +30,8 @@ def test_every_step_is_measured_on_a_slide(maker, tmp_path: Path) -> None:
         assert steps[name]["rate"] > 0, name
     assert steps["end to end"]["rate"] <= 1.5 * steps["encode alone"]["rate"]
     assert "peak memory of all processes" in steps["whole run"]["remark"]
+    with Image.open(tmp_path / "timeline.png") as picture:
+        assert picture.text["Comment"] == RESEARCH_USE
 
 
 def test_an_unknown_peer_is_refused_and_one_that_is_not_installed_says_so(squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,9 @@ def bench(
         str | None, typer.Option("--against", help="An installed package that reads the same tiles: lazyslide or tiatoolbox.")
     ] = None,
     runs: Annotated[int, typer.Option("--runs", min=1, help="Each measurement is the median of so many.")] = 5,
+    timeline: Annotated[
+        Path | None, typer.Option("--timeline", metavar="FILE.png", help="Draw when the device had which slide's tiles.")
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure every step on slides of yours, and the machine's own limits beside them. Without slides, one is made."""
@@ -62,7 +65,7 @@ def bench(
         else:
             sys.stderr.write("no slide given: making one\n")
             jobs = [made_slide(Path(folder), slide_maker())]
-        lines = measure(jobs, settings, runs, against)
+        lines = measure(jobs, settings, runs, against, timeline)
     if as_json:
         rows = [{name: None if value != value else value for name, value in asdict(line).items()} for line in lines]
         typer.echo(json.dumps({"versions": versions(), "settings": settings.to_dict(), "runs": runs, "steps": rows}, indent=1))
