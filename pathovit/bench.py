@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pathovit.device import allowed_cores
+from pathovit.device import allowed_cores, keep_freed_memory
 from pathovit.encoders.records import EncoderRecord, known_record
 from pathovit.errors import SettingsError
 from pathovit.pipeline import SlideJob, batch_tiles, plan_slide, tile_spec
@@ -63,6 +63,7 @@ def bench(
     if timeline:
         draw_timeline(timeline, jobs, done[-1], settings)
     lines = summary_of(done)
+    keep_freed_memory()  # as the workers do
     lines += measure_planning(jobs, settings, record, runs)
     _, slide, grid = plan_slide(jobs[0], settings, record)
     with slide:
@@ -255,10 +256,8 @@ for _ in range({runs}):
 def measure_encoding(slide: Slide, grid: TileGrid, settings: Settings, runs: int) -> list[Measured]:
     import torch
 
-    from pathovit.device import keep_freed_memory
     from pathovit.encoders import load_encoder
 
-    keep_freed_memory()
     torch.set_num_threads(allowed_cores())
     embed = settings.embed
     loading = time.perf_counter()

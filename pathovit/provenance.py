@@ -9,7 +9,7 @@ from typing import Any
 from pathovit import RESEARCH_USE, __version__
 
 LIBRARIES = ("torch", "timm", "openslide-python", "openslide-bin", "tifffile", "zarr", "dask", "scikit-image", "numpy")
-STEP_VERSIONS = {"tissue": 2, "tiling": 2, "embedding": 1, "aggregator": 2, "heatmap": 2}  # raised when results change
+STEP_VERSIONS = {"tissue": 2, "tiling": 3, "embedding": 1, "aggregator": 2, "heatmap": 2}  # raised when results change
 
 
 def versions() -> dict[str, str]:

@@ -10,13 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
-from PIL import Image
-
 from pathovit.errors import ResolutionError, SettingsError, SlideOpenError, TileReadError
 from pathovit.geometry import XY, Box
 from pathovit.preflight import FLAT_SUFFIXES, check_file, content_sha256, slide_id
-from pathovit.readers import RGB, PixelSource, composite
+from pathovit.readers import RGB, PixelSource, average, composite
 from pathovit.readers.compressed import CompressedTiles, locate_tiles
 from pathovit.readers.flat import FlatSource
 from pathovit.readers.openslide_reader import OpenSlideSource
@@ -83,7 +80,7 @@ class Slide:
         if self.compressed and (pixels := self.compressed.read(level.index, x_level, y_level, width, height, scale)) is not None:
             return pixels, 0.0
         pixels, empty = composite(self._source.read(level.index, x_level, y_level, width, height), self.background)
-        return (np.asarray(Image.fromarray(pixels).reduce(scale)) if scale > 1 else pixels), empty
+        return average(pixels, (width // scale, height // scale)), empty
 
     def close(self) -> None:
         self._source.close()

@@ -15,7 +15,7 @@ from PIL import Image
 
 from pathovit.errors import NoTissueError, ResolutionError, SettingsError
 from pathovit.geometry import XY, box_fraction, integral_image, l0_per_px
-from pathovit.readers import RGB
+from pathovit.readers import RGB, average
 from pathovit.readers.compressed import SCALES
 from pathovit.settings import TileSpec
 from pathovit.slide import Slide
@@ -186,7 +186,6 @@ def resize_tile(rgb: RGB, tile_px: int | None) -> RGB:
     height, width = rgb.shape[:2]
     if (height, width) == (tile_px, tile_px):
         return rgb
-    image = Image.fromarray(rgb)
     if height % tile_px == 0 and width % tile_px == 0:
-        return np.asarray(image.reduce((width // tile_px, height // tile_px)))
-    return np.asarray(image.resize((tile_px, tile_px), Image.Resampling.BILINEAR))
+        return average(rgb, (tile_px, tile_px))
+    return np.asarray(Image.fromarray(rgb).resize((tile_px, tile_px), Image.Resampling.BILINEAR))

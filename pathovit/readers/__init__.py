@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,3 +36,10 @@ def composite(rgba: NDArray[np.uint8], background: tuple[int, int, int]) -> tupl
 def without_path(error: BaseException, path: Path) -> str:
     """The error's text without the folder it names: reports travel, and folders can name patients."""
     return str(error).replace(str(path), path.name).strip() or type(error).__name__
+
+
+def average(rgb: RGB, size: tuple[int, int]) -> RGB:
+    """To (width, height), which divide those of the image: every pixel the mean of those it stands for."""
+    if size == (rgb.shape[1], rgb.shape[0]):
+        return rgb
+    return np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
