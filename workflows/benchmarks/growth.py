@@ -1,9 +1,9 @@
 """How cost grows: tiles per second and peak memory over tiles, workers and slides.
 
-python workflows/benchmarks/growth.py SLIDE --out FOLDER [--tiles 1000 10000 100000] [--workers 1 2] [--slides 1 8]
+python workflows/benchmarks/growth.py SLIDE --out FOLDER [--tiles 1000 10000 100000] [--workers 1 2] [--slides 1 8] [options of `pathovit embed`]
 
-Every measurement is a `pathovit embed` of its own. Slides beyond the first are links to the same file with another byte
-at its end, so that they count as other slides. Writes growth.json and growth.md to FOLDER.
+Every measurement is a `pathovit embed` of its own. Several slides are copies of the file with another byte at the
+end of each, so that they count as different slides. Writes growth.json and growth.md to FOLDER.
 """
 
 from __future__ import annotations
@@ -51,8 +51,7 @@ def main() -> None:
     parser.add_argument("--tiles", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--slides", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("more", nargs="*", help="options for `pathovit embed`, after --")
-    options = parser.parse_args()
+    options, more = parser.parse_known_args()
     options.out.mkdir(parents=True, exist_ok=True)
     found: list[dict[str, Any]] = []
     table = ["| slides | workers | tiles | wall s | tiles/s | peak MB |", "|---|---|---|---|---|---|"]
@@ -61,7 +60,7 @@ def main() -> None:
         for workers in options.workers:
             line: list[tuple[int, float]] = []
             for tiles in options.tiles:
-                figures = measure(slides, options.out / "features", max(1, tiles // count), workers, options.more)
+                figures = measure(slides, options.out / "features", max(1, tiles // count), workers, more)
                 found.append({"slides": count, "workers": workers, **figures})
                 line.append((figures["tiles"], figures["wall_s"]))
                 rate = figures["tiles"] / figures["wall_s"]
