@@ -23,7 +23,7 @@ from pathovit.errors import SettingsError
 from pathovit.pipeline import SlideJob, batch_tiles, plan_slide, tile_spec
 from pathovit.settings import Settings
 from pathovit.slide import Slide, open_slide
-from pathovit.tiling import TileGrid, read_tile, resize_tile
+from pathovit.tiling import TileGrid, corner, read_tile, resize_tile
 
 if TYPE_CHECKING:
     from pathovit.embedding import Span
@@ -201,9 +201,8 @@ def measure_reading(slide: Slide, grid: TileGrid, settings: Settings, runs: int)
         level = plain.levels[grid.read_level]
 
         def openslide_alone() -> int:
-            for x_l0, y_l0 in grid.xy[few]:
-                at = (round(x_l0 / level.downsample[0]), round(y_l0 / level.downsample[1]))
-                resize_tile(plain.read(level, *at, *grid.read_px)[0], grid.spec.tile_px)
+            for index in few:
+                resize_tile(plain.read(level, *corner(plain, grid, int(index)), *grid.read_px)[0], grid.spec.tile_px)
             return len(few)
 
         seconds, tiles = median_s(openslide_alone, runs)
@@ -214,11 +213,10 @@ def measure_reading(slide: Slide, grid: TileGrid, settings: Settings, runs: int)
 def decode_alone(slide: Slide, grid: TileGrid, some: np.ndarray[Any, Any]) -> int:
     """Decode every compressed tile under the given tiles, once; as many as reading had to."""
     assert slide.compressed
-    level = slide.levels[grid.read_level]
     tiled = slide.compressed.levels[grid.read_level]
     needed = set()
-    for x_l0, y_l0 in grid.xy[some]:
-        left, top = round(x_l0 / level.downsample[0]), round(y_l0 / level.downsample[1])
+    for tile in some:
+        left, top = corner(slide, grid, int(tile))
         for row in range(top // tiled.tile[1], (top + grid.read_px[1] - 1) // tiled.tile[1] + 1):
             for column in range(left // tiled.tile[0], (left + grid.read_px[0] - 1) // tiled.tile[0] + 1):
                 needed.add(row * tiled.columns + column)
@@ -348,8 +346,9 @@ def peak_memory(pid: int | None = None) -> Iterator[list[int]]:
     root = psutil.Process(pid)
 
     def sample() -> None:
-        while not over.wait(SAMPLE_EVERY_S):
-            total = 0
+        took = 0.0
+        while not over.wait(max(SAMPLE_EVERY_S, 20 * took)):  # sampling costs those it looks at, too
+            began, total = time.perf_counter(), 0
             children = root.children(recursive=True) if root.is_running() else []
             for process in [root, *children]:
                 try:
@@ -358,6 +357,7 @@ def peak_memory(pid: int | None = None) -> Iterator[list[int]]:
                     continue  # ended meanwhile
                 total += getattr(memory, "pss", memory.rss)
             peak[0] = max(peak[0], total)
+            took = time.perf_counter() - began
 
     thread = threading.Thread(target=sample, daemon=True)
     thread.start()

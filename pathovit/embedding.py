@@ -17,30 +17,33 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import Empty, PriorityQueue
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pathovit.device import step_back
-from pathovit.encoders import Encoder
+from pathovit.encoders import Encoder, Pixels
 from pathovit.errors import TileReadError, WeightsError
 from pathovit.features import Verdict
 from pathovit.readers import RGB
+from pathovit.readers.compressed import CodedTile
+from pathovit.readers.device_decoder import DeviceDecoder
 from pathovit.slide import Slide
-from pathovit.tiling import TileGrid, read_tile
+from pathovit.tiling import TileGrid, corner, read_tile
 from pathovit.watchdog import Watchdog
 
 READ_TOGETHER = 8  # neighbouring tiles that one thread reads
 AHEAD_BATCHES = 4  # batches that readers may be ahead of the device
 AHEAD_BYTES = 128 * 2**20  # and no more than this
 FLYING_BATCHES = 3  # batches of a part that the device knows of
-Judged = tuple[RGB | None, Verdict]
+Judged = tuple[RGB | CodedTile | None, Verdict]
 Span = tuple[float, float]  # when the device began and ended a batch, seconds since the epoch
 Features = Future[tuple[NDArray[np.float32], Span]]  # (B, D), to come
 Chunk = tuple[int, NDArray[np.float16], NDArray[np.uint8]]  # index, features (n, D), verdict (n,)
 
 
-def judge_tile(slide: Slide, grid: TileGrid, index: int) -> Judged:
+def judge_tile(slide: Slide, grid: TileGrid, index: int) -> tuple[RGB | None, Verdict]:
     """Read one tile: its pixels and OK, or None and why not."""
     try:
         tile = read_tile(slide, grid, index)
@@ -49,11 +52,18 @@ def judge_tile(slide: Slide, grid: TileGrid, index: int) -> Judged:
     return (tile, Verdict.OK) if tile is not None else (None, Verdict.MISSING)
 
 
+def fetch_tile(slide: Slide, grid: TileGrid, index: int) -> Judged:
+    """A tile as it lies in the file, for the device to decode; where that cannot be had, as `judge_tile` reads it."""
+    assert slide.compressed
+    coded = slide.compressed.coded(grid.read_level, *corner(slide, grid, index), *grid.read_px)
+    return (coded, Verdict.OK) if coded else judge_tile(slide, grid, index)
+
+
 @dataclass(frozen=True)
 class Batch:
     """Readable tiles of one chunk, and the chunk's arrays that they will fill."""
 
-    pixels: NDArray[np.uint8]  # (B, tile_px, tile_px, 3)
+    pixels: Pixels  # (B, tile_px, tile_px, 3)
     rows: list[int]  # of the chunk
     dealt: int  # tiles done with this batch, readable or not
     chunk: Chunk
@@ -63,8 +73,12 @@ class Batch:
 class Embedder:
     """The readers, the device and the watchdog of one process. Use it as a context manager."""
 
-    def __init__(self, encoder: Encoder, readers: int, read_timeout_s: float = 120.0) -> None:
+    def __init__(
+        self, encoder: Encoder, readers: int, read_timeout_s: float = 120.0, decoder: DeviceDecoder | None = None
+    ) -> None:
+        """`decoder` serves the slides whose reader is "device"."""
         self.encoder = encoder
+        self._decoder = decoder
         self._watchdog = Watchdog(read_timeout_s)
         give_way = step_back if encoder.device.type == "cpu" else None  # the readers' cores are the device
         self._readers = ThreadPoolExecutor(readers, thread_name_prefix="reader", initializer=give_way)
@@ -127,31 +141,67 @@ class Embedder:
     def _batches(
         self, slide: Slide, grid: TileGrid, chunks: Sequence[int], chunk_tiles: int, batch_tiles: int
     ) -> Iterator[Batch]:
+        decoder = self._decoder if slide.reader == "device" else None
+        if decoder and slide.compressed and grid.read_level in slide.compressed.levels:
+            decoder.check(slide.path, slide.compressed, grid.read_level)
         rows_of = {chunk: range(chunk * chunk_tiles, min((chunk + 1) * chunk_tiles, len(grid))) for chunk in chunks}
-        judged = self._read_ahead(slide, grid, [index for chunk in chunks for index in rows_of[chunk]], batch_tiles)
+        indices = [index for chunk in chunks for index in rows_of[chunk]]
+        judged = self._read_ahead(fetch_tile if decoder else judge_tile, slide, grid, indices, batch_tiles)
         for index in chunks:
             tiles = len(rows_of[index])
             chunk = (index, np.full((tiles, self.encoder.dim), np.nan, np.float16), np.full(tiles, Verdict.PENDING, np.uint8))
-            pixels, dealt = self.encoder.buffer(batch_tiles), 0
-            rows: list[int] = []
+            found: dict[int, RGB | CodedTile] = {}
+            dealt = 0
             for row in range(tiles):
                 tile, chunk[2][row] = next(judged)
                 dealt += 1
                 if tile is not None:
-                    pixels[len(rows)] = tile
-                    rows.append(row)
-                if len(rows) == batch_tiles or row == tiles - 1:
-                    yield Batch(pixels[: len(rows)], rows, dealt, chunk, row == tiles - 1)
-                    pixels, rows, dealt = self.encoder.buffer(batch_tiles), [], 0
+                    found[row] = tile
+                if len(found) == batch_tiles or row == tiles - 1:
+                    pixels = self._decode(decoder, slide, grid, chunk, chunk_tiles, found) if decoder else self._copy(found)
+                    yield Batch(pixels, list(found), dealt, chunk, row == tiles - 1)
+                    found, dealt = {}, 0
 
-    def _read_ahead(self, slide: Slide, grid: TileGrid, indices: list[int], batch_tiles: int) -> Iterator[Judged]:
+    def _copy(self, found: dict[int, Any]) -> Pixels:
+        """Tiles, by their rows of a chunk, as one array that the device takes up without another copy."""
+        pixels = self.encoder.buffer(len(found))
+        for place, tile in enumerate(found.values()):
+            pixels[place] = tile
+        return pixels
+
+    def _decode(
+        self, decoder: DeviceDecoder, slide: Slide, grid: TileGrid, chunk: Chunk, chunk_tiles: int, found: dict[int, Any]
+    ) -> Pixels:
+        """The same on the device. What it cannot decode is read as ever, and leaves `found` if that cannot be done either."""
+        import torch
+
+        index, _, verdict = chunk
+        pixels, lost = decoder.read(slide.path, list(found.values()), grid.read_px, self.encoder.tile_px)
+        rows = list(found)
+        for place in lost:
+            with self._watchdog:
+                tile, verdict[rows[place]] = judge_tile(slide, grid, index * chunk_tiles + rows[place])
+            if tile is None:
+                del found[rows[place]]
+            else:
+                pixels[place] = torch.from_numpy(tile)
+        return pixels[[place for place, row in enumerate(rows) if row in found]] if lost else pixels
+
+    def _read_ahead(
+        self,
+        judge: Callable[[Slide, TileGrid, int], Judged],
+        slide: Slide,
+        grid: TileGrid,
+        indices: list[int],
+        batch_tiles: int,
+    ) -> Iterator[Judged]:
         """Tiles in order, with a bounded number of them read or being read ahead."""
 
         def read(some: Sequence[int]) -> list[Judged]:
             found = []
             for index in some:
                 with self._watchdog:
-                    found.append(judge_tile(slide, grid, index))
+                    found.append(judge(slide, grid, index))
             return found
 
         tile_bytes = 3 * max(self.encoder.tile_px**2, grid.read_px[0] * grid.read_px[1])

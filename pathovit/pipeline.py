@@ -231,9 +231,16 @@ def plan_fields(done: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_embedder(encoder: Encoder, settings: Settings) -> Embedder:
+    """Raises SettingsError where the device cannot decode, and was asked to."""
     from pathovit.embedding import Embedder
+    from pathovit.readers.device_decoder import DeviceDecoder
 
-    return Embedder(encoder, settings.run.readers or allowed_cores(), settings.run.read_timeout_s)
+    decoder = None
+    if settings.embed.reader == "device":
+        if encoder.compiled is not None:
+            raise SettingsError(f"--reader device cannot feed --engine {encoder.engine}. Use --reader auto.")
+        decoder = DeviceDecoder(encoder.device)
+    return Embedder(encoder, settings.run.readers or allowed_cores(), settings.run.read_timeout_s, decoder)
 
 
 def embed_part(

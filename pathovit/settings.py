@@ -64,7 +64,7 @@ class EmbedSettings:
     weights: str | None = None  # a .safetensors file; None: the record's own
     precision: str = "auto"  # auto, fp32, bf16; int8 with openvino
     engine: str = "torch"  # or openvino
-    reader: str = "auto"  # auto, direct or openslide
+    reader: str = "auto"  # auto, direct, device or openslide
     batch_tiles: int | None = None  # None: 32 on a CPU, 256 on a GPU
     part_tiles: int = 4096  # one Dask task; whole chunks
     chunk_tiles: int = 1024  # one commit on disk
@@ -77,8 +77,8 @@ class EmbedSettings:
             raise SettingsError(f"embed.engine is {self.engine!r}, expected torch or openvino.")
         if self.precision == "int8" and self.engine != "openvino":
             raise SettingsError("embed.precision int8 needs embed.engine openvino (--engine openvino).")
-        if self.reader not in ("auto", "direct", "openslide"):
-            raise SettingsError(f"embed.reader is {self.reader!r}, expected auto, direct or openslide.")
+        if self.reader not in ("auto", "direct", "device", "openslide"):
+            raise SettingsError(f"embed.reader is {self.reader!r}, expected auto, direct, device or openslide.")
         if self.chunk_tiles < 1 or (self.batch_tiles is not None and self.batch_tiles < 1):
             raise SettingsError(f"embed.batch_tiles is {self.batch_tiles}, chunk_tiles {self.chunk_tiles}; expected at least 1.")
         if self.chunk_tiles % (self.batch_tiles or 1):

@@ -47,7 +47,7 @@ class Slide:
     bounds: Box  # the part that was scanned, level-0 pixels
     has_bounds: bool  # the file states them, so QuPath crops to them
     background: tuple[int, int, int]
-    reader: str  # "direct": compressed tiles, with OpenSlide behind them; "openslide"; "flat image"
+    reader: str  # "direct" or "device": compressed tiles, with OpenSlide behind them; "openslide"; "flat image"
     _source: PixelSource = field(repr=False, compare=False)
     compressed: CompressedTiles | None = field(repr=False, compare=False)
 
@@ -106,7 +106,8 @@ def open_slide(
     mpp : um per pixel of level 0, one number or (x, y); overrides the file's own
     mpp_source : where that override came from
     sha256 : content digest, if it is known already; else the file is read once to compute it
-    reader : "auto" reads compressed tiles directly where that gives OpenSlide's pixels; "openslide" never, "direct" always
+    reader : "auto" reads compressed tiles directly where that gives OpenSlide's pixels; "openslide" never, "direct" always;
+        "device" marks slides whose JPEG tiles the encoder's device is to decode (here they are read as ever)
 
     Raises
     ------
@@ -126,6 +127,7 @@ def open_slide(
             raise SettingsError(
                 f"--reader direct: {path.name} does not hold its pyramid as plain JPEG or JPEG 2000 tiles. Use --reader auto."
             )
+        on_device = reader == "device" and tiles is not None and tiles.levels[0].is_jpeg
         return Slide(
             path=path,
             id=slide_id(path, digest),
@@ -137,7 +139,7 @@ def open_slide(
             bounds=bounds,
             has_bounds=has_bounds,
             background=_find_background(properties),
-            reader="direct" if tiles else "flat image" if vendor == FLAT else "openslide",
+            reader="device" if on_device else "direct" if tiles else "flat image" if vendor == FLAT else "openslide",
             _source=source,
             compressed=tiles,
         )

@@ -115,13 +115,14 @@ class MeanColourEncoder:
     def __init__(self, tile_px: int = 128, mpp: float = MPP) -> None:
         self.dim, self.tile_px, self.mpp, self.name = 3, tile_px, mpp, "mean_colour"
         self.record = SimpleNamespace(tile_px=tile_px, mpp=mpp, name=self.name)
-        self.device = SimpleNamespace(type="cpu")
+        self.device = SimpleNamespace(type="cpu", index=None)
+        self.compiled = None
 
     def buffer(self, tiles: int) -> NDArray[np.uint8]:
         return np.empty((tiles, self.tile_px, self.tile_px, 3), np.uint8)
 
     def embed(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return tiles.mean((1, 2)).astype(np.float32)
+        return np.asarray(tiles).mean((1, 2)).astype(np.float32)
 
     def launch(self, tiles: NDArray[np.uint8]) -> Callable[[], NDArray[np.float32]]:
         features = self.embed(tiles)

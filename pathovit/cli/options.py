@@ -55,7 +55,10 @@ BatchTiles = Annotated[
 ]
 Reader = Annotated[
     str | None,
-    typer.Option("--reader", help="auto, direct (compressed tiles, without OpenSlide) or openslide.  [default: auto]"),
+    typer.Option(
+        "--reader",
+        help="auto, direct (compressed tiles, without OpenSlide), device (the GPU decodes them) or openslide.  [default: auto]",
+    ),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.  [default: auto]")]
 Workers = Annotated[int | None, typer.Option("--workers", help="Worker processes.  [default: one per GPU, or one]")]

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+Pixels: TypeAlias = "NDArray[np.uint8] | torch.Tensor"  # uint8; a tensor is on the device already
 RANDOM = "random"  # as weights: seeded noise, for benchmarks and tests
 HEAD_NAMES = ("head.", "head_dist.", "fc.", "classifier.", "pre_logits.")
 
@@ -60,19 +61,21 @@ class Encoder:
         pinned = self.device.type == "cuda"
         return torch.empty((tiles, self.tile_px, self.tile_px, 3), dtype=torch.uint8, pin_memory=pinned).numpy()
 
-    def embed(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def embed(self, tiles: Pixels) -> NDArray[np.float32]:
         """Features (B, D) of tiles uint8 (B, tile_px, tile_px, 3)."""
         return self.launch(tiles)()
 
-    def launch(self, tiles: NDArray[np.uint8]) -> Callable[[], NDArray[np.float32]]:
+    def launch(self, tiles: Pixels) -> Callable[[], NDArray[np.float32]]:
         """Begin to embed; call what is returned for the features. On a GPU it works on while the next batch is begun."""
         import torch
 
         if self.compiled is not None:
+            assert isinstance(tiles, np.ndarray)
             features = self.compiled(tiles)
             return lambda: features
         with torch.inference_mode():
-            pixels = torch.from_numpy(tiles).to(self.device, non_blocking=True)
+            pixels = torch.from_numpy(tiles) if isinstance(tiles, np.ndarray) else tiles
+            pixels = pixels.to(self.device, non_blocking=True)
             found = self.forward(pixels).float()
             if self.device.type != "cuda":
                 on_host = found.cpu().numpy()

@@ -44,6 +44,25 @@ class TiledLevel:
     head: bytes  # what a JPEG tile begins with: shared tables and colour transform
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A compressed tile as a part of a tile of the grid."""
+
+    level: int
+    index: int
+    coded: bytes
+    left: int  # of its corner, in pixels of the grid's tile before it is resized
+    top: int
+
+
+@dataclass(frozen=True)
+class CodedTile:
+    """A tile of the grid as it lies in the file."""
+
+    pieces: list[Piece]
+    piece_px: tuple[int, int]  # width, height of a decoded piece
+
+
 class CompressedTiles:
     """The compressed tiles of a slide file; reading is safe from several threads."""
 
@@ -60,10 +79,8 @@ class CompressedTiles:
         None where this is not the place to read them: no such level, beyond its edge, off the scaled pixels, a tile
         that is missing or damaged.
         """
-        tiled = self.levels.get(level)
+        tiled = self._around(level, x, y, width, height)
         if tiled is None or scale not in SCALES or (scale > 1 and not tiled.is_jpeg):
-            return None
-        if x < 0 or y < 0 or x + width > tiled.size[0] or y + height > tiled.size[1]:
             return None
         if any(length % scale for length in (x, y, width, height, *tiled.tile)):
             return None
@@ -81,6 +98,28 @@ class CompressedTiles:
                     top - row * high : bottom - row * high, left - column * wide : right - column * wide
                 ]
         return pixels
+
+    def coded(self, level: int, x: int, y: int, width: int, height: int) -> CodedTile | None:
+        """The JPEG tiles that cover a rectangle of a level. None where `read` would give None, or another codec is used."""
+        tiled = self._around(level, x, y, width, height)
+        if tiled is None or not tiled.is_jpeg:
+            return None
+        wide, high = tiled.tile
+        pieces = []
+        for row in range(y // high, (y + height - 1) // high + 1):
+            for column in range(x // wide, (x + width - 1) // wide + 1):
+                index = row * tiled.columns + column
+                if (found := self.bytes_of(tiled, index)) is None:
+                    return None
+                pieces.append(Piece(level, index, found, column * wide - x, row * high - y))
+        return CodedTile(pieces, tiled.tile)
+
+    def _around(self, level: int, x: int, y: int, width: int, height: int) -> TiledLevel | None:
+        """The level, if the rectangle lies within it."""
+        tiled = self.levels.get(level)
+        if tiled is None or x < 0 or y < 0 or x + width > tiled.size[0] or y + height > tiled.size[1]:
+            return None
+        return tiled
 
     def _tile(self, level: int, index: int, scale: int) -> RGB | None:
         key = (level, index, scale)
@@ -100,19 +139,26 @@ class CompressedTiles:
         return tile
 
     def decode(self, tiled: TiledLevel, index: int, scale: int) -> RGB | None:
-        length, offset = int(tiled.lengths[index]), int(tiled.offsets[index])
-        if length < 4:
-            return None
         wide, high = tiled.tile[0] // scale, tiled.tile[1] // scale
+        if (coded := self.bytes_of(tiled, index)) is None:
+            return None
         try:
             if tiled.is_jpeg:
-                data = tiled.head + os.pread(self._file, length - 2, offset + 2)  # the tile's own start-of-image is left out
-                tile = simplejpeg.decode_jpeg(data, "RGB", min_height=high, min_width=wide)
+                tile = simplejpeg.decode_jpeg(coded, "RGB", min_height=high, min_width=wide)
             else:
-                tile = imagecodecs.jpeg2k_decode(os.pread(self._file, length, offset))
+                tile = imagecodecs.jpeg2k_decode(coded)
         except (ValueError, imagecodecs.Jpeg2kError):
             return None  # damaged: OpenSlide is asked, and its answer stands
         return tile if tile.shape == (high, wide, 3) and tile.dtype == np.uint8 else None
+
+    def bytes_of(self, tiled: TiledLevel, index: int) -> bytes | None:
+        """A compressed tile, as a decoder takes it; None for one that was left out."""
+        length, offset = int(tiled.lengths[index]), int(tiled.offsets[index])
+        if length < 4:
+            return None
+        if tiled.is_jpeg:
+            return tiled.head + os.pread(self._file, length - 2, offset + 2)  # the tile's own start-of-image is left out
+        return os.pread(self._file, length, offset)
 
     def agrees_with(self, read: Callable[[int, int, int, int, int], RGB | None]) -> bool:
         """Whether tiles of level 0 come out as `read(level, x, y, width, height)` reads them, bit for bit.

@@ -1,0 +1,185 @@
+"""DeviceDecoder: JPEG tiles decoded by the encoder's device. The one door to nvImageCodec.
+
+Compressed bytes go up, and tiles come out where the encoder wants them: a GPU with few cores beside it need not wait for
+them. Its decoder rounds in its own way, so pixels differ a little from OpenSlide's, and the choice is part of the recipe.
+On a CPU the same library uses libjpeg-turbo, which gives OpenSlide's pixels.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pathovit.device import allowed_cores
+from pathovit.errors import SettingsError, SlideError
+from pathovit.readers import RGB
+from pathovit.readers.compressed import CodedTile, CompressedTiles, Piece
+
+if TYPE_CHECKING:
+    import torch
+
+KEPT_BYTES = 512 * 2**20  # of decoded pieces, on the device: neighbouring tiles share them
+SHRUNK_TOGETHER = 32  # tiles that are averaged at once: it is done in fp32
+DEVIATION = 2.0  # grey levels, in the mean, that a decoder may differ from libjpeg; wrong colours differ by more
+Key = tuple[Path, int, int]  # slide, level, index
+
+
+class DeviceDecoder:
+    """Decodes on one device; safe from several threads."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Raises SettingsError where nvImageCodec is not installed, or does not know the device."""
+        import torch
+
+        codec = load_codec(device.type)
+        self._on_gpu = device.type == "cuda"
+        if self._on_gpu:
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._device = device
+        self._decoder = codec.Decoder(
+            device_id=(device.index or 0) if self._on_gpu else codec.NVIMGCODEC_DEVICE_CPU_ONLY,
+            max_num_cpu_threads=max(1, allowed_cores() - 1),
+            backends=None if self._on_gpu else [codec.Backend(codec.BackendKind.CPU_ONLY)],
+            options=":fancy_upsampling=1",  # of chroma, as libjpeg does it
+        )
+        self._as_rgb = codec.DecodeParams(
+            apply_exif_orientation=False, color_spec=codec.ColorSpec.SRGB, sample_format=codec.SampleFormat.I_RGB
+        )
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[Key, torch.Tensor] = OrderedDict()
+        self._kept_bytes = 0
+
+    def read(
+        self, path: Path, tiles: Sequence[CodedTile | RGB], read_px: tuple[int, int], tile_px: int
+    ) -> tuple[torch.Tensor, list[int]]:
+        """Tiles of a slide on the device, averaged to the side asked for.
+
+        Parameters
+        ----------
+        tiles : as they lie in the file; or read already, uint8 (tile_px, tile_px, 3)
+        read_px : width and height of a tile before it is averaged
+
+        Returns
+        -------
+        uint8 (B, tile_px, tile_px, 3), and the places of those that could not be decoded
+        """
+        import torch
+
+        out = torch.empty((len(tiles), tile_px, tile_px, 3), dtype=torch.uint8, device=self._device)
+        coded = [(place, tile) for place, tile in enumerate(tiles) if isinstance(tile, CodedTile)]
+        lost = []
+        with self._lock, self._own_stream():
+            decoded = self._decode(path, [piece for _, tile in coded for piece in tile.pieces])
+            for first in range(0, len(coded), SHRUNK_TOGETHER):
+                some = coded[first : first + SHRUNK_TOGETHER]
+                whole = torch.empty((len(some), read_px[1], read_px[0], 3), dtype=torch.uint8, device=self._device)
+                for row, (place, tile) in enumerate(some):
+                    if not _lay(whole[row], tile, [decoded.get((path, piece.level, piece.index)) for piece in tile.pieces]):
+                        lost.append(place)
+                out[[place for place, _ in some]] = shrink(whole, tile_px)
+            for place, read in enumerate(tiles):
+                if not isinstance(read, CodedTile):
+                    out[place] = torch.from_numpy(read).to(self._device)
+        return out, lost
+
+    def check(self, path: Path, compressed: CompressedTiles, level: int) -> None:
+        """Raises SlideError where the device's decoder sees other pixels than libjpeg in the level's most detailed tile."""
+        tiled = compressed.levels[level]
+        index = int(np.argmax(tiled.lengths))
+        ours = compressed.decode(tiled, index, 1)
+        if ours is None:
+            return  # damaged: its verdict is the reader's to find
+        coded = compressed.bytes_of(tiled, index)
+        assert coded is not None
+        with self._lock, self._own_stream():
+            theirs = self._decode(path, [Piece(level, index, coded, 0, 0)]).get((path, level, index))
+        if theirs is None or np.abs(theirs.cpu().numpy().astype(int) - ours).mean() > DEVIATION:
+            raise SlideError(path, "the device decodes its JPEG tiles otherwise than libjpeg. Use --reader auto.")
+
+    def _decode(self, path: Path, pieces: Sequence[Piece]) -> dict[Key, torch.Tensor]:
+        """The pieces that can be decoded, uint8 (h, w, 3), each once, and none that is kept from before."""
+        found: dict[Key, torch.Tensor] = {}
+        new: dict[Key, bytes] = {}
+        for piece in pieces:
+            key = (path, piece.level, piece.index)
+            if (kept := self._kept.get(key)) is not None:
+                self._kept.move_to_end(key)
+                found[key] = kept
+            else:
+                new[key] = piece.coded
+        if new:
+            on = self._stream.cuda_stream if self._on_gpu else 0
+            for key, image in zip(
+                new, self._decoder.decode(list(new.values()), params=self._as_rgb, cuda_stream=on), strict=True
+            ):
+                if image is not None:
+                    found[key] = self._kept[key] = self._tensor(image)
+                    self._kept_bytes += found[key].nbytes
+        while self._kept_bytes > KEPT_BYTES:
+            self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+        return found
+
+    def _tensor(self, image: Any) -> torch.Tensor:
+        import torch
+        from torch.utils.dlpack import from_dlpack
+
+        return from_dlpack(image) if self._on_gpu else torch.from_numpy(np.asarray(image))
+
+    @contextmanager
+    def _own_stream(self) -> Iterator[None]:
+        """Work beside the encoder's stream, and be done at the end."""
+        import torch
+
+        with torch.inference_mode():
+            if not self._on_gpu:
+                yield
+                return
+            with torch.cuda.stream(self._stream):
+                yield
+            self._stream.synchronize()
+
+
+def load_codec(device: str) -> Any:
+    """nvImageCodec for a type of device. Raises SettingsError where it is not installed or does not know the device."""
+    if device not in ("cuda", "cpu"):
+        raise SettingsError(f"--reader device: nothing decodes JPEG on {device}. Use --reader auto.")
+    try:
+        from nvidia import nvimgcodec
+    except ImportError as error:
+        raise SettingsError(
+            f'--reader device needs nvImageCodec ({error}). Install it with: pip install "pathovit[gpu]", or use --reader auto.'
+        ) from error
+    return nvimgcodec
+
+
+def shrink(whole: torch.Tensor, tile_px: int) -> torch.Tensor:
+    """uint8 (B, H, W, 3) to (B, tile_px, tile_px, 3), as tiles read on the CPU are: by averaging for whole factors."""
+    from torch.nn import functional
+
+    height, width = whole.shape[1:3]
+    if (height, width) == (tile_px, tile_px):
+        return whole
+    images = whole.permute(0, 3, 1, 2).float()
+    if height % tile_px == 0 and width % tile_px == 0:
+        images = functional.avg_pool2d(images, (height // tile_px, width // tile_px))
+    else:
+        images = functional.interpolate(images, (tile_px, tile_px), mode="bilinear", antialias=True)
+    return images.add_(0.5).clamp_(0, 255).byte().permute(0, 2, 3, 1)
+
+
+def _lay(whole: torch.Tensor, tile: CodedTile, pieces: Sequence[torch.Tensor | None]) -> bool:
+    """Lay the pieces of a tile (H, W, 3) where they belong; whether all were there."""
+    height, width = whole.shape[:2]
+    for piece, pixels in zip(tile.pieces, pieces, strict=True):
+        if pixels is None or pixels.shape[:2] != tile.piece_px[::-1]:
+            return False
+        top, left = max(piece.top, 0), max(piece.left, 0)
+        bottom, right = min(piece.top + pixels.shape[0], height), min(piece.left + pixels.shape[1], width)
+        whole[top:bottom, left:right] = pixels[top - piece.top : bottom - piece.top, left - piece.left : right - piece.left]
+    return True
