@@ -27,6 +27,7 @@ from pathovit.tiling import TileGrid, corner, read_tile, resize_tile
 
 if TYPE_CHECKING:
     from pathovit.embedding import Span
+    from pathovit.encoders import Encoder
 
 READ_TILES = 400  # of a slide, for one measurement of reading
 SAMPLE_EVERY_S = 0.05
@@ -182,7 +183,7 @@ def measure_reading(slide: Slide, grid: TileGrid, settings: Settings, runs: int)
     threads = settings.run.readers or allowed_cores()
     for count in sorted({1, threads}):
         seconds, tiles = median_s(read(count, slide), runs)
-        remark = f"reader {slide.reader}, {grid.spec.tile_px} px at {grid.spec.mpp:g} um, read {grid.read_px[0]} px / {grid.read_scale}"
+        remark = f"reader {'direct' if slide.compressed else slide.reader}, {grid.spec.tile_px} px at {grid.spec.mpp:g} um, read {grid.read_px[0]} px / {grid.read_scale}"
         lines.append(Measured(f"read, {count} thread{'s' * (count > 1)}", tiles / seconds, seconds, remark))
     if slide.compressed and slide.compressed.levels.get(grid.read_level):
         seconds, _ = median_s(lambda: decode_alone(slide, grid, some), runs)
@@ -283,8 +284,31 @@ def measure_encoding(slide: Slide, grid: TileGrid, settings: Settings, runs: int
         Measured("encode alone", count / seconds, seconds, said),
         Measured("load the encoder", float("nan"), loading, "to the first features"),
     ]
+    if slide.reader == "device":
+        lines += measure_device_decoding(slide, grid, encoder, len(batch), runs)
     features = encoder.embed(batch).astype(np.float16)
     return lines + measure_storing(slide, grid, features, embed.chunk_tiles, runs)
+
+
+def measure_device_decoding(slide: Slide, grid: TileGrid, encoder: Encoder, batch: int, runs: int) -> list[Measured]:
+    from pathovit.embedding import fetch_tile
+    from pathovit.readers.compressed import CodedTile
+    from pathovit.readers.device_decoder import DeviceDecoder
+
+    decoder = DeviceDecoder(encoder.device)
+    found = [fetch_tile(slide, grid, index)[0] for index in range(min(len(grid), READ_TILES))]
+    tiles = [tile for tile in found if isinstance(tile, CodedTile)]
+
+    def decode() -> int:
+        decoder.forget()
+        for first in range(0, len(tiles), batch):
+            decoder.read(slide.path, tiles[first : first + batch], grid.read_px, encoder.tile_px)
+        return len(tiles)
+
+    seconds, count = median_s(decode, runs)
+    return [
+        Measured("decode on the device", count / seconds, seconds, f"nvImageCodec, {encoder.device.type}, batches of {batch}")
+    ]
 
 
 def measure_storing(slide: Slide, grid: TileGrid, features: np.ndarray[Any, Any], chunk_tiles: int, runs: int) -> list[Measured]:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from pathovit.device import give_back_memory, keep_freed_memory
 from pathovit.errors import PathovitError, SettingsError, SlideError, StorageError
-from pathovit.pipeline import SlideJob, SlidePlan, embed_part, finish_slide, make_embedder, start_slide
+from pathovit.pipeline import SlideJob, SlidePlan, batch_tiles, embed_part, finish_slide, make_embedder, start_slide
 from pathovit.settings import Settings
 from pathovit.watchdog import Watchdog
 
@@ -117,6 +117,7 @@ def _load_embedder(settings: Settings, weights_sha256: str) -> Embedder:
         raise SettingsError(
             f"The weights of {embed.encoder!r} on a worker are not those of this machine. Give all machines the same files."
         )
+    batch_tiles(settings, encoder)  # which a GPU has to find out, and not while it is at work
     return make_embedder(encoder, settings)
 
 

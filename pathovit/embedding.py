@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from pathovit.device import step_back
 from pathovit.encoders import Encoder, Pixels
-from pathovit.errors import TileReadError, WeightsError
+from pathovit.errors import SettingsError, TileReadError, WeightsError
 from pathovit.features import Verdict
 from pathovit.readers import RGB
 from pathovit.readers.compressed import CodedTile
@@ -111,12 +111,21 @@ class Embedder:
         Raises
         ------
         WeightsError : a feature is no number
+        SettingsError : a batch does not fit into the device's memory
         """
+        import torch
+
         turn = next(self._turns)
         flying: deque[tuple[Batch, Features]] = deque()
 
         def land(batch: Batch, coming: Features) -> Iterator[Chunk]:
-            found, span = coming.result()
+            try:
+                found, span = coming.result()
+            except torch.OutOfMemoryError as error:
+                raise SettingsError(
+                    f"{len(batch.rows)} tiles at once are too many for the memory of the device. Use --batch-tiles "
+                    f"{max(1, len(batch.rows) // 2)}, or free the device."
+                ) from error
             self._store(batch, found)
             on_device(span)
             on_batch(batch.dealt)

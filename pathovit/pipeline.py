@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from pathovit.slide_model import SlideModel, SlidePrediction
 
 DONE = "slide.json"
-CPU_BATCH_TILES, GPU_BATCH_TILES = 32, 256  # a CPU's caches hold no more; a GPU is not filled by less
 
 
 @dataclass(frozen=True)
@@ -112,8 +111,7 @@ def plan_slide(
 
 def batch_tiles(settings: Settings, encoder: Encoder) -> int:
     """Tiles in one pass: as asked, or as many as keep the device busy; fewer where a chunk is not a multiple of that."""
-    usual = CPU_BATCH_TILES if encoder.device.type == "cpu" else GPU_BATCH_TILES
-    return settings.embed.batch_tiles or math.gcd(usual, settings.embed.chunk_tiles)
+    return settings.embed.batch_tiles or math.gcd(encoder.batch_tiles, settings.embed.chunk_tiles)
 
 
 def embed_recipe(sha256: str, mpp: tuple[float, float], reader: str, settings: Settings, encoder: Encoder) -> dict[str, Any]:

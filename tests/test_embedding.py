@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import PINK, PURPLE, MeanColourEncoder, squares_picture, write_tiff, zero_tiles
 from test_tiling import exact_mask
 
 from pathovit.embedding import Embedder
-from pathovit.errors import WeightsError
+from pathovit.errors import SettingsError, WeightsError
 from pathovit.features import Verdict
 from pathovit.settings import TileSpec
 from pathovit.slide import open_slide
@@ -73,6 +74,15 @@ def test_errors_of_the_encoder_are_not_swallowed(squares: Path, monkeypatch: pyt
 
     monkeypatch.setattr(MeanColourEncoder, "embed", fail)
     with pytest.raises(MemoryError, match="device is full"):
+        embed(squares)
+
+
+def test_a_batch_too_large_for_the_device_says_what_to_do(squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: MeanColourEncoder, tiles: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(MeanColourEncoder, "embed", fail)
+    with pytest.raises(SettingsError, match="4 tiles at once are too many .* Use --batch-tiles 2"):
         embed(squares)
 
 

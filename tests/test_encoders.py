@@ -1,12 +1,15 @@
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pathovit.encoders import RECORDS, find_record, load_encoder, make_model
+from pathovit.encoders import RECORDS, Encoder, find_record, load_encoder, make_model
 from pathovit.encoders.weights import BUNDLED, convert_weights, file_sha256
 from pathovit.errors import SettingsError, WeightsError
 from pathovit.settings import EmbedSettings
@@ -91,6 +94,22 @@ def test_a_batch_is_begun_before_the_last_one_is_fetched() -> None:
     waiting = [encoder.launch(first), encoder.launch(second)]
     assert np.array_equal(waiting[1](), encoder.embed(second))
     assert np.array_equal(waiting[0](), encoder.embed(first))
+
+
+def test_the_batch_is_halved_until_the_gpu_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def embed(self: Encoder, tiles: Any) -> Any:
+        tried.append(len(tiles))
+        if len(tiles) > 64:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    encoder = load_encoder("reference", device="cpu")
+    assert encoder.batch_tiles == 32
+    monkeypatch.setattr(Encoder, "embed", embed)
+    monkeypatch.setattr(Encoder, "buffer", lambda self, tiles: np.empty((tiles, 96, 96, 3), np.uint8))
+    assert replace(encoder, device=SimpleNamespace(type="cuda")).batch_tiles == 64
+    assert tried == [256, 128, 64]
 
 
 def test_positions_are_resampled_for_other_tile_sizes() -> None:

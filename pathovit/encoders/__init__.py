@@ -7,6 +7,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Pixels: TypeAlias = "NDArray[np.uint8] | torch.Tensor"  # uint8; a tensor is on the device already
+CPU_BATCH_TILES, GPU_BATCH_TILES = 32, 256  # a CPU's caches hold no more; a GPU is not filled by less
 RANDOM = "random"  # as weights: seeded noise, for benchmarks and tests
 HEAD_NAMES = ("head.", "head_dist.", "fc.", "classifier.", "pre_logits.")
 
@@ -53,6 +55,23 @@ class Encoder:
     @property
     def mpp(self) -> float:
         return self.record.mpp
+
+    @cached_property
+    def batch_tiles(self) -> int:
+        """Tiles in one pass that keep the device busy: fewer, by halves, where a GPU's memory does not hold them."""
+        import torch
+
+        if self.device.type == "cpu":
+            return CPU_BATCH_TILES
+        tiles = GPU_BATCH_TILES
+        while tiles > 1:
+            try:
+                self.embed(self.buffer(tiles))
+                break
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                tiles //= 2
+        return tiles
 
     def buffer(self, tiles: int) -> NDArray[np.uint8]:
         """Room for a batch, (tiles, tile_px, tile_px, 3), that the device takes up without a copy."""

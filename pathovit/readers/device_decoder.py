@@ -102,6 +102,12 @@ class DeviceDecoder:
         if theirs is None or np.abs(theirs.cpu().numpy().astype(int) - ours).mean() > DEVIATION:
             raise SlideError(path, "the device decodes its JPEG tiles otherwise than libjpeg. Use --reader auto.")
 
+    def forget(self) -> None:
+        """Drop the decoded pieces that are kept."""
+        with self._lock:
+            self._kept.clear()
+            self._kept_bytes = 0
+
     def _decode(self, path: Path, pieces: Sequence[Piece]) -> dict[Key, torch.Tensor]:
         """The pieces that can be decoded, uint8 (h, w, 3), each once, and none that is kept from before."""
         found: dict[Key, torch.Tensor] = {}

@@ -1,9 +1,11 @@
-"""A GPU machine in one command: encoders alone and end to end, share of the GPU's peak, cores that feed it.
+"""A GPU machine in one command: encoders alone and end to end, share of the GPU's peak, cores that feed it, and JPEG
+decoded by the cores beside JPEG decoded by the GPU.
 
 python workflows/benchmarks/gpu.py SLIDES --out FOLDER --peak-tflops 989 [--encoders vit_small swin_tiny ...] [--readers 2 4 8 16]
 
 Runs `pathovit bench` on the slides with random weights (speed does not depend on them), once per encoder and number of
-reading threads. --peak-tflops is the GPU's dense bf16 peak as its maker states it. Writes gpu.json and gpu.md to FOLDER.
+reading threads, and once with `--reader device` (extra [gpu]). --peak-tflops is the GPU's dense bf16 peak as its maker
+states it. Writes gpu.json and gpu.md to FOLDER. `--device cpu` tries the script itself on a machine without a GPU.
 """
 
 from __future__ import annotations
@@ -33,9 +35,8 @@ def flops_per_tile(name: str) -> float:
     return float(counter.get_total_flops())
 
 
-def bench(slides: list[str], encoder: str, readers: int, runs: int, mpp: float | None) -> dict[str, dict[str, Any]]:
-    command = [sys.executable, "-m", "pathovit", "bench", *slides, "--encoder", encoder, "--weights", "random", "--json"]
-    command += ["--readers", str(readers), "--runs", str(runs), "--device", "cuda", *(["--mpp", str(mpp)] if mpp else [])]
+def bench(slides: list[str], *more: str) -> dict[str, dict[str, Any]]:
+    command = [sys.executable, "-m", "pathovit", "bench", *slides, "--weights", "random", "--json", *more]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr)
@@ -51,25 +52,27 @@ def main() -> None:
     parser.add_argument("--readers", type=int, nargs="+", default=[2, 4, 8, 16])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--mpp", type=float)
+    parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     found: list[dict[str, Any]] = []
     table = [
-        "| encoder | readers | encoder alone, tiles/s | share of peak | end to end, tiles/s | of encoder alone | device |",
-        "|---|---|---|---|---|---|---|",
+        "| encoder | JPEG by | reading threads | encoder alone, tiles/s | share of peak | end to end, tiles/s | of encoder alone | device |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for encoder in options.encoders:
         flops = flops_per_tile(encoder)
-        for readers in options.readers:
-            steps = bench(options.slides, encoder, readers, options.runs, options.mpp)
+        for reader, readers in [*(("auto", count) for count in options.readers), ("device", options.readers[0])]:
+            more = ["--encoder", encoder, "--reader", reader, "--readers", str(readers), "--runs", str(options.runs)]
+            more += ["--device", options.device, *(["--mpp", str(options.mpp)] if options.mpp else [])]
+            steps = bench(options.slides, *more)
             alone, whole = steps["encode alone"]["rate"], steps["end to end"]["rate"]
             share = alone * flops / (options.peak_tflops * 1e12)
-            found.append(
-                {"encoder": encoder, "readers": readers, "gflop_per_tile": flops / 1e9, "share_of_peak": share, "steps": steps}
-            )
+            line = {"encoder": encoder, "reader": reader, "readers": readers, "gflop_per_tile": flops / 1e9}
+            found.append({**line, "share_of_peak": share, "steps": steps})
             busy = steps["device busy"]["remark"]
             table.append(
-                f"| {encoder} | {readers} | {alone:,.0f} | {share:.1%} | {whole:,.0f} | {whole / alone:.1%} | busy {busy} |"
+                f"| {encoder} | {reader} | {readers} | {alone:,.0f} | {share:.1%} | {whole:,.0f} | {whole / alone:.1%} | busy {busy} |"
             )
             print(table[-1], flush=True)
             (options.out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
