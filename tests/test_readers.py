@@ -9,6 +9,7 @@ import openslide
 import pytest
 import tifffile
 from conftest import squares_picture, write_tiff, zero_tiles
+from numpy.typing import NDArray
 
 from pathovit.errors import PathovitError, SettingsError
 from pathovit.features import Verdict
@@ -149,6 +150,46 @@ def test_tiles_that_do_not_agree_with_openslide_are_not_read_directly(tmp_path: 
 
     monkeypatch.setattr("pathovit.slide.locate_tiles", misplaced)
     assert open_slide(path).reader == "openslide"
+
+
+def test_levels_of_a_philips_slide_are_cut_to_size(tmp_path: Path) -> None:
+    """Its pages are filled up to whole tiles and say so; two of these have the same size."""
+    path = write_philips(tmp_path / "philips.tiff", squares_picture()[:1536], levels=(1, 2, 4, 8, 16))
+    with open_slide(path) as slide, openslide.OpenSlide(path) as plain:
+        assert (slide.vendor, slide.reader, slide.mpp) == ("philips", "direct", (0.5, 0.5))
+        assert [level.size for level in slide.levels] == [(2048, 1536), (1024, 768), (512, 384), (256, 192), (128, 96)]
+        assert slide.compressed
+        assert sorted(slide.compressed.levels) == [0, 1, 2, 3, 4]
+        for level in slide.levels:
+            ours = slide.compressed.read(level.index, 0, 0, *level.size)
+            assert np.array_equal(ours, np.asarray(plain.read_region((0, 0), level.index, level.size))[..., :3])
+            assert slide.compressed.read(level.index, 1, 0, *level.size) is None  # what fills the page up is no slide
+
+
+def write_philips(path: Path, picture: NDArray[np.uint8], levels: tuple[int, ...]) -> Path:
+    representation = "".join(
+        '<DataObject ObjectType="PixelDataRepresentation"><Attribute Name="DICOM_PIXEL_SPACING">'
+        f"&quot;{factor * 0.0005:.6f}&quot; &quot;{factor * 0.0005:.6f}&quot;</Attribute></DataObject>"
+        for factor in levels
+    )
+    description = (
+        '<?xml version="1.0" encoding="UTF-8" ?><DataObject ObjectType="DPUfsImport">'
+        '<Attribute Name="PIM_DP_SCANNED_IMAGES"><Array><DataObject ObjectType="DPScannedImage">'
+        '<Attribute Name="PIM_DP_IMAGE_TYPE">WSI</Attribute>'
+        '<Attribute Name="DICOM_PIXEL_SPACING">"0.000500" "0.000500"</Attribute>'
+        f'<Attribute Name="PIIM_PIXEL_DATA_REPRESENTATION_SEQUENCE"><Array>{representation}</Array></Attribute>'
+        "</DataObject></Array></Attribute></DataObject>"
+    )
+    with tifffile.TiffWriter(path) as tiff:
+        for index, factor in enumerate(levels):
+            level = picture[::factor, ::factor]
+            filled = np.full((-(-level.shape[0] // 512) * 512, -(-level.shape[1] // 512) * 512, 3), 255, np.uint8)
+            filled[: level.shape[0], : level.shape[1]] = level
+            tiff.write(
+                filled, tile=(512, 512), photometric="ycbcr", compression="jpeg", subfiletype=int(index > 0), metadata=None,
+                software="Philips DP v1.0" if index == 0 else None, description=description if index == 0 else None,
+            )  # fmt: skip
+    return path
 
 
 def test_the_reader_can_be_forced(make_squares: Callable[..., Path]) -> None:

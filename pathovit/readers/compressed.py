@@ -198,9 +198,9 @@ def locate_tiles(path: Path, sizes: list[tuple[int, int]]) -> dict[int, TiledLev
     levels: dict[int, TiledLevel] = {}
     try:
         with tifffile.TiffFile(path) as tiff:
-            for page in filter(_is_plain, tiff.pages):
+            for order, page in enumerate(page for page in tiff.pages if page.is_tiled):
                 for index, size in enumerate(sizes):
-                    if index not in levels and _holds(page, size):
+                    if index not in levels and _is_plain(page) and _holds(page, size, fills_up=index == order):
                         levels[index] = _tiled_level(page, size)
                         break
     except (tifffile.TiffFileError, ValueError, OSError):
@@ -208,16 +208,16 @@ def locate_tiles(path: Path, sizes: list[tuple[int, int]]) -> dict[int, TiledLev
     return levels
 
 
-def _holds(page: tifffile.TiffPage, size: tuple[int, int]) -> bool:
-    """Whether a page is a level of this size; some scanners (Philips) fill the last tiles up."""
+def _holds(page: tifffile.TiffPage, size: tuple[int, int], fills_up: bool) -> bool:
+    """Whether a page is a level of this size; some scanners (Philips) fill its last tiles up, and state their size."""
     spare = (page.imagewidth - size[0], page.imagelength - size[1])
-    return bool(0 <= spare[0] < page.tilewidth and 0 <= spare[1] < page.tilelength)
+    return bool(spare == (0, 0) or (fills_up and 0 <= spare[0] < page.tilewidth and 0 <= spare[1] < page.tilelength))
 
 
 def _is_plain(page: tifffile.TiffPage) -> bool:
     coded = (page.compression == JPEG and page.photometric in ADOBE) or page.compression in JPEG_2000
     contiguous = page.planarconfig == 1 and page.samplesperpixel == 3 and page.bitspersample == 8
-    return bool(page.is_tiled and page.imagedepth == 1 and contiguous and coded)
+    return bool(page.imagedepth == 1 and contiguous and coded)
 
 
 def _tiled_level(page: tifffile.TiffPage, size: tuple[int, int]) -> TiledLevel:
