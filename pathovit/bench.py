@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathovit.encoders import Encoder
 
 READ_TILES = 400  # of a slide, for one measurement of reading
+ENCODE_BATCHES = 16
 SAMPLE_EVERY_S = 0.05
 PEERS = {  # what reads one tile, for each package: given path, (N, 2) level-0 corners, level, its pixels, and the tile's
     "lazyslide": """
@@ -58,7 +59,7 @@ class Measured:
 def bench(
     jobs: Sequence[SlideJob], settings: Settings, runs: int, against: str | None, timeline: Path | None = None
 ) -> list[Measured]:
-    """All steps, slowest last; medians of `runs`. `timeline` is the file for a picture of what the devices did."""
+    """All steps; medians of `runs`. `timeline` is the file for a picture of what the devices did."""
     record = known_record(settings.embed.encoder)
     done = [one_run(jobs, settings) for _ in range(runs)]  # first, while this process is as small as that of `pathovit run`
     if timeline:
@@ -253,11 +254,9 @@ for _ in range({runs}):
 
 
 def measure_encoding(slide: Slide, grid: TileGrid, settings: Settings, runs: int) -> list[Measured]:
-    import torch
-
+    from pathovit.embedding import Batch, Device
     from pathovit.encoders import load_encoder
 
-    torch.set_num_threads(allowed_cores())
     embed = settings.embed
     loading = time.perf_counter()
     encoder = load_encoder(
@@ -270,15 +269,17 @@ def measure_encoding(slide: Slide, grid: TileGrid, settings: Settings, runs: int
     encoder.embed(batch)
     loading = time.perf_counter() - loading
 
+    nowhere = (0, np.empty((0, 0), np.float16), np.empty(0, np.uint8))
+    device, whole = Device(encoder), Batch(batch, list(range(len(batch))), len(batch), nowhere, ends_chunk=True)
+
     def encode() -> int:
-        waiting = [encoder.launch(batch)]
-        for _ in range(3):
-            waiting.append(encoder.launch(batch))
-            waiting.pop(0)()
-        waiting.pop(0)()
-        return 4 * len(batch)
+        waiting = [device.submit(turn, whole) for turn in range(ENCODE_BATCHES)]
+        for features in waiting:
+            features.result()
+        return len(waiting) * len(batch)
 
     seconds, count = median_s(encode, runs)
+    device.close()
     said = f"{encoder.name}, {encoder.engine}, {encoder.precision}, {encoder.device.type}, batches of {len(batch)}"
     lines = [
         Measured("encode alone", count / seconds, seconds, said),
@@ -302,7 +303,7 @@ def measure_device_decoding(slide: Slide, grid: TileGrid, encoder: Encoder, batc
     def decode() -> int:
         decoder.forget()
         for first in range(0, len(tiles), batch):
-            decoder.read(slide.path, tiles[first : first + batch], grid.read_px, encoder.tile_px)
+            decoder.read(slide.path, tiles[first : first + batch], grid.read_px, encoder.tile_px, lambda place: None)
         return len(tiles)
 
     seconds, count = median_s(decode, runs)
@@ -373,8 +374,11 @@ def peak_memory(pid: int | None = None) -> Iterator[list[int]]:
         took = 0.0
         while not over.wait(max(SAMPLE_EVERY_S, 20 * took)):  # sampling costs those it looks at, too
             began, total = time.perf_counter(), 0
-            children = root.children(recursive=True) if root.is_running() else []
-            for process in [root, *children]:
+            try:
+                family = [root, *root.children(recursive=True)]
+            except psutil.Error:
+                continue  # ended meanwhile
+            for process in family:
                 try:
                     memory = process.memory_full_info()
                 except psutil.Error:

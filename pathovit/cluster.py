@@ -18,11 +18,11 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pathovit.device import give_back_memory, keep_freed_memory
+from pathovit.device import give_back_memory, keep_freed_memory, worker_cores
 from pathovit.errors import PathovitError, SettingsError, SlideError, StorageError
 from pathovit.pipeline import SlideJob, SlidePlan, batch_tiles, embed_part, finish_slide, make_embedder, start_slide
 from pathovit.settings import Settings
@@ -90,6 +90,12 @@ class SlideState:
     def over(self) -> bool:
         return self.stage in ("done", "failed")
 
+    @cached_property
+    def likeness(self) -> tuple[str, int]:
+        """Equal for two that might be the same slide given twice, which would write to the same folder."""
+        path = self.job.path
+        return path.stem, os.path.getsize(path) if os.path.isfile(path) else 0
+
 
 Listener = Callable[[SlideState], None]
 
@@ -102,13 +108,9 @@ _loading = threading.Lock()  # steps run side by side, and a cache alone would l
 
 @lru_cache(maxsize=1)
 def _load_embedder(settings: Settings, weights_sha256: str) -> Embedder:
-    import torch
-
-    from pathovit.device import allowed_cores
     from pathovit.encoders import load_encoder
 
     keep_freed_memory()
-    torch.set_num_threads(max(1, allowed_cores() // int(os.environ.get("PATHOVIT_WORKERS", "1"))))
     embed = settings.embed
     encoder = load_encoder(
         embed.encoder, embed.weights, settings.run.device, embed.precision, settings.tiles.tile_px, embed.engine
@@ -167,6 +169,9 @@ def _embed(index: int, plan: SlidePlan, part: int, work: Work) -> list[Span]:
 
 
 def _finish(index: int, plan: SlidePlan, work: Work, seconds: float) -> dict[str, Any]:
+    import torch
+
+    torch.set_num_threads(worker_cores())  # of this thread: those of the device have theirs
     with _step_watchdog(work):
         done = finish_slide(plan, work.out, work.settings, _model(work), seconds)
     give_back_memory()
@@ -216,14 +221,17 @@ def open_client(settings: Settings) -> Iterator[Any]:
         except (OSError, TimeoutError) as error:
             raise SettingsError(f"The Dask scheduler {run.scheduler or run.scheduler_file} does not answer ({error}).") from error
         with remote:
-            if not _slots(remote):
+            if not any(slots.total() for slots in _slots(remote).values()):
                 raise SettingsError(
                     f"The workers of {run.scheduler or run.scheduler_file} have no slots for our steps. "
                     f'Start them with: dask worker --nthreads {sum(SLOTS.values())} --resources "{_said(SLOTS)}"'
                 )
             yield remote
         return
-    with _local_cluster(run.workers, run.device) as (cluster, workers), Client(cluster) as client:
+    with (
+        _local_cluster(run.workers, run.device if settings.embed.engine == "torch" else "cpu") as (cluster, workers),
+        Client(cluster) as client,
+    ):
         client.wait_for_workers(workers, timeout=300)
         yield client
 
@@ -241,7 +249,7 @@ def _local_cluster(wanted: int | None, device: str) -> Iterator[tuple[Any, int]]
     listen = {"security": security, "host": "127.0.0.1", "protocol": "tls://", "dashboard": False}
     specs: dict[int, dict[str, Any]] = {}
     for index in range(workers):
-        environment = {"PATHOVIT_WORKERS": str(1 if gpus else workers)}
+        environment = {"PATHOVIT_WORKERS": str(workers)}
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
         specs[index] = {
@@ -305,17 +313,17 @@ def _note_progress(states: list[SlideState], message: dict[str, int], changed: L
 def _drive(client: Any, states: list[SlideState], work: Work, changed: Listener, stop: threading.Event) -> None:
     from distributed import as_completed
 
-    running: dict[Any, tuple[SlideState, Step]] = {}
+    running: dict[Any, tuple[SlideState, Step, str | None]] = {}
     queue = as_completed()
     while not stop.is_set():
         slots = _slots(client)
-        while (found := _next_step(states, work, slots, _taken(step for _, step in running.values()))) is not None:
-            state, step = found
+        while (found := _next_step(states, work, Free(slots, ((at, step) for _, step, at in running.values())))) is not None:
+            state, step, worker = found
             future = client.submit(
                 _guarded, step.function, state.index, *step.arguments, key=f"{step.name}-{state.index}-{time.monotonic_ns()}",
-                pure=False, resources=step.slots,
+                pure=False, resources=step.slots, workers=[worker] if worker else None, allow_other_workers=bool(worker),
             )  # fmt: skip
-            running[future] = (state, step)
+            running[future] = (state, step, worker)
             queue.add(future)
             changed(state)
         if not running:
@@ -326,51 +334,67 @@ def _drive(client: Any, states: list[SlideState], work: Work, changed: Listener,
             client.cancel(list(running), force=True)
             return
         future = next(queue)
-        state, step = running.pop(future)
+        state, step, _ = running.pop(future)
         _advance(state, step, future, states, work)
         changed(state)
 
 
-def _slots(client: Any) -> Counter[str]:
-    """Slots of all workers there are now: nodes of a cluster come and go."""
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    return sum((Counter({name: int(worker["resources"].get(name, 0)) for name in SLOTS}) for worker in workers), Counter())
+def _slots(client: Any) -> dict[str, Counter[str]]:
+    """Slots of every worker there is now: nodes of a cluster come and go."""
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    return {at: Counter({name: int(worker["resources"].get(name, 0)) for name in SLOTS}) for at, worker in workers.items()}
 
 
-def _taken(steps: Iterable[Step]) -> Counter[str]:
-    return sum((Counter(step.slots) for step in steps), Counter())
+class Free:
+    """Slots that are free, worker by worker. Dask itself would choose by what it guesses a step to take."""
+
+    def __init__(self, slots: dict[str, Counter[str]], running: Iterable[tuple[str | None, Step]]) -> None:
+        self.all = sum(slots.values(), Counter())
+        self._free = {at: count.copy() for at, count in slots.items()}
+        self.idle = True
+        for at, step in running:
+            self.idle = False
+            if at in self._free:
+                self._free[at].subtract(step.slots)
+
+    def worker(self, slots: dict[str, int]) -> str | None:
+        """The worker with the most slots free, of those that have these."""
+        fitting = [at for at, free in self._free.items() if all(free[name] >= count for name, count in slots.items())]
+        return max(fitting, key=lambda at: self._free[at].total(), default=None)
 
 
-def _next_step(states: list[SlideState], work: Work, slots: Counter[str], taken: Counter[str]) -> tuple[SlideState, Step] | None:
-    """The next thing to do that finds its slots free, slides in the order they were given.
+def _next_step(states: list[SlideState], work: Work, free: Free) -> tuple[SlideState, Step, str | None] | None:
+    """The next thing to do that finds its slots free, slides in the order they were given, and the worker to do it.
 
     Suspects come first, and nothing else is begun before they have a worker to themselves. Then parts; then finishes,
-    unless so few parts wait that a device would soon have nothing to do; then new slides, not many ahead.
+    unless so few parts wait that a device would soon have nothing to do; then new slides, not many ahead. Where nothing
+    runs at all, and no worker is there, a step waits for one.
     """
-    free = slots - taken
     for state in states:
         if state.suspects:
-            fits = all(free[name] >= count for name, count in SLOTS.items()) or not taken
-            return (state, replace(state.suspects.pop(), slots=SLOTS)) if fits else None
+            worker = free.worker(SLOTS)
+            return (state, replace(state.suspects.pop(), slots=SLOTS), worker) if worker or free.idle else None
     waiting_parts = sum(len(state.parts_left) for state in states)
-    if free["embed"] or not taken:
+    worker = free.worker({"embed": 1})
+    if worker or free.idle:
         for state in states:
             if state.parts_left:
                 state.parts_running += 1
                 state.began = state.began or time.monotonic()
-                return state, Step("embed", _embed, (state.plan, state.parts_left.popleft(), work), {"embed": 1})
-    if not free["other"] and taken:
+                return state, Step("embed", _embed, (state.plan, state.parts_left.popleft(), work), {"embed": 1}), worker
+    worker = free.worker({"other": 1})
+    if not worker and not free.idle:
         return None
     embedded = [state for state in states if state.stage == "embedding" and not state.parts_running and not state.parts_left]
-    if waiting_parts < slots["embed"] or not embedded:
-        planning = {state.job.path.stem for state in states if state.stage == "planning"}
-        for state in states if waiting_parts < 2 * slots["embed"] else ():
-            if state.stage == "waiting" and state.job.path.stem not in planning:  # it might be the same slide given twice
+    if len(embedded) <= free.all["other"] and (waiting_parts < free.all["embed"] or not embedded):
+        begun = {state.likeness for state in states if state.stage not in ("waiting", "done", "failed")}
+        for state in states if waiting_parts < 2 * free.all["embed"] or free.idle else ():
+            if state.stage == "waiting" and state.likeness not in begun:
                 state.stage = "planning"
-                return state, Step("start", _start, (state.job, work), {"other": 1})
+                return state, Step("start", _start, (state.job, work), {"other": 1}), worker
     for state in embedded:
         state.stage = "finishing"
-        return state, Step("finish", _finish, (state.plan, work, state.seconds), {"other": 1})
+        return state, Step("finish", _finish, (state.plan, work, state.seconds), {"other": 1}), worker
     return None
 
 

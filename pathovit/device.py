@@ -26,6 +26,11 @@ def allowed_cores() -> int:
     return max(1, cores)
 
 
+def worker_cores() -> int:
+    """Cores of this process's share, where several workers run on one machine."""
+    return max(1, allowed_cores() // int(os.environ.get("PATHOVIT_WORKERS", "1")))
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to keep freed memory for the next tensor rather than give it back and have every page cleared anew.
 
@@ -35,7 +40,8 @@ def keep_freed_memory() -> None:
     if libc := _glibc():
         trim_threshold, mmap_threshold, arena_max, most = -1, -3, -8, 2**31 - 1
         libc.mallopt(trim_threshold, most)
-        libc.mallopt(mmap_threshold, most)
+        if not libc.mallopt(mmap_threshold, most):
+            libc.mallopt(mmap_threshold, 2**25)  # all that an older glibc allows
         libc.mallopt(arena_max, 1)  # threads begun from now on share what is kept
 
 

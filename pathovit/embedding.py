@@ -11,10 +11,13 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from queue import Empty, PriorityQueue
 from types import TracebackType
 from typing import Any
@@ -22,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pathovit.device import step_back
+from pathovit.device import step_back, worker_cores
 from pathovit.encoders import Encoder, Pixels
 from pathovit.errors import SettingsError, TileReadError, WeightsError
 from pathovit.features import Verdict
@@ -35,8 +38,8 @@ from pathovit.watchdog import Watchdog
 
 READ_TOGETHER = 8  # neighbouring tiles that one thread reads
 AHEAD_BATCHES = 4  # batches that readers may be ahead of the device
-AHEAD_BYTES = 128 * 2**20  # and no more than this
-FLYING_BATCHES = 3  # batches of a part that the device knows of
+AHEAD_BYTES = 128 * 2**20  # and no more than this, unless there are more readers than tiles in it
+FLYING_BATCHES = 4  # batches of a part that the device knows of
 Judged = tuple[RGB | CodedTile | None, Verdict]
 Span = tuple[float, float]  # when the device began and ended a batch, seconds since the epoch
 Features = Future[tuple[NDArray[np.float32], Span]]  # (B, D), to come
@@ -83,8 +86,11 @@ class Embedder:
         give_way = step_back if encoder.device.type == "cpu" else None  # the readers' cores are the device
         self._readers = ThreadPoolExecutor(readers, thread_name_prefix="reader", initializer=give_way)
         self._reading = readers
-        self._device = DeviceThread(encoder)
+        self._device = Device(encoder)
         self._turns = itertools.count()
+        # An embedder that nobody uses any more ends by itself, too: a worker may live through many recipes.
+        self._ending = weakref.finalize(self, _end, self._device, self._readers, self._watchdog)
+        self._ending.atexit = False
 
     def embed(
         self,
@@ -96,7 +102,7 @@ class Embedder:
         batch_tiles: int,
         on_batch: Callable[[int], None] = lambda tiles: None,
         on_device: Callable[[Span], None] = lambda span: None,
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk]:
         """Features of the given chunks of a grid, in the order given.
 
         Parameters
@@ -119,25 +125,26 @@ class Embedder:
         flying: deque[tuple[Batch, Features]] = deque()
 
         def land(batch: Batch, coming: Features) -> Iterator[Chunk]:
-            try:
-                found, span = coming.result()
-            except torch.OutOfMemoryError as error:
-                raise SettingsError(
-                    f"{len(batch.rows)} tiles at once are too many for the memory of the device. Use --batch-tiles "
-                    f"{max(1, len(batch.rows) // 2)}, or free the device."
-                ) from error
+            found, span = coming.result()
             self._store(batch, found)
             on_device(span)
             on_batch(batch.dealt)
             if batch.ends_chunk:
                 yield batch.chunk
 
-        for batch in self._batches(slide, grid, chunks, chunk_tiles, batch_tiles):
-            flying.append((batch, self._device.submit(turn, batch)))
-            if len(flying) == FLYING_BATCHES:
+        try:
+            with closing(self._batches(slide, grid, chunks, chunk_tiles, batch_tiles)) as batches:
+                for batch in batches:
+                    flying.append((batch, self._device.submit(turn, batch)))
+                    if len(flying) == FLYING_BATCHES:
+                        yield from land(*flying.popleft())
+            while flying:
                 yield from land(*flying.popleft())
-        while flying:
-            yield from land(*flying.popleft())
+        except torch.OutOfMemoryError as error:
+            raise SettingsError(
+                f"{batch_tiles} tiles at once are too many for the memory of the device. Use a smaller --batch-tiles, or free "
+                "the device."
+            ) from error
 
     def _store(self, batch: Batch, found: NDArray[np.float32]) -> None:
         _, features, _ = batch.chunk
@@ -149,29 +156,31 @@ class Embedder:
 
     def _batches(
         self, slide: Slide, grid: TileGrid, chunks: Sequence[int], chunk_tiles: int, batch_tiles: int
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch]:
         decoder = self._decoder if slide.reader == "device" else None
-        if decoder and slide.compressed and grid.read_level in slide.compressed.levels:
+        if decoder and slide.compressed:
             decoder.check(slide.path, slide.compressed, grid.read_level)
         rows_of = {chunk: range(chunk * chunk_tiles, min((chunk + 1) * chunk_tiles, len(grid))) for chunk in chunks}
         indices = [index for chunk in chunks for index in rows_of[chunk]]
-        judged = self._read_ahead(fetch_tile if decoder else judge_tile, slide, grid, indices, batch_tiles)
-        for index in chunks:
-            tiles = len(rows_of[index])
-            chunk = (index, np.full((tiles, self.encoder.dim), np.nan, np.float16), np.full(tiles, Verdict.PENDING, np.uint8))
-            found: dict[int, RGB | CodedTile] = {}
-            dealt = 0
-            for row in range(tiles):
-                tile, chunk[2][row] = next(judged)
-                dealt += 1
-                if tile is not None:
-                    found[row] = tile
-                if len(found) == batch_tiles or row == tiles - 1:
-                    pixels = self._decode(decoder, slide, grid, chunk, chunk_tiles, found) if decoder else self._copy(found)
-                    yield Batch(pixels, list(found), dealt, chunk, row == tiles - 1)
-                    found, dealt = {}, 0
+        judge = fetch_tile if decoder else judge_tile
+        with closing(self._read_ahead(judge, slide, grid, indices, batch_tiles)) as judged:
+            for index in chunks:
+                tiles = len(rows_of[index])
+                features = np.full((tiles, self.encoder.dim), np.nan, np.float16)
+                chunk = (index, features, np.full(tiles, Verdict.PENDING, np.uint8))
+                found: dict[int, RGB | CodedTile] = {}
+                dealt = 0
+                for row in range(tiles):
+                    tile, chunk[2][row] = next(judged)
+                    dealt += 1
+                    if tile is not None:
+                        found[row] = tile
+                    if len(found) == batch_tiles or row == tiles - 1:
+                        decode = partial(self._decode, decoder, slide, grid, rows_of[index].start) if decoder else self._copy
+                        yield Batch(decode(found, chunk[2]), list(found), dealt, chunk, row == tiles - 1)
+                        found, dealt = {}, 0
 
-    def _copy(self, found: dict[int, Any]) -> Pixels:
+    def _copy(self, found: dict[int, Any], verdict: NDArray[np.uint8]) -> Pixels:
         """Tiles, by their rows of a chunk, as one array that the device takes up without another copy."""
         pixels = self.encoder.buffer(len(found))
         for place, tile in enumerate(found.values()):
@@ -179,22 +188,19 @@ class Embedder:
         return pixels
 
     def _decode(
-        self, decoder: DeviceDecoder, slide: Slide, grid: TileGrid, chunk: Chunk, chunk_tiles: int, found: dict[int, Any]
+        self, decoder: DeviceDecoder, slide: Slide, grid: TileGrid, first: int, found: dict[int, Any], verdict: NDArray[np.uint8]
     ) -> Pixels:
         """The same on the device. What it cannot decode is read as ever, and leaves `found` if that cannot be done either."""
-        import torch
-
-        index, _, verdict = chunk
-        pixels, lost = decoder.read(slide.path, list(found.values()), grid.read_px, self.encoder.tile_px)
         rows = list(found)
-        for place in lost:
+
+        def instead(place: int) -> RGB | None:
             with self._watchdog:
-                tile, verdict[rows[place]] = judge_tile(slide, grid, index * chunk_tiles + rows[place])
+                tile, verdict[rows[place]] = judge_tile(slide, grid, first + rows[place])
             if tile is None:
                 del found[rows[place]]
-            else:
-                pixels[place] = torch.from_numpy(tile)
-        return pixels[[place for place, row in enumerate(rows) if row in found]] if lost else pixels
+            return tile
+
+        return decoder.read(slide.path, list(found.values()), grid.read_px, self.encoder.tile_px, instead)
 
     def _read_ahead(
         self,
@@ -203,7 +209,7 @@ class Embedder:
         grid: TileGrid,
         indices: list[int],
         batch_tiles: int,
-    ) -> Iterator[Judged]:
+    ) -> Generator[Judged]:
         """Tiles in order, with a bounded number of them read or being read ahead."""
 
         def read(some: Sequence[int]) -> list[Judged]:
@@ -224,13 +230,10 @@ class Embedder:
             while waiting:
                 yield from waiting.popleft().result()
         finally:
-            for future in waiting:
-                future.cancel()
+            wait([future for future in waiting if not future.cancel()])  # the slide may be closed after this
 
     def close(self) -> None:
-        self._device.close()
-        self._readers.shutdown(cancel_futures=True)
-        self._watchdog.close()
+        self._ending()
 
     def __enter__(self) -> Embedder:
         return self
@@ -239,27 +242,38 @@ class Embedder:
         self.close()
 
 
-class DeviceThread:
-    """One thread that hands batches to the device: the next one before the last one's features are fetched."""
+def _end(device: Device, readers: ThreadPoolExecutor, watchdog: Watchdog) -> None:
+    device.close()
+    readers.shutdown(cancel_futures=True)
+    watchdog.close()
+
+
+class Device:
+    """Threads that hand batches to the device. On a GPU one does, and begins the next before it fetches the last."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
-        self._overlaps = encoder.device.type != "cpu"  # a CPU has done the work when it returns
+        self._overlaps = encoder.device.type == "cuda"  # elsewhere the work is done when it returns
         self._waiting: PriorityQueue[tuple[float, int, Batch | None, Features]] = PriorityQueue()
         self._order = itertools.count()
-        self._thread = threading.Thread(target=self._run, daemon=True, name="device")
-        self._thread.start()
+        self._threads = [threading.Thread(target=self._run, daemon=True, name="device") for _ in range(encoder.lanes)]
+        for thread in self._threads:
+            thread.start()
 
-    def submit(self, turn: float, batch: Batch | None) -> Features:
-        """Features (B, D) to come of a batch; lower turns go first. None ends the thread after all that waits."""
+    def submit(self, turn: float, batch: Batch) -> Features:
+        """Features (B, D) to come of a batch; lower turns go first."""
         features: Features = Future()
-        if batch is not None and not batch.rows:
-            features.set_result((np.empty((0, self._encoder.dim), np.float32), (time.time(), time.time())))
-        else:
+        if batch.rows:
             self._waiting.put((turn, next(self._order), batch, features))
+        else:
+            features.set_result((np.empty((0, self._encoder.dim), np.float32), (time.time(), time.time())))
         return features
 
     def _run(self) -> None:
+        import torch
+
+        if self._encoder.device.type == "cpu":
+            torch.set_num_threads(max(1, worker_cores() // self._encoder.lanes))
         landing: Callable[[], None] | None = None
         while True:
             try:
@@ -295,5 +309,8 @@ class DeviceThread:
         return land
 
     def close(self) -> None:
-        self.submit(float("inf"), None)
-        self._thread.join()
+        """End when all that waits is done."""
+        for _ in self._threads:
+            self._waiting.put((float("inf"), next(self._order), None, Future()))
+        for thread in self._threads:
+            thread.join()

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pathovit import RESEARCH_USE
-from pathovit.device import allowed_cores
+from pathovit.device import worker_cores
 from pathovit.encoders.records import EncoderRecord
 from pathovit.errors import SettingsError, StoreError
 from pathovit.features import Verdict
@@ -110,8 +110,8 @@ def plan_slide(
 
 
 def batch_tiles(settings: Settings, encoder: Encoder) -> int:
-    """Tiles in one pass: as asked, or as many as keep the device busy; fewer where a chunk is not a multiple of that."""
-    return settings.embed.batch_tiles or math.gcd(encoder.batch_tiles, settings.embed.chunk_tiles)
+    """Tiles in one pass: as asked, or as many as keep the device busy."""
+    return settings.embed.batch_tiles or min(encoder.batch_tiles, settings.embed.chunk_tiles)
 
 
 def embed_recipe(sha256: str, mpp: tuple[float, float], reader: str, settings: Settings, encoder: Encoder) -> dict[str, Any]:
@@ -124,8 +124,7 @@ def embed_recipe(sha256: str, mpp: tuple[float, float], reader: str, settings: S
         "tissue": asdict(settings.tissue),
         "tiles": asdict(tile_spec(settings, encoder.record)),
         "encoder": {key: value for key, value in encoder.recipe().items() if key != "device"},
-        "embed": {key: getattr(settings.embed, key) for key in ("chunk_tiles", "max_tiles", "reader")}
-        | {"batch_tiles": batch_tiles(settings, encoder)},
+        "embed": {key: getattr(settings.embed, key) for key in ("chunk_tiles", "max_tiles", "reader")},
         "steps": steps,
     }
     return dict(json.loads(json.dumps(recipe)))  # as it will be read back
@@ -238,7 +237,7 @@ def make_embedder(encoder: Encoder, settings: Settings) -> Embedder:
         if encoder.compiled is not None:
             raise SettingsError(f"--reader device cannot feed --engine {encoder.engine}. Use --reader auto.")
         decoder = DeviceDecoder(encoder.device)
-    return Embedder(encoder, settings.run.readers or allowed_cores(), settings.run.read_timeout_s, decoder)
+    return Embedder(encoder, settings.run.readers or worker_cores(), settings.run.read_timeout_s, decoder)
 
 
 def embed_part(
@@ -264,18 +263,15 @@ def embed_part(
         ):
             grid = stored_grid(slide, store, settings, embedder.encoder.record)
             writing: Future[None] | None = None
-            for chunk, features, verdict in embedder.embed(
-                slide,
-                grid,
-                todo,
-                chunk_tiles=embed.chunk_tiles,
-                batch_tiles=batch_tiles(settings, embedder.encoder),
-                on_batch=on_batch,
-                on_device=spans.append,
-            ):
-                if writing:
-                    writing.result()
-                writing = writer.submit(store.write_chunk, chunk, features, verdict)
+            size = batch_tiles(settings, embedder.encoder)
+            stream = embedder.embed(
+                slide, grid, todo, chunk_tiles=embed.chunk_tiles, batch_tiles=size, on_batch=on_batch, on_device=spans.append
+            )
+            with closing(stream):  # before the slide is
+                for chunk, features, verdict in stream:
+                    if writing:
+                        writing.result()
+                    writing = writer.submit(store.write_chunk, chunk, features, verdict)
             if writing:
                 writing.result()
     return spans

@@ -8,8 +8,11 @@ from typing import Any
 
 from pathovit import RESEARCH_USE, __version__
 
-LIBRARIES = ("torch", "timm", "openslide-python", "openslide-bin", "tifffile", "zarr", "dask", "scikit-image", "numpy")
-STEP_VERSIONS = {"tissue": 2, "tiling": 3, "embedding": 1, "aggregator": 2, "heatmap": 2}  # raised when results change
+LIBRARIES = (
+    "torch", "timm", "openslide-python", "openslide-bin", "tifffile", "simplejpeg", "imagecodecs", "opencv-python-headless", "pillow", "zarr", "dask",
+    "scikit-image", "numpy", "openvino", "nncf", "nvidia-nvimgcodec-cu13",
+)  # fmt: skip
+STEP_VERSIONS = {"tissue": 2, "tiling": 3, "embedding": 2, "aggregator": 2, "heatmap": 2}  # raised when results change
 
 
 def versions() -> dict[str, str]:

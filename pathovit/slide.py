@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from pathovit.errors import ResolutionError, SettingsError, SlideOpenError, TileReadError
+from pathovit.errors import ResolutionError, SlideOpenError, TileReadError
 from pathovit.geometry import XY, Box
 from pathovit.preflight import FLAT_SUFFIXES, check_file, content_sha256, slide_id
 from pathovit.readers import RGB, PixelSource, average, composite
@@ -77,9 +77,12 @@ class Slide:
         ------
         TileReadError : the pixels cannot be decoded
         """
-        if self.compressed and (pixels := self.compressed.read(level.index, x_level, y_level, width, height, scale)) is not None:
-            return pixels, 0.0
-        pixels, empty = composite(self._source.read(level.index, x_level, y_level, width, height), self.background)
+        box, empty = (level.index, x_level, y_level, width, height), 0.0
+        pixels = self.compressed.read(*box, scale) if self.compressed else None
+        if pixels is None and self.compressed and scale > 1:  # JPEG 2000 is decoded whole
+            pixels = self.compressed.read(*box)
+        if pixels is None:
+            pixels, empty = composite(self._source.read(*box), self.background)
         return average(pixels, (width // scale, height // scale)), empty
 
     def close(self) -> None:
@@ -111,9 +114,8 @@ def open_slide(
 
     Raises
     ------
-    SlideOpenError : not a slide, damaged, truncated, unreadable
+    SlideOpenError : not a slide, damaged, truncated, unreadable, or not to be read as `reader` demands
     ResolutionError : no pixel size, or an absurd one
-    SettingsError : `reader` is "direct" and this slide cannot be read so
     """
     path = Path(path)
     check_file(path)
@@ -121,12 +123,11 @@ def open_slide(
     try:
         pixel_size, origin = _find_mpp(path, mpp, mpp_source, properties)
         bounds, has_bounds = _find_bounds(properties, source.sizes[0])
+        background, levels = _find_background(properties), _describe_levels(source.sizes, pixel_size)
         digest = sha256 or content_sha256(path)
         tiles = None if reader == "openslide" or vendor not in PLAIN_PYRAMIDS else _open_tiles(path, source)
         if reader == "direct" and tiles is None:
-            raise SettingsError(
-                f"--reader direct: {path.name} does not hold its pyramid as plain JPEG or JPEG 2000 tiles. Use --reader auto."
-            )
+            raise SlideOpenError(path, "it does not hold its pyramid as plain JPEG or JPEG 2000 tiles. Use --reader auto.")
         on_device = reader == "device" and tiles is not None and tiles.levels[0].is_jpeg
         return Slide(
             path=path,
@@ -135,10 +136,10 @@ def open_slide(
             vendor=vendor,
             mpp=pixel_size,
             mpp_source=origin,
-            levels=_describe_levels(source.sizes, pixel_size),
+            levels=levels,
             bounds=bounds,
             has_bounds=has_bounds,
-            background=_find_background(properties),
+            background=background,
             reader="device" if on_device else "direct" if tiles else "flat image" if vendor == FLAT else "openslide",
             _source=source,
             compressed=tiles,
@@ -175,10 +176,13 @@ def _open_tiles(path: Path, source: PixelSource) -> CompressedTiles | None:
             return None
         return None if empty else pixels
 
-    if tiles.agrees_with(read):
-        return tiles
-    tiles.close()
-    return None
+    agrees = False
+    try:
+        agrees = tiles.agrees_with(read)
+    finally:
+        if not agrees:
+            tiles.close()
+    return tiles if agrees else None
 
 
 def _find_mpp(path: Path, mpp: float | XY | None, mpp_source: str, properties: dict[str, str]) -> tuple[XY, str]:

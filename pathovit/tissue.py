@@ -9,7 +9,9 @@ order of its three densities.
 from __future__ import annotations
 
 import itertools
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import cv2
@@ -27,6 +29,7 @@ from pathovit.slide import Level, Slide
 
 SAMPLE_PX = 1_000_000  # pixels that tell the colour and the noise of the glass
 BAND_PX = 2048  # side of the blocks in which a level is read: bounds the memory
+SHARPER = threading.Lock()  # held while a damaged block is read from a sharper level, which takes up to 16 times as much
 BAND_ROWS = 256  # of the overview, whose density is found at a time
 PEN_MPP = 16.0  # pen marks are looked for at this resolution
 Mask = NDArray[np.bool_]
@@ -103,7 +106,8 @@ def _read_block(slide: Slide, level: Level, shrink: int, rows: slice, columns: s
         if width * height * factor**2 > BAND_PX**2 * 16:  # a quarter of a gigabyte
             return None
         try:
-            rgb, empty = slide.read(candidate, columns.start * factor, rows.start * factor, width * factor, height * factor)
+            with nullcontext() if candidate is level else SHARPER:
+                rgb, empty = slide.read(candidate, columns.start * factor, rows.start * factor, width * factor, height * factor)
         except TileReadError:
             continue
         small = np.asarray(cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA), np.uint8)

@@ -116,7 +116,7 @@ class MeanColourEncoder:
         self.dim, self.tile_px, self.mpp, self.name = 3, tile_px, mpp, "mean_colour"
         self.record = SimpleNamespace(tile_px=tile_px, mpp=mpp, name=self.name)
         self.device = SimpleNamespace(type="cpu", index=None)
-        self.compiled, self.batch_tiles = None, 32
+        self.compiled, self.batch_tiles, self.lanes = None, 32, 2
 
     def buffer(self, tiles: int) -> NDArray[np.uint8]:
         return np.empty((tiles, self.tile_px, self.tile_px, 3), np.uint8)

@@ -1,3 +1,4 @@
+import gc
 import threading
 import time
 from pathlib import Path
@@ -9,12 +10,12 @@ import torch
 from conftest import PINK, PURPLE, MeanColourEncoder, squares_picture, write_tiff, zero_tiles
 from test_tiling import exact_mask
 
-from pathovit.embedding import Embedder
+from pathovit.embedding import Embedder, judge_tile
 from pathovit.errors import SettingsError, WeightsError
 from pathovit.features import Verdict
 from pathovit.settings import TileSpec
-from pathovit.slide import open_slide
-from pathovit.tiling import fill_spec, lay_grid
+from pathovit.slide import Slide, open_slide
+from pathovit.tiling import TileGrid, fill_spec, lay_grid
 
 
 def embed(path: Path, chunks: list[int] | None = None, readers: int = 2, seen: list[int] | None = None) -> list[Any]:
@@ -82,8 +83,45 @@ def test_a_batch_too_large_for_the_device_says_what_to_do(squares: Path, monkeyp
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(MeanColourEncoder, "embed", fail)
-    with pytest.raises(SettingsError, match="4 tiles at once are too many .* Use --batch-tiles 2"):
+    with pytest.raises(SettingsError, match="4 tiles at once are too many .* Use a smaller --batch-tiles"):
         embed(squares)
+
+
+def test_nothing_reads_the_slide_after_an_error(squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slide is closed then, and OpenSlide would read freed memory."""
+    reading = threading.Semaphore(0)
+    over = threading.Event()
+    late = []
+
+    def slow(slide: Slide, grid: TileGrid, index: int) -> Any:
+        reading.release()
+        time.sleep(0.02)
+        late.append(over.is_set())
+        return judge_tile(slide, grid, index)
+
+    monkeypatch.setattr("pathovit.embedding.judge_tile", slow)
+    encoder = MeanColourEncoder(tile_px=128, mpp=0.5)
+    with open_slide(squares, 0.5) as slide, Embedder(encoder, 4) as embedder:  # type: ignore[arg-type]
+        grid = lay_grid(slide, exact_mask(slide), fill_spec(TileSpec(), 128, 0.5))
+        stream = embedder.embed(slide, grid, [0, 1, 2, 3], chunk_tiles=16, batch_tiles=4)
+        next(stream)
+        reading.acquire()
+        stream.close()
+        over.set()
+    assert late
+    assert not any(late)
+
+
+def test_an_embedder_that_nobody_uses_any_more_ends_its_threads() -> None:
+    before = {thread.name for thread in threading.enumerate()}
+    embedder = Embedder(MeanColourEncoder(), 2)  # type: ignore[arg-type]
+    threads = [thread for thread in threading.enumerate() if thread.name == "device"]
+    assert len(threads) == 2
+    del embedder
+    gc.collect()
+    for thread in threads:
+        thread.join(10)
+    assert {thread.name for thread in threading.enumerate()} == before
 
 
 def test_parts_share_the_device_and_the_one_begun_first_goes_first(squares: Path) -> None:

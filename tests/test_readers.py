@@ -11,7 +11,7 @@ import tifffile
 from conftest import squares_picture, write_tiff, zero_tiles
 from numpy.typing import NDArray
 
-from pathovit.errors import PathovitError, SettingsError
+from pathovit.errors import PathovitError, SlideOpenError
 from pathovit.features import Verdict
 from pathovit.readers.compressed import CompressedTiles, TiledLevel, locate_tiles
 from pathovit.settings import TileSpec, TissueSettings
@@ -152,6 +152,37 @@ def test_tiles_that_do_not_agree_with_openslide_are_not_read_directly(tmp_path: 
     assert open_slide(path).reader == "openslide"
 
 
+def test_jpeg_2000_is_decoded_whole_and_averaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "j2k.svs"
+    picture = np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    described = "Aperio Image Library v1\r\n1024x768 [0,0 1024x768] (256x256) J2K/KDU Q=70|AppMag = 20|MPP = 0.5"
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(
+            picture, tile=(256, 256), photometric="rgb", compression="APERIO_JP2000_RGB", compressionargs={"level": 0},
+            description=described, metadata=None,
+        )  # fmt: skip
+    with open_slide(path, reader="direct") as slide:
+        monkeypatch.setattr(slide._source, "read", pytest.fail)
+        pixels, _ = slide.read(slide.levels[0], 256, 0, 512, 256, 2)
+        wanted = picture[0:256, 256:768].reshape(128, 2, 256, 2, 3).mean((1, 3))
+        assert np.abs(pixels - wanted).max() <= 1
+
+
+def test_a_file_that_cannot_be_read_for_a_moment_is_openslides_to_judge(
+    make_squares: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: int) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    with open_slide(make_squares(jpeg=True), reader="direct") as slide:
+        whole, _ = slide.read(slide.levels[0], 0, 0, 256, 256)
+        assert slide.compressed
+        slide.compressed.forget()
+        monkeypatch.setattr("pathovit.readers.compressed.os.pread", fail)
+        again, _ = slide.read(slide.levels[0], 0, 0, 256, 256)
+        assert np.array_equal(again, whole)
+
+
 def test_levels_of_a_philips_slide_are_cut_to_size(tmp_path: Path) -> None:
     """Its pages are filled up to whole tiles and say so; two of these have the same size."""
     path = write_philips(tmp_path / "philips.tiff", squares_picture()[:1536], levels=(1, 2, 4, 8, 16))
@@ -197,7 +228,7 @@ def test_the_reader_can_be_forced(make_squares: Callable[..., Path]) -> None:
     assert open_slide(path, reader="openslide").reader == "openslide"
     lossless = make_squares("lossless.tif")
     assert open_slide(lossless).reader == "openslide"
-    with pytest.raises(SettingsError, match="lossless.tif does not hold its pyramid as plain JPEG"):
+    with pytest.raises(SlideOpenError, match="lossless.tif: it does not hold its pyramid as plain JPEG"):
         open_slide(lossless, reader="direct")
 
 

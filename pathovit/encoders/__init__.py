@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from pathovit.device import pick_device, pick_precision, worker_cores
 from pathovit.encoders.records import HALF, IMAGENET_MEAN, IMAGENET_STD, RECORDS, EncoderRecord
 from pathovit.encoders.weights import file_sha256, find_weights, read_safetensors
 from pathovit.errors import WeightsError
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 Pixels: TypeAlias = "NDArray[np.uint8] | torch.Tensor"  # uint8; a tensor is on the device already
-CPU_BATCH_TILES, GPU_BATCH_TILES = 32, 256  # a CPU's caches hold no more; a GPU is not filled by less
+CPU_BATCH_PX = 2**19  # pixels in one pass: 8 tiles of 224 px, 32 of 96 px; a CPU's caches hold no more
+GPU_BATCH_TILES = 256  # a GPU is not filled by less
+CPU_LANES = 2  # batches at a time: while one waits for a slower core, or for Python, the other goes on
 RANDOM = "random"  # as weights: seeded noise, for benchmarks and tests
 HEAD_NAMES = ("head.", "head_dist.", "fc.", "classifier.", "pre_logits.")
 
@@ -56,13 +59,18 @@ class Encoder:
     def mpp(self) -> float:
         return self.record.mpp
 
+    @property
+    def lanes(self) -> int:
+        """Batches that the device works on at a time."""
+        return min(CPU_LANES, worker_cores()) if self.device.type == "cpu" else 1
+
     @cached_property
     def batch_tiles(self) -> int:
         """Tiles in one pass that keep the device busy: fewer, by halves, where a GPU's memory does not hold them."""
         import torch
 
-        if self.device.type == "cpu":
-            return CPU_BATCH_TILES
+        if self.device.type != "cuda":
+            return int(2 ** max(0, (CPU_BATCH_PX // self.tile_px**2).bit_length() - 1))
         tiles = GPU_BATCH_TILES
         while tiles > 1:
             try:
@@ -102,7 +110,7 @@ class Encoder:
             landed = torch.empty(found.shape, pin_memory=True)
             landed.copy_(found, non_blocking=True)
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            done.record()
+            done.record(torch.cuda.current_stream(self.device))
 
         def fetch() -> NDArray[np.float32]:
             done.synchronize()  # until then the tiles must not be freed, and this closure holds them
@@ -113,14 +121,22 @@ class Encoder:
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Features (B, D), in the model's dtype, of uint8 (B, H, W, 3) pixels on its device."""
-        import torch
         from torch.nn import functional
 
-        mean, std = (torch.tensor(c, device=self.device).view(1, 3, 1, 1) * 255 for c in (self.record.mean, self.record.std))
+        mean, std = self.colours
         images = (pixels.permute(0, 3, 1, 2).float() - mean) / std  # (B, H, W, 3) -> (B, 3, H, W), channels last in memory
         if images.shape[-1] != self.model_px:
             images = functional.interpolate(images, (self.model_px, self.model_px), mode="bilinear", antialias=True)
         return pool_tokens(self.model, images.to(next(self.model.parameters()).dtype), self.record.pool)
+
+    @cached_property
+    def colours(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of the colours, (1, 3, 1, 1) each, on the device: a copy would wait for its work."""
+        import torch
+
+        with torch.inference_mode(False):
+            mean, std = (torch.tensor(c, device=self.device).view(1, 3, 1, 1) * 255 for c in (self.record.mean, self.record.std))
+        return mean, std
 
     def recipe(self) -> dict[str, Any]:
         """What determines the bits of a feature, besides the tile."""
@@ -197,8 +213,6 @@ def load_encoder(
     WeightsError : unknown name, no weights, or weights that do not fit
     """
     import torch
-
-    from pathovit.device import pick_device, pick_precision
 
     record = find_record(name)
     side = tile_px or record.tile_px

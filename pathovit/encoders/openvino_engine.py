@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import threading
 import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pathovit.device import allowed_cores, pick_precision
+from pathovit.device import pick_precision, worker_cores
 from pathovit.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def compile_encoder(encoder: Encoder, precision: str) -> Encoder:
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             return encoder.forward(pixels).float()
 
+    assert encoder.colours  # made outside of the trace, so that it holds them as constants
     example = torch.zeros((2, encoder.tile_px, encoder.tile_px, 3), dtype=torch.uint8)
     try:
         with warnings.catch_warnings(action="ignore"):  # the tracer's, of sizes that are the same for every batch
@@ -58,7 +60,7 @@ def compile_encoder(encoder: Encoder, precision: str) -> Encoder:
             graph = openvino.convert_model(Features().eval(), example_input=example, input=sides)
     except Exception as error:  # the converter raises what it likes; the encoder is refused with its reason
         raise SettingsError(f"--engine openvino: it cannot take {encoder.name!r} ({error}). Use --engine torch.") from error
-    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": allowed_cores()}
+    options: dict[str, Any] = {"NUM_STREAMS": encoder.lanes, "INFERENCE_NUM_THREADS": worker_cores()}
     if precision == "int8":
         graph = _with_int8_weights(graph)
         options |= {"INFERENCE_PRECISION_HINT": "bf16", "DYNAMIC_QUANTIZATION_GROUP_SIZE": INT8_GROUP}
@@ -68,9 +70,12 @@ def compile_encoder(encoder: Encoder, precision: str) -> Encoder:
         options["INFERENCE_PRECISION_HINT"] = "bf16" if dtype == torch.bfloat16 else "f32"
         said = str(dtype).removeprefix("torch.")
     compiled = openvino.compile_model(graph, "CPU", options)
+    of_thread = threading.local()  # a request serves one thread at a time
 
     def run(tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return np.asarray(compiled([tiles])[0], np.float32)
+        if not hasattr(of_thread, "request"):
+            of_thread.request = compiled.create_infer_request()
+        return np.array(of_thread.request.infer([tiles])[0], np.float32)
 
     return replace(encoder, precision=said, engine="openvino", compiled=run)
 

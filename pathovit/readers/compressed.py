@@ -152,13 +152,14 @@ class CompressedTiles:
         return tile if tile.shape == (high, wide, 3) and tile.dtype == np.uint8 else None
 
     def bytes_of(self, tiled: TiledLevel, index: int) -> bytes | None:
-        """A compressed tile, as a decoder takes it; None for one that was left out."""
-        length, offset = int(tiled.lengths[index]), int(tiled.offsets[index])
-        if length < 4:
+        """A compressed tile, as a decoder takes it; None for one that was left out or cannot be read."""
+        if index >= len(tiled.lengths) or tiled.lengths[index] < 4:
             return None
-        if tiled.is_jpeg:
-            return tiled.head + os.pread(self._file, length - 2, offset + 2)  # the tile's own start-of-image is left out
-        return os.pread(self._file, length, offset)
+        skipped = 2 if tiled.is_jpeg else 0  # the tile's own start-of-image: the head has one
+        try:
+            return tiled.head + os.pread(self._file, int(tiled.lengths[index]) - skipped, int(tiled.offsets[index]) + skipped)
+        except OSError:
+            return None  # OpenSlide is asked, and its answer stands
 
     def agrees_with(self, read: Callable[[int, int, int, int, int], RGB | None]) -> bool:
         """Whether tiles of level 0 come out as `read(level, x, y, width, height)` reads them, bit for bit.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 KEPT_BYTES = 512 * 2**20  # of decoded pieces, on the device: neighbouring tiles share them
-SHRUNK_TOGETHER = 32  # tiles that are averaged at once: it is done in fp32
+TOGETHER = 32  # tiles that are decoded and averaged at once: their pixels are many, and averaged in fp32
 DEVIATION = 2.0  # grey levels, in the mean, that a decoder may differ from libjpeg; wrong colours differ by more
 Key = tuple[Path, int, int]  # slide, level, index
 
@@ -56,50 +56,55 @@ class DeviceDecoder:
         self._kept_bytes = 0
 
     def read(
-        self, path: Path, tiles: Sequence[CodedTile | RGB], read_px: tuple[int, int], tile_px: int
-    ) -> tuple[torch.Tensor, list[int]]:
-        """Tiles of a slide on the device, averaged to the side asked for.
+        self,
+        path: Path,
+        tiles: Sequence[CodedTile | RGB],
+        read_px: tuple[int, int],
+        tile_px: int,
+        instead: Callable[[int], RGB | None],
+    ) -> torch.Tensor:
+        """Tiles of a slide on the device, averaged to the side asked for: uint8 (B, tile_px, tile_px, 3).
 
         Parameters
         ----------
         tiles : as they lie in the file; or read already, uint8 (tile_px, tile_px, 3)
         read_px : width and height of a tile before it is averaged
-
-        Returns
-        -------
-        uint8 (B, tile_px, tile_px, 3), and the places of those that could not be decoded
+        instead : given the place of a tile that cannot be decoded, reads it; where it returns None the tile is left out
         """
         import torch
 
-        out = torch.empty((len(tiles), tile_px, tile_px, 3), dtype=torch.uint8, device=self._device)
-        coded = [(place, tile) for place, tile in enumerate(tiles) if isinstance(tile, CodedTile)]
-        lost = []
+        parts = []
         with self._lock, self._own_stream():
-            decoded = self._decode(path, [piece for _, tile in coded for piece in tile.pieces])
-            for first in range(0, len(coded), SHRUNK_TOGETHER):
-                some = coded[first : first + SHRUNK_TOGETHER]
+            for first in range(0, len(tiles), TOGETHER):
+                places = range(first, min(first + TOGETHER, len(tiles)))
+                some = [(place, tile) for place in places if isinstance(tile := tiles[place], CodedTile)]
                 whole = torch.empty((len(some), read_px[1], read_px[0], 3), dtype=torch.uint8, device=self._device)
-                for row, (place, tile) in enumerate(some):
-                    if not _lay(whole[row], tile, [decoded.get((path, piece.level, piece.index)) for piece in tile.pieces]):
-                        lost.append(place)
-                out[[place for place, _ in some]] = shrink(whole, tile_px)
-            for place, read in enumerate(tiles):
-                if not isinstance(read, CodedTile):
-                    out[place] = torch.from_numpy(read).to(self._device)
-        return out, lost
+                decoded = self._decode(path, [piece for _, tile in some for piece in tile.pieces])
+                laid = {place: row for row, (place, tile) in enumerate(some) if _lay(whole[row], tile, path, decoded)}
+                small = shrink(whole, tile_px)
+                for place in places:
+                    tile = tiles[place]
+                    if place in laid:
+                        parts.append(small[laid[place]])
+                    elif (read := instead(place) if isinstance(tile, CodedTile) else tile) is not None:
+                        parts.append(torch.from_numpy(read).to(self._device))
+            return torch.stack(parts) if parts else torch.empty((0, tile_px, tile_px, 3), dtype=torch.uint8)
 
     def check(self, path: Path, compressed: CompressedTiles, level: int) -> None:
         """Raises SlideError where the device's decoder sees other pixels than libjpeg in the level's most detailed tile."""
-        tiled = compressed.levels[level]
+        tiled = compressed.levels.get(level)
+        if tiled is None or not tiled.is_jpeg:
+            return
         index = int(np.argmax(tiled.lengths))
-        ours = compressed.decode(tiled, index, 1)
-        if ours is None:
+        ours, coded = compressed.decode(tiled, index, 1), compressed.bytes_of(tiled, index)
+        if ours is None or coded is None:
             return  # damaged: its verdict is the reader's to find
-        coded = compressed.bytes_of(tiled, index)
-        assert coded is not None
         with self._lock, self._own_stream():
             theirs = self._decode(path, [Piece(level, index, coded, 0, 0)]).get((path, level, index))
-        if theirs is None or np.abs(theirs.cpu().numpy().astype(int) - ours).mean() > DEVIATION:
+            difference = None if theirs is None else np.abs(theirs.cpu().numpy().astype(int) - ours).mean()
+        if difference is None:
+            raise SlideError(path, "the device cannot decode its JPEG tiles. Use --reader auto.")
+        if difference > DEVIATION:
             raise SlideError(path, "the device decodes its JPEG tiles otherwise than libjpeg. Use --reader auto.")
 
     def forget(self) -> None:
@@ -139,15 +144,14 @@ class DeviceDecoder:
 
     @contextmanager
     def _own_stream(self) -> Iterator[None]:
-        """Work beside the encoder's stream, and be done at the end."""
+        """Work, and take memory, beside the encoder's stream, and be done at the end."""
         import torch
 
-        with torch.inference_mode():
-            if not self._on_gpu:
-                yield
-                return
-            with torch.cuda.stream(self._stream):
-                yield
+        if not self._on_gpu:
+            yield
+            return
+        with torch.cuda.stream(self._stream):
+            yield
             self._stream.synchronize()
 
 
@@ -179,10 +183,11 @@ def shrink(whole: torch.Tensor, tile_px: int) -> torch.Tensor:
     return images.add_(0.5).clamp_(0, 255).byte().permute(0, 2, 3, 1)
 
 
-def _lay(whole: torch.Tensor, tile: CodedTile, pieces: Sequence[torch.Tensor | None]) -> bool:
+def _lay(whole: torch.Tensor, tile: CodedTile, path: Path, decoded: dict[Key, torch.Tensor]) -> bool:
     """Lay the pieces of a tile (H, W, 3) where they belong; whether all were there."""
     height, width = whole.shape[:2]
-    for piece, pixels in zip(tile.pieces, pieces, strict=True):
+    for piece in tile.pieces:
+        pixels = decoded.get((path, piece.level, piece.index))
         if pixels is None or pixels.shape[:2] != tile.piece_px[::-1]:
             return False
         top, left = max(piece.top, 0), max(piece.left, 0)

@@ -35,12 +35,13 @@ def flops_per_tile(name: str) -> float:
     return float(counter.get_total_flops())
 
 
-def bench(slides: list[str], *more: str) -> dict[str, dict[str, Any]]:
+def bench(slides: list[str], *more: str) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "pathovit", "bench", *slides, "--weights", "random", "--json", *more]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr)
-    return {line["step"].strip(): line for line in json.loads(done.stdout)["steps"]}
+    steps: list[dict[str, Any]] = json.loads(done.stdout)["steps"]
+    return steps
 
 
 def main() -> None:
@@ -66,11 +67,12 @@ def main() -> None:
             more = ["--encoder", encoder, "--reader", reader, "--readers", str(readers), "--runs", str(options.runs)]
             more += ["--device", options.device, *(["--mpp", str(options.mpp)] if options.mpp else [])]
             steps = bench(options.slides, *more)
-            alone, whole = steps["encode alone"]["rate"], steps["end to end"]["rate"]
+            step = {line["step"]: line for line in steps}
+            alone, whole = step["encode alone"]["rate"], step["end to end"]["rate"]
             share = alone * flops / (options.peak_tflops * 1e12)
             line = {"encoder": encoder, "reader": reader, "readers": readers, "gflop_per_tile": flops / 1e9}
             found.append({**line, "share_of_peak": share, "steps": steps})
-            busy = steps["device busy"]["remark"]
+            busy = step["device busy"]["remark"]
             table.append(
                 f"| {encoder} | {reader} | {readers} | {alone:,.0f} | {share:.1%} | {whole:,.0f} | {whole / alone:.1%} | busy {busy} |"
             )

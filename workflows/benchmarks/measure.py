@@ -1,4 +1,4 @@
-"""Run a command; print its wall time, CPU time and the peak memory of all its processes together, as JSON.
+"""Run a command; print its wall time and the peak memory of all its processes together, as JSON.
 
 python workflows/benchmarks/measure.py pathovit run slide.svs --out out
 """
