@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,12 +60,12 @@ def bench(
     jobs: Sequence[SlideJob], settings: Settings, runs: int, against: str | None, timeline: Path | None = None
 ) -> list[Measured]:
     """All steps; medians of `runs`. `timeline` is the file for a picture of what the devices did."""
+    keep_freed_memory()  # as the workers do; before other threads have memory of their own
     record = known_record(settings.embed.encoder)
     done = [one_run(jobs, settings) for _ in range(runs)]  # first, while this process is as small as that of `pathovit run`
     if timeline:
         draw_timeline(timeline, jobs, done[-1], settings)
     lines = summary_of(done)
-    keep_freed_memory()  # as the workers do
     lines += measure_planning(jobs, settings, record, runs)
     _, slide, grid = plan_slide(jobs[0], settings, record)
     with slide:
@@ -332,6 +332,7 @@ def measure_machine(runs: int) -> list[Measured]:
     import torch
 
     lines = []
+    torch.set_num_threads(allowed_cores())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     side = 8192 if device == "cuda" else 2048
     for dtype in (torch.float32, torch.bfloat16):
@@ -364,28 +365,34 @@ def median_s(action: Callable[[], int], runs: int) -> tuple[float, int]:
 
 @contextmanager
 def peak_memory(pid: int | None = None) -> Iterator[list[int]]:
-    """Peak bytes of a process (this one) and all it starts; pages that are shared are divided among their owners."""
+    """Peak bytes of a process (this one) and all it starts; pages that are shared are divided among their owners.
+
+    Dividing costs the processes milliseconds, so it is done only when their plain sum has grown by a hundredth.
+    """
     import psutil
 
     peak, over = [0], threading.Event()
     root = psutil.Process(pid)
 
+    def total(ask: Callable[[psutil.Process], int]) -> int:
+        found = 0
+        for process in [root, *root.children(recursive=True)]:
+            with suppress(psutil.Error):  # ended meanwhile
+                found += ask(process)
+        return found
+
+    def divided(process: psutil.Process) -> int:
+        memory = process.memory_full_info()
+        return int(getattr(memory, "pss", memory.rss))
+
     def sample() -> None:
-        took = 0.0
-        while not over.wait(max(SAMPLE_EVERY_S, 20 * took)):  # sampling costs those it looks at, too
-            began, total = time.perf_counter(), 0
-            try:
-                family = [root, *root.children(recursive=True)]
-            except psutil.Error:
-                continue  # ended meanwhile
-            for process in family:
-                try:
-                    memory = process.memory_full_info()
-                except psutil.Error:
-                    continue  # ended meanwhile
-                total += getattr(memory, "pss", memory.rss)
-            peak[0] = max(peak[0], total)
-            took = time.perf_counter() - began
+        most = 0
+        while not over.wait(SAMPLE_EVERY_S):
+            with suppress(psutil.Error):
+                plain = total(lambda process: process.memory_info().rss)
+                if plain > 1.01 * most:
+                    most = plain
+                    peak[0] = max(peak[0], total(divided))
 
     thread = threading.Thread(target=sample, daemon=True)
     thread.start()
