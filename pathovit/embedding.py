@@ -1,8 +1,8 @@
 """Embedder: tiles in, chunks of features out. Readers run ahead, the device never waits, memory is bounded.
 
-One process has one Embedder. Its reading threads and its device thread serve every part of a slide that is embedded at
+One process has one Embedder. Its reading threads and its device threads serve every part of a slide that is embedded at
 the same time: while one part ends, or is written to disk, the next is already read, whatever slide it belongs to, and
-the part that was begun first goes first. Batches are cut from the readable tiles of one chunk, so the bits of a chunk
+on the device the part that was begun first goes first. Batches are cut from the readable tiles of one chunk, so the bits of a chunk
 depend neither on where a run was interrupted nor on what else is embedded beside it.
 """
 
@@ -168,6 +168,7 @@ class Embedder:
                 tiles = len(rows_of[index])
                 features = np.full((tiles, self.encoder.dim), np.nan, np.float16)
                 chunk = (index, features, np.full(tiles, Verdict.PENDING, np.uint8))
+                gather = partial(self._decode, decoder, slide, grid, rows_of[index].start) if decoder else self._copy
                 found: dict[int, RGB | CodedTile] = {}
                 dealt = 0
                 for row in range(tiles):
@@ -176,8 +177,7 @@ class Embedder:
                     if tile is not None:
                         found[row] = tile
                     if len(found) == batch_tiles or row == tiles - 1:
-                        decode = partial(self._decode, decoder, slide, grid, rows_of[index].start) if decoder else self._copy
-                        yield Batch(decode(found, chunk[2]), list(found), dealt, chunk, row == tiles - 1)
+                        yield Batch(gather(found, chunk[2]), list(found), dealt, chunk, row == tiles - 1)
                         found, dealt = {}, 0
 
     def _copy(self, found: dict[int, Any], verdict: NDArray[np.uint8]) -> Pixels:

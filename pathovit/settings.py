@@ -65,7 +65,7 @@ class EmbedSettings:
     precision: str = "auto"  # auto, fp32, bf16; int8 with openvino
     engine: str = "torch"  # or openvino
     reader: str = "auto"  # auto, direct, device or openslide
-    batch_tiles: int | None = None  # None: 32 on a CPU, 256 on a GPU
+    batch_tiles: int | None = None  # None: as many as suit the device (`Encoder.batch_tiles`)
     part_tiles: int = 4096  # one Dask task; whole chunks
     chunk_tiles: int = 1024  # one commit on disk
     max_tiles: int | None = None  # a cap per slide, for trials; spread evenly over the grid
@@ -81,11 +81,6 @@ class EmbedSettings:
             raise SettingsError(f"embed.reader is {self.reader!r}, expected auto, direct, device or openslide.")
         if self.chunk_tiles < 1 or (self.batch_tiles is not None and self.batch_tiles < 1):
             raise SettingsError(f"embed.batch_tiles is {self.batch_tiles}, chunk_tiles {self.chunk_tiles}; expected at least 1.")
-        if self.chunk_tiles % (self.batch_tiles or 1):
-            raise SettingsError(
-                f"embed.batch_tiles is {self.batch_tiles}; it must divide chunk_tiles ({self.chunk_tiles}), so that "
-                "batches are the same wherever a run goes on."
-            )
         if self.part_tiles < 1 or self.part_tiles % self.chunk_tiles:
             raise SettingsError(f"embed.part_tiles ({self.part_tiles}) must be a multiple of {self.chunk_tiles}.")
         if self.max_tiles is not None and self.max_tiles < 1:

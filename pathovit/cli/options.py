@@ -51,7 +51,8 @@ Precision = Annotated[
 ]
 Engine = Annotated[str | None, typer.Option("--engine", help="torch, or openvino for CPUs.  [default: torch]")]
 BatchTiles = Annotated[
-    int | None, typer.Option("--batch-tiles", help="Tiles in one pass of the encoder.  [default: 32 on a CPU, 256 on a GPU]")
+    int | None,
+    typer.Option("--batch-tiles", help="Tiles in one pass of the encoder.  [default: 8 of 224 px on a CPU, 256 on a GPU]"),
 ]
 Reader = Annotated[
     str | None,
