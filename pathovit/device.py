@@ -16,14 +16,34 @@ if TYPE_CHECKING:
 
 
 def allowed_cores() -> int:
-    """Cores this process may really use: affinity and cgroup limit, not what the machine has."""
+    """Cores this process may really use, which is not what the machine has: affinity, cgroup limits, SLURM's share."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limit = Path("/sys/fs/cgroup/cpu.max")
-    if limit.is_file():
-        quota, period = limit.read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    return max(1, cores)
+    share = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return max(1, min([cores, *cgroup_limits(), *([int(share)] if share.isdecimal() else [])]))
+
+
+def cgroup_limits(groups: Path = Path("/sys/fs/cgroup"), mine: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """Cores that the groups of this process allow it (version 1 and 2); a group is bound by all those above it, too."""
+    limits = []
+    for line in mine.read_text().splitlines() if mine.is_file() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        inside = Path(path.lstrip("/"))
+        for mount in (groups, groups / "unified", groups / "cpu", groups / (controllers or "cpu")):
+            for group in {mount, *(mount / part for part in (inside, *inside.parents))}:
+                limits += _cgroup_limit(group)
+    return limits
+
+
+def _cgroup_limit(group: Path) -> list[int]:
+    if (group / "cpu.max").is_file():  # version 2
+        quota, period = (group / "cpu.max").read_text().split()
+    elif (group / "cpu.cfs_quota_us").is_file():  # version 1
+        quota, period = ((group / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+    else:
+        return []
+    return [] if quota in ("max", "-1") else [max(1, int(quota) // int(period))]
 
 
 def worker_cores() -> int:
