@@ -121,7 +121,7 @@ def summary_of(runs: Sequence[Run]) -> list[Measured]:
         Measured(
             "end to end", tiles / embedding, embedding, f"{tiles:,} tiles of {len(runs[0].spans)} slides, first batch to last"
         ),
-        Measured("device busy", nan, busy, f"{busy / embedding:.1%} of that time; longest pause {pause:.2f} s"),
+        Measured("device busy", nan, busy, f"{busy / embedding:.1%} of that time it had a batch; longest pause {pause:.2f} s"),
         Measured("start", nan, statistics.median(run.start_s for run in runs), "command to first batch"),
         Measured(
             "whole run", tiles / wall, wall, f"peak memory of all processes {peak_mb:,.0f} MB, the most of {len(runs)} runs"
@@ -254,7 +254,6 @@ for _ in range({runs}):
 
 
 def measure_encoding(slide: Slide, grid: TileGrid, settings: Settings, runs: int) -> list[Measured]:
-    from pathovit.embedding import Batch, Device
     from pathovit.encoders import load_encoder
 
     embed = settings.embed
@@ -269,17 +268,7 @@ def measure_encoding(slide: Slide, grid: TileGrid, settings: Settings, runs: int
     encoder.embed(batch)
     loading = time.perf_counter() - loading
 
-    nowhere = (0, np.empty((0, 0), np.float16), np.empty(0, np.uint8))
-    device, whole = Device(encoder), Batch(batch, list(range(len(batch))), len(batch), nowhere, ends_chunk=True)
-
-    def encode() -> int:
-        waiting = [device.submit(turn, whole) for turn in range(ENCODE_BATCHES)]
-        for features in waiting:
-            features.result()
-        return len(waiting) * len(batch)
-
-    seconds, count = median_s(encode, runs)
-    device.close()
+    seconds, count = encode_alone(encoder, batch, runs)
     said = f"{encoder.name}, {encoder.engine}, {encoder.precision}, {encoder.device.type}, batches of {len(batch)}"
     lines = [
         Measured("encode alone", count / seconds, seconds, said),
@@ -289,6 +278,26 @@ def measure_encoding(slide: Slide, grid: TileGrid, settings: Settings, runs: int
         lines += measure_device_decoding(slide, grid, encoder, len(batch), runs)
     features = encoder.embed(batch).astype(np.float16)
     return lines + measure_storing(slide, grid, features, embed.chunk_tiles, runs)
+
+
+def encode_alone(encoder: Encoder, batch: np.ndarray[Any, Any], runs: int) -> tuple[float, int]:
+    """Median seconds for a number of tiles, handed to the device as a run does."""
+    from pathovit.embedding import Batch, Device
+
+    nowhere = (0, np.empty((0, 0), np.float16), np.empty(0, np.uint8))
+    whole = Batch(batch, list(range(len(batch))), len(batch), nowhere, ends_chunk=True)
+    device = Device(encoder)
+
+    def encode() -> int:
+        waiting = [device.submit(turn, whole) for turn in range(ENCODE_BATCHES)]
+        for features in waiting:
+            features.result()
+        return len(waiting) * len(batch)
+
+    try:
+        return median_s(encode, runs)
+    finally:
+        device.close()
 
 
 def measure_device_decoding(slide: Slide, grid: TileGrid, encoder: Encoder, batch: int, runs: int) -> list[Measured]:

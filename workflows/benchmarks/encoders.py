@@ -12,16 +12,14 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import statistics
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from pathovit.device import allowed_cores, keep_freed_memory
+from pathovit.bench import encode_alone
+from pathovit.device import keep_freed_memory
 from pathovit.encoders import Encoder, load_encoder
 from pathovit.settings import TileSpec, TissueSettings
 from pathovit.slide import open_slide
@@ -47,16 +45,11 @@ def embed(encoder: Encoder, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def tiles_per_second(encoder: Encoder, runs: int) -> float:
-    batch = np.random.default_rng(0).integers(0, 256, (encoder.batch_tiles, encoder.tile_px, encoder.tile_px, 3), np.uint8)
-    for _ in range(3):
-        encoder.embed(batch)
-    taken = []
-    for _ in range(runs):
-        began = time.perf_counter()
-        for _ in range(4):
-            encoder.embed(batch)
-        taken.append(time.perf_counter() - began)
-    return 4 * len(batch) / statistics.median(taken)
+    side = encoder.tile_px
+    seconds, count = encode_alone(
+        encoder, np.random.default_rng(0).integers(0, 256, (encoder.batch_tiles, side, side, 3), np.uint8), runs
+    )
+    return count / seconds
 
 
 def cosines(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> dict[str, float]:
@@ -97,7 +90,6 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
-    torch.set_num_threads(allowed_cores())
     found: list[dict[str, Any]] = []
     table = ["| encoder | way | tiles/s | cosine to fp32, mean | worst tile |", "|---|---|---|---|---|"]
     for name in options.encoders:
