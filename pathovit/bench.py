@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from pathovit.encoders import Encoder
 
 READ_TILES = 400  # of a slide, for one measurement of reading
-ENCODE_BATCHES = 16
-SAMPLE_EVERY_S = 0.05
+ENCODE_BATCHES = 16  # for one measurement of encoding
+SAMPLE_EVERY_S = 0.05  # between two looks at the memory
 PEERS = {  # what reads one tile, for each package: given path, (N, 2) level-0 corners, level, its pixels, and the tile's
     "lazyslide": """
 from wsidata import open_wsi

@@ -17,7 +17,7 @@ from pathovit.embedding import Embedder, fetch_tile
 from pathovit.errors import SettingsError, SlideError
 from pathovit.features import Verdict
 from pathovit.pipeline import make_embedder
-from pathovit.readers.compressed import CodedTile
+from pathovit.readers.compressed import CodedTile, Piece
 from pathovit.readers.device_decoder import DeviceDecoder, shrink
 from pathovit.settings import EmbedSettings, Settings, TileSpec, TissueSettings
 from pathovit.slide import Slide, open_slide
@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 
 def embed(slide: Slide, grid: TileGrid, decoder: DeviceDecoder | None) -> list[Any]:
-    with Embedder(MeanColourEncoder(tile_px=grid.spec.tile_px, mpp=0.5), 2, decoder=decoder) as embedder:  # type: ignore[arg-type]
+    with Embedder(MeanColourEncoder(tile_px=grid.spec.tile_px, mpp=0.5), 2, decoder=decoder) as embedder:
         return list(embedder.embed(slide, grid, list(range(-(-len(grid) // 16))), chunk_tiles=16, batch_tiles=4))
 
 
@@ -42,7 +42,7 @@ def test_tiles_of_a_real_slide_are_those_that_are_read(shared: Path, tile_px: in
         grid = lay_grid(slide, mask, fill_spec(TileSpec(), tile_px, mpp), max_tiles=12, scaled_decoding=False)
         coded = [fetch_tile(slide, grid, index)[0] for index in range(len(grid))]
         assert all(isinstance(tile, CodedTile) for tile in coded)
-        pixels = decoder.read(slide.path, coded, grid.read_px, tile_px, pytest.fail)  # type: ignore[arg-type]
+        pixels = decoder.read(slide.path, coded, grid.read_px, tile_px, pytest.fail)
         wanted = np.stack([read_tile(slide, grid, index) for index in range(len(grid))]).astype(int)
     assert np.abs(pixels.numpy() - wanted).max() <= (0 if mpp < 0.5 and tile_px == 224 else 2)
     assert np.abs(pixels.numpy() - wanted).mean() < 0.25
@@ -63,6 +63,15 @@ def test_features_and_verdicts_are_those_of_the_direct_reader(tmp_path: Path) ->
         assert np.array_equal(ours[2], theirs[2])
     verdicts = np.concatenate([verdict for _, _, verdict in found["device"]])
     assert {Verdict.OK, Verdict.UNREADABLE} == set(verdicts)
+
+
+def test_tiles_that_have_been_read_and_lost_ones_need_no_decoder(tmp_path: Path) -> None:
+    decoder = DeviceDecoder(CPU)
+    tile = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    broken = CodedTile([Piece(0, 0, b"no JPEG", 0, 0)], (256, 256))
+    assert np.array_equal(decoder.read(tmp_path, [tile, tile], (256, 256), 128, pytest.fail), [tile, tile])
+    assert np.array_equal(decoder.read(tmp_path, [broken, tile], (256, 256), 128, lambda place: None), [tile])
+    assert len(decoder.read(tmp_path, [broken], (256, 256), 128, lambda place: None)) == 0
 
 
 @pytest.mark.parametrize(("size", "tile_px"), [(512, 256), (384, 96), (300, 224)])
@@ -90,7 +99,7 @@ def test_what_is_decoded_is_kept_for_neighbours_but_not_without_bound(tmp_path: 
     with open_slide(path, 0.5, reader="device") as slide:
         grid = lay_grid(slide, exact_mask(slide), fill_spec(TileSpec(), 128, 0.5))
         tiles = [fetch_tile(slide, grid, index)[0] for index in range(len(grid))]
-        pixels = decoder.read(path, tiles, grid.read_px, 128, pytest.fail)  # type: ignore[arg-type]
+        pixels = decoder.read(path, tiles, grid.read_px, 128, pytest.fail)
         assert len(decoder._kept) == 6
         assert np.array_equal(pixels[-1], read_tile(slide, grid, len(grid) - 1))
 
@@ -99,9 +108,9 @@ def test_where_it_cannot_be_had_it_is_said(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(SettingsError, match="nothing decodes JPEG on mps"):
         DeviceDecoder(torch.device("mps"))
     encoder = MeanColourEncoder(tile_px=128, mpp=0.5)
-    encoder.compiled, encoder.engine = len, "openvino"  # type: ignore[assignment, attr-defined]
+    encoder.compiled, encoder.engine = len, "openvino"
     with pytest.raises(SettingsError, match="cannot feed --engine openvino"):
-        make_embedder(encoder, Settings(embed=EmbedSettings(reader="device")))  # type: ignore[arg-type]
+        make_embedder(encoder, Settings(embed=EmbedSettings(reader="device")))
     monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", None)
     monkeypatch.delattr("nvidia.nvimgcodec")
     with pytest.raises(SettingsError, match=r'pip install "pathovit\[gpu\]"'):

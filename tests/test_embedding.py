@@ -25,7 +25,7 @@ def embed(path: Path, chunks: list[int] | None = None, readers: int = 2, seen: l
         assert len(grid) == 64
         wanted = chunks if chunks is not None else [0, 1, 2, 3]
         on_batch = seen.append if seen is not None else (lambda tiles: None)
-        with Embedder(encoder, readers) as embedder:  # type: ignore[arg-type]
+        with Embedder(encoder, readers) as embedder:
             return list(embedder.embed(slide, grid, wanted, chunk_tiles=16, batch_tiles=4, on_batch=on_batch))
 
 
@@ -101,7 +101,7 @@ def test_nothing_reads_the_slide_after_an_error(squares: Path, monkeypatch: pyte
 
     monkeypatch.setattr("pathovit.embedding.judge_tile", slow)
     encoder = MeanColourEncoder(tile_px=128, mpp=0.5)
-    with open_slide(squares, 0.5) as slide, Embedder(encoder, 4) as embedder:  # type: ignore[arg-type]
+    with open_slide(squares, 0.5) as slide, Embedder(encoder, 4) as embedder:
         grid = lay_grid(slide, exact_mask(slide), fill_spec(TileSpec(), 128, 0.5))
         stream = embedder.embed(slide, grid, [0, 1, 2, 3], chunk_tiles=16, batch_tiles=4)
         next(stream)
@@ -114,7 +114,7 @@ def test_nothing_reads_the_slide_after_an_error(squares: Path, monkeypatch: pyte
 
 def test_an_embedder_that_nobody_uses_any_more_ends_its_threads() -> None:
     before = {thread.name for thread in threading.enumerate()}
-    embedder = Embedder(MeanColourEncoder(), 2)  # type: ignore[arg-type]
+    embedder = Embedder(MeanColourEncoder(), 2)
     threads = [thread for thread in threading.enumerate() if thread.name == "device"]
     assert len(threads) == 2
     del embedder
@@ -135,8 +135,8 @@ def test_parts_share_the_device_and_the_one_begun_first_goes_first(squares: Path
         seen.append(len(tiles))
         return np.asarray(tiles.mean((1, 2)), np.float32)
 
-    encoder.embed = embed_one  # type: ignore[method-assign]
-    with open_slide(squares, 0.5) as slide, Embedder(encoder, 2) as embedder:  # type: ignore[arg-type]
+    encoder.embed = embed_one
+    with open_slide(squares, 0.5) as slide, Embedder(encoder, 2) as embedder:
         grid = lay_grid(slide, exact_mask(slide), fill_spec(TileSpec(), 128, 0.5))
         found: dict[int, Any] = {}
 
@@ -162,7 +162,7 @@ def test_parts_share_the_device_and_the_one_begun_first_goes_first(squares: Path
 def test_the_embedder_says_when_the_device_was_at_work(squares: Path) -> None:
     spans: list[tuple[float, float]] = []
     encoder = MeanColourEncoder(tile_px=128, mpp=0.5)
-    with open_slide(squares, 0.5) as slide, Embedder(encoder, 2) as embedder:  # type: ignore[arg-type]
+    with open_slide(squares, 0.5) as slide, Embedder(encoder, 2) as embedder:
         grid = lay_grid(slide, exact_mask(slide), fill_spec(TileSpec(), 128, 0.5))
         list(embedder.embed(slide, grid, [0], chunk_tiles=64, batch_tiles=16, on_device=spans.append))
     assert len(spans) == 4

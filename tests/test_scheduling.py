@@ -12,8 +12,8 @@ from pathovit.pipeline import SlideJob
 from pathovit.settings import Settings
 
 WORK = Work(Path("out"), Settings(), "", None, None, overwrite=False)
-EMBED = Step("embed", None, (), {"embed": 1})  # type: ignore[arg-type]
-OTHER = Step("start", None, (), {"other": 1})  # type: ignore[arg-type]
+EMBED = Step("embed", None, (), {"embed": 1})
+OTHER = Step("start", None, (), {"other": 1})
 
 
 def free(running: list[tuple[str | None, Step]], workers: int = 1) -> Free:
@@ -23,7 +23,7 @@ def free(running: list[tuple[str | None, Step]], workers: int = 1) -> Free:
 def slide(index: int, stage: str = "waiting", parts: int = 0, name: str | None = None) -> SlideState:
     state = SlideState(index, SlideJob(Path(f"{name or index}.svs")), stage=stage)
     state.parts_left.extend(range(parts))
-    state.plan = SimpleNamespace() if stage != "waiting" else None  # type: ignore[assignment]
+    state.plan = SimpleNamespace() if stage != "waiting" else None
     return state
 
 

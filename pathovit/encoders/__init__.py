@@ -109,7 +109,7 @@ class Encoder:
                 return lambda: on_host
             landed = torch.empty(found.shape, pin_memory=True)
             landed.copy_(found, non_blocking=True)
-            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             done.record(torch.cuda.current_stream(self.device))
 
         def fetch() -> NDArray[np.float32]:

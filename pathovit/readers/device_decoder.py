@@ -40,7 +40,7 @@ class DeviceDecoder:
         codec = load_codec(device.type)
         self._on_gpu = device.type == "cuda"
         if self._on_gpu:
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._device = device
         self._decoder = codec.Decoder(
             device_id=(device.index or 0) if self._on_gpu else codec.NVIMGCODEC_DEVICE_CPU_ONLY,
@@ -81,7 +81,7 @@ class DeviceDecoder:
                 whole = torch.empty((len(some), read_px[1], read_px[0], 3), dtype=torch.uint8, device=self._device)
                 decoded = self._decode(path, [piece for _, tile in some for piece in tile.pieces])
                 laid = {place: row for row, (place, tile) in enumerate(some) if _lay(whole[row], tile, path, decoded)}
-                small = shrink(whole, tile_px)
+                small = shrink(whole, tile_px) if some else whole
                 for place in places:
                     tile = tiles[place]
                     if place in laid:
@@ -114,7 +114,7 @@ class DeviceDecoder:
             self._kept_bytes = 0
 
     def _decode(self, path: Path, pieces: Sequence[Piece]) -> dict[Key, torch.Tensor]:
-        """The pieces that can be decoded, uint8 (h, w, 3), each once, and none that is kept from before."""
+        """The pieces that can be decoded, uint8 (h, w, 3), each once; those kept from before are not decoded again."""
         found: dict[Key, torch.Tensor] = {}
         new: dict[Key, bytes] = {}
         for piece in pieces:
