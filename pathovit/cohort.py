@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,16 @@ from torch import Tensor
 from pathovit.aggregator import WINDOW
 from pathovit.errors import SettingsError
 from pathovit.features import SlideFeatures
-from pathovit.manifest import ManifestRow
-from pathovit.pipeline import read_done
+from pathovit.manifest import PARTS, SHOWN, ManifestRow, Names, slide_stem, some
+from pathovit.pipeline import differing, fingerprint_note, read_done
+from pathovit.preflight import content_sha256
 from pathovit.store import FeatureStore
+from pathovit.tables import Say
 from pathovit.targets import Target, Truth, read_truth, strata
 
-PARTS = ("train", "validation", "test")
 GAP_WINDOWS = 100  # empty windows between the slides of one patient: none spans two slides, and all keep their own anchor
+
+OnStep = Callable[[int, int], None]  # things that are done, and how many there are
 
 
 @dataclass(frozen=True)
@@ -57,28 +61,34 @@ class Cohort:
         return np.stack([bag.truth for bag in self.bags])
 
 
-def load_cohort(rows: Sequence[ManifestRow], target: Target, features: Path, group: str | None = None) -> Cohort:
+def load_cohort(
+    rows: Sequence[ManifestRow], target: Target, features: Path, group: str | None = None, say: Say = lambda text: None,
+    on_slide: OnStep = lambda done, total: None,
+) -> Cohort:  # fmt: skip
     """Read the features of every slide of a table that has a label.
+
+    Parameters
+    ----------
+    say : called with a sentence for everything that was understood and not written in so many words
+    on_slide : called with the slides that are read, and how many there are
 
     Raises
     ------
-    SettingsError : missing slides, a slide named twice, a patient with two labels, two groups or two parts, features of two recipes
+    SettingsError : missing slides, a slide named twice, a patient with two labels, two groups or two parts, features that were
+        made in two ways
     """
     truth = read_truth(rows, target)
     rows = [row for row in rows if row.line in truth]
-    stored = _stored_slides(features)
-    missing = [row for row in rows if _find(row, stored) is None]
-    if missing:
-        lines = ", ".join(f"line {row.line}: {row.slide.name}" for row in missing[:5])
-        raise SettingsError(
-            f"{len(missing)} slides have no finished features in {features}, e.g. {lines}. Embed them first with: pathovit embed"
-        )
+    if not any(row.patient for row in rows):
+        columns = ", ".join(["slide", *(name for name, _ in rows[0].labels)])
+        say(f"no column of patients (found: {columns}): every slide counts as a patient of its own")
+    folders = find_features(rows, features, say)
     by_patient: dict[str, list[ManifestRow]] = {}
     for row in rows:
-        by_patient.setdefault(row.patient or row.slide.stem, []).append(row)
+        by_patient.setdefault(row.patient or slide_stem(row.slide.name), []).append(row)
     taken: dict[Path, int] = {}
-    recipe: dict[str, Any] = {}
-    bags = []
+    shape: dict[str, Any] = {}  # what the first slide shares with all others
+    like, bags, read = "", [], 0
     for patient, members in sorted(by_patient.items()):
         label = _shared(patient, members, "label", [tuple(truth[row.line].tolist()) for row in members])
         site = _shared(patient, members, group, [row.label(group) for row in members]) if group else patient
@@ -88,18 +98,23 @@ def load_cohort(rows: Sequence[ManifestRow], target: Target, features: Path, gro
             )
         slides = []
         for row in members:
-            folder = _find(row, stored)
-            assert folder is not None
+            folder = folders[row.line]
             if taken.setdefault(folder, row.line) != row.line:
                 first, second = sorted((taken[folder], row.line))
                 raise SettingsError(
                     f"Lines {first} and {second} both mean {folder.name}. Name each slide once, e.g. by its slide_id."
                 )
             slide = FeatureStore(folder, row.slide).read(folder.name)
-            recipe = _same_recipe(recipe, slide, row)
+            if not shape:
+                like, shape = row.slide.name, slide.shaping()
+            _refuse_other_shaping(like, shape, slide, row)
             slides.append(slide)
+            read += 1
+            on_slide(read, len(rows))
         bags.append(make_bag(patient, slides, np.array(label, np.float32), site))
-    return Cohort(tuple(bags), target, recipe, _fixed_parts(by_patient))
+    if trial := shape["max_tiles"]:
+        say(f"these features are a trial: at most {trial} tiles of each slide (--max-tiles); so is a model of them")
+    return Cohort(tuple(bags), target, shape, _fixed_parts(by_patient))
 
 
 def _shared(patient: str, members: Sequence[ManifestRow], what: str, values: Sequence[Any]) -> Any:
@@ -113,53 +128,76 @@ def _shared(patient: str, members: Sequence[ManifestRow], what: str, values: Seq
 
 def _fixed_parts(by_patient: dict[str, list[ManifestRow]]) -> dict[str, str]:
     """Part by patient, from a column `split` if the table has one."""
-    fixed: dict[str, str] = {}
-    for patient, members in by_patient.items():
-        for row in members:
-            part = row.label("split")
-            if part and part not in PARTS:
-                raise SettingsError(f"Line {row.line}: split is {part!r}, expected {', '.join(PARTS)}.")
-        if part := _shared(patient, members, "split", [row.label("split") for row in members]):
-            fixed[patient] = part
-    return fixed
+    found = {p: _shared(p, members, "split", [row.label("split") for row in members]) for p, members in by_patient.items()}
+    return {patient: part for patient, part in found.items() if part}
 
 
-def _stored_slides(features: Path) -> dict[str, list[Path]]:
-    """Slide folders by slide_id, by file name and by stem."""
-    found: dict[str, list[Path]] = {}
+def find_features(rows: Sequence[ManifestRow], features: Path, say: Say) -> dict[int, Path]:
+    """The folder of each row's slide, by line.
+
+    A row that names a folder means the slide that was embedded from that very file, as far as this is known here.
+
+    Raises
+    ------
+    SettingsError : a slide without features, or a name that two slides have
+    """
+    names = Names(_stored_names(features))
+    found: dict[int, Path] = {}
+    missing, loose, elsewhere = [], [], 0
+    for row in rows:
+        fitting, exact = names.find(row.slide.name)
+        if row.in_folder and fitting:
+            known = _embedded_from(row.slide, features)
+            if known is None and not row.slide.exists():
+                elsewhere += 1  # neither the file nor a note of it is here: its name has to do
+            else:
+                digest = known or content_sha256(row.slide)
+                fitting = [folder for folder in fitting if folder.name.endswith(digest[:12])]
+        if len(fitting) > 1:
+            said = ", ".join(folder.name for folder in fitting[:4])
+            raise SettingsError(f"Line {row.line}: {row.slide.name} can mean {said}. Name it by its slide_id.")
+        if not fitting:
+            missing.append(f"line {row.line}: {row.slide.name}{names.near(row.slide.name)}")
+            continue
+        found[row.line] = fitting[0]
+        if not exact:
+            loose.append(f"line {row.line}, {row.slide.name}: {fitting[0].name}")
+    if missing:
+        count = "1 slide has" if len(missing) == 1 else f"{len(missing)} slides have"
+        raise SettingsError(f"{count} no finished features in {features}: {some(missing)}. Embed them first with: pathovit embed")
+    if loose:
+        say(f"{len(loose)} rows are matched in another spelling: {some(loose)}")
+    if elsewhere:
+        say(f"{elsewhere} rows name folders that are not known here: their slides are matched by file name alone")
+    return found
+
+
+def _stored_names(features: Path) -> dict[Path, list[str]]:
+    """What each finished slide may be called: by its slide_id, its file name, its stem."""
+    found = {}
     for folder in sorted((features / "slides").glob("*")):
         done = read_done(folder)
         if done is not None:
             file = done["slide"]["file"]
-            for name in {folder.name, file, Path(file).stem}:
-                found.setdefault(name, []).append(folder)
+            found[folder] = [folder.name, file, slide_stem(file)]
     return found
 
 
-def _find(row: ManifestRow, stored: dict[str, list[Path]]) -> Path | None:
-    """The folder of a row's slide; None if it has none.
+def _embedded_from(path: Path, features: Path) -> str | None:
+    """Digest of the slide that was embedded from this path; None if none was."""
+    note = fingerprint_note(path, features)
+    return str(json.loads(note.read_bytes())["sha256"]) if note.is_file() else None
 
-    Raises
-    ------
-    SettingsError : two slides have this name
-    """
-    folders = stored.get(row.slide.name) or stored.get(row.slide.stem) or []
-    if len(folders) > 1:
+
+def _refuse_other_shaping(name: str, shape: dict[str, Any], slide: SlideFeatures, row: ManifestRow) -> None:
+    """Features of one table must share everything that shaped the tiles."""
+    other = slide.shaping()
+    if other != shape:
+        said = "; ".join(differing(shape, other, there=f"in {name}", here=f"in {row.slide.name}")[:SHOWN])
         raise SettingsError(
-            f"Line {row.line}: {row.slide.name} can mean {', '.join(f.name for f in folders[:4])}. Name it by its slide_id."
+            f"Line {row.line}: the features of {row.slide.name} were made otherwise than those of {name} ({said}). "
+            "Embed all slides of a table with the same settings, or take it out."
         )
-    return folders[0] if folders else None
-
-
-def _same_recipe(recipe: dict[str, Any], slide: SlideFeatures, row: ManifestRow) -> dict[str, Any]:
-    made_by = slide.attributes["recipe"]
-    shared = {"encoder": made_by["encoder"], "tiles": made_by["tiles"]}
-    if recipe and shared != recipe:
-        raise SettingsError(
-            f"Line {row.line}: the features of {row.slide.name} were made by another encoder or other tiles than those before. "
-            "Embed all slides with the same settings."
-        )
-    return shared
 
 
 def make_bag(patient: str, slides: Sequence[SlideFeatures], truth: Truth, group: str = "") -> Bag:
@@ -181,12 +219,16 @@ def make_bag(patient: str, slides: Sequence[SlideFeatures], truth: Truth, group:
     )
 
 
-def split_patients(cohort: Cohort, validation_share: float, test_share: float, seed: int) -> dict[str, list[Bag]]:
-    """Train, validation and test parts, stratified, groups kept together; parts named in the table are kept.
+def split_patients(
+    cohort: Cohort, validation_share: float, test_share: float, seed: int, say: Say = lambda text: None
+) -> dict[str, list[Bag]]:
+    """Train, validation and test parts, stratified, groups kept together; parts that the table names are kept as they are.
+
+    A class of two patients leaves no test part: one is to learn from, and one to tell when to stop.
 
     Raises
     ------
-    SettingsError : too few patients for it, or a part would lack a class
+    SettingsError : too few patients for it, a part would lack a class, or the table names some of the training part only
     """
     parts: dict[str, list[Bag]] = {name: [] for name in PARTS}
     group_part: dict[str, str] = {}
@@ -199,24 +241,87 @@ def split_patients(cohort: Cohort, validation_share: float, test_share: float, s
     rest: list[Bag] = []
     for bag in cohort.bags:
         (parts[group_part[bag.group]] if bag.group in group_part else rest).append(bag)
-    if rest and test_share:
-        inside, rest = _cut(rest, cohort.target, test_share, seed, "test")
-        parts["test"] += inside
-    if rest:
-        inside, rest = _cut(rest, cohort.target, validation_share / (1 - test_share), seed, "validation")
-        parts["validation"] += inside
+    if parts["train"] and rest:
+        raise SettingsError(
+            f"{len(rest)} patients have no part in the column `split`, and others do: {some([bag.patient for bag in rest])}. Give them "
+            "one, or take them out of the table."
+        )
+    if not cohort.fixed and test_share:
+        cut = cut_part(rest, cohort.target, test_share, seed, kept=2)
+        if cut:
+            parts["test"], rest = cut
+        else:
+            say(f"{_counted(rest, cohort.target)}: too few for a test part; none is held out")
+    if not parts["validation"]:
+        given = parts["train"] or rest
+        if parts["train"]:
+            say("the column `split` names no validation part: it is cut from the training part")
+        cut = cut_part(given, cohort.target, validation_share / (1 - test_share), seed, kept=1)
+        if cut is None:
+            check_part("train", given, cohort.target)
+            raise SettingsError(
+                f"{_counted(given, cohort.target)}: too few. At least two patients of every class are needed, one to learn from and "
+                "one to tell when to stop."
+            )
+        parts["validation"], parts["train"] = cut
+    else:
         parts["train"] += rest
     for name in ("train", "validation"):
         check_part(name, parts[name], cohort.target)
     return parts
 
 
-def _cut(bags: Sequence[Bag], target: Target, share: float, seed: int, part: str) -> tuple[list[Bag], list[Bag]]:
-    """A stratified share of patients, and the others."""
+def cut_part(bags: Sequence[Bag], target: Target, share: float, seed: int, kept: int) -> tuple[list[Bag], list[Bag]] | None:
+    """A stratified share of patients, with every class in it, and the others, with at least `kept` of every class.
+
+    None where there are too few for that, whatever the share.
+    """
     groups = len({bag.group for bag in bags})
-    folds = max(2, min(round(1 / share), groups))
-    place = assign_folds(bags, target, folds, seed, f"a {part} part of one in {folds}")
-    return [b for b, fold in zip(bags, place, strict=True) if fold == 0], [b for b, fold in zip(bags, place, strict=True) if fold]
+    for folds in range(min(max(2, round(1 / share)), groups), 1, -1):
+        place = _assign(bags, target, folds, seed)
+        for fold in range(folds):
+            inside, outside = (
+                [bag for bag, at in zip(bags, place, strict=True) if (at == fold) == part] for part in (True, False)
+            )
+            if fewest(inside, target) >= 1 and fewest(outside, target) >= kept:
+                return inside, outside
+    return None
+
+
+def fewest(bags: Sequence[Bag], target: Target) -> int:
+    """Patients of the scarcest class (with and without each label; with an event); all of them for a measurement."""
+    return min((count for _, count in _counts(bags, target)), default=0)
+
+
+def _counts(bags: Sequence[Bag], target: Target) -> list[tuple[str, int]]:
+    """Patients of every class, by its name."""
+    if not bags:
+        return []
+    truth = np.stack([bag.truth for bag in bags])
+    if target.task == "regression":
+        return [("patients", len(bags))]
+    if target.task == "survival":
+        return [("events", int(truth[:, 1].sum()))]
+    if target.task == "multiclass":
+        return [(name, int(truth[:, i].sum())) for i, name in enumerate(target.classes)]
+    counts = []
+    for i, name in enumerate(target.score_names):
+        without = target.classes[0] if target.task == "binary" else f"without {name}"
+        counts += [(without, int((truth[:, i] == 0).sum())), (name, int(truth[:, i].sum()))]
+    return counts
+
+
+def _counted(bags: Sequence[Bag], target: Target) -> str:
+    return f"{len(bags)} patients ({', '.join(f'{name} {count}' for name, count in _counts(bags, target))})"
+
+
+def possible_folds(bags: Sequence[Bag], target: Target, wanted: int) -> int:
+    """Folds of a cross-validation that these patients allow, at most those wanted: each leaves two of every class; 0 for none."""
+    groups, scarce = len({bag.group for bag in bags}), fewest(bags, target)
+    for folds in range(min(wanted, groups), 1, -1):
+        if scarce - -(-scarce // folds) >= 2:
+            return folds
+    return 0
 
 
 def check_part(name: str, bags: Sequence[Bag], target: Target) -> None:
@@ -235,37 +340,41 @@ def check_part(name: str, bags: Sequence[Bag], target: Target) -> None:
         raise SettingsError(f"The {name} part has no event. Give more patients, or correct the split column.")
 
 
-def assign_folds(bags: Sequence[Bag], target: Target, folds: int, seed: int, wanted: str = "") -> NDArray[np.int64]:
-    """(n,) fold of every patient: stratified, and no group in two folds. `wanted` names the purpose in errors.
+def assign_folds(bags: Sequence[Bag], target: Target, folds: int, seed: int) -> NDArray[np.int64]:
+    """(n,) fold of every patient: stratified, and no group in two folds.
 
     Raises
     ------
-    SettingsError : a class has fewer patients than there are folds, or there are fewer groups
+    SettingsError : too few patients or groups for so many folds
     """
+    possible = possible_folds(bags, target, folds)
+    if possible < folds:
+        members = "groups" if len({bag.group for bag in bags}) < len(bags) else "patients"
+        raise SettingsError(
+            f"{_counted(bags, target)}, {len({bag.group for bag in bags})} {members}: too few for {folds} folds. "
+            + (f"At most {possible} are possible." if possible else "Three patients of every class are needed.")
+        )
+    return _assign(bags, target, folds, seed)
+
+
+def _assign(bags: Sequence[Bag], target: Target, folds: int, seed: int) -> NDArray[np.int64]:
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    wanted = wanted or f"{folds} folds"
     groups = [bag.group for bag in bags]
     alone = len(set(groups)) == len(groups)
-    if len(set(groups)) < folds:
-        members = "patients are" if alone else "groups are"
-        raise SettingsError(f"{len(set(groups))} {members} too few for {wanted}. Give more, or ask for fewer folds.")
     kinds = strata(target, np.stack([bag.truth for bag in bags]))
     values, place, counts = np.unique(kinds, return_inverse=True, return_counts=True)
-    scarce = int(counts.argmin())
-    if counts[scarce] < folds and target.task in ("binary", "multiclass"):
-        raise SettingsError(
-            f"Class {target.classes[int(values[scarce])]!r} has {counts[scarce]} patients, too few for {wanted}. "
-            "Give more patients, or ask for fewer folds."
-        )
-    kinds = np.where(counts[place] < folds, values[counts.argmax()], kinds)  # rare combinations join the commonest
-    if alone:
-        splitter: Any = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    else:
-        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     found = np.empty(len(bags), np.int64)
-    for fold, (_, inside) in enumerate(splitter.split(np.zeros(len(bags)), kinds, None if alone else groups)):
-        found[inside] = fold
+    if alone and counts.min() < folds and target.task in ("binary", "multiclass"):
+        # Dealt out class after class: no fold gets a second patient of a class before every fold has one.
+        order = np.lexsort((np.random.default_rng(seed).permutation(len(bags)), place))
+        found[order] = np.arange(len(bags)) % folds
+        return found
+    kinds = np.where(counts[place] < folds, values[counts.argmax()], kinds)  # rare combinations join the commonest
+    splitter: Any = (StratifiedKFold if alone else StratifiedGroupKFold)(folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # a class smaller than the folds: we know
+        for fold, (_, inside) in enumerate(splitter.split(np.zeros(len(bags)), kinds, None if alone else groups)):
+            found[inside] = fold
     return found
 
 

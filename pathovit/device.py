@@ -6,6 +6,8 @@ import ctypes
 import os
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,8 @@ from pathovit.errors import SettingsError
 
 if TYPE_CHECKING:
     import torch
+
+MANY_TILES = 2000  # of a bag, from which on several threads are faster (docs/benchmarks.md)
 
 
 def allowed_cores() -> int:
@@ -49,6 +53,27 @@ def _cgroup_limit(group: Path) -> list[int]:
 def worker_cores() -> int:
     """Cores of this process's share, where several workers run on one machine."""
     return max(1, allowed_cores() // int(os.environ.get("PATHOVIT_WORKERS", "1")))
+
+
+@contextmanager
+def threads_for(tiles: float) -> Iterator[None]:
+    """As many threads of torch as a slide model needs for a bag of so many tiles: small ones are no faster with more than one.
+
+    Threads wait for each other at every step: beside another program, each such wait can take a time slice.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(worker_cores() if tiles >= MANY_TILES else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def wait_passively() -> None:
+    """Let threads that wait for each other leave the cores to others. Must come before torch is imported."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def keep_freed_memory() -> None:

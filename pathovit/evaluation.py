@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Answers:
     patients: tuple[str, ...]
     truth: NDArray[np.float32]  # (n, ...) as the target defines it
     values: Floats  # (n, classes) probabilities; (n, 1) measurements or risks
+    novelty: Floats = field(default_factory=lambda: np.empty(0))  # (n,) of the strangest slide; above 1: unlike the cohort
 
     def rows(self, chosen: NDArray[np.int64]) -> Answers:
         """The answers of some patients, repeats allowed."""

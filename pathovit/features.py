@@ -57,3 +57,17 @@ class SlideFeatures:
         The smaller of the two axes, so that no two tiles ever round to one place.
         """
         return float(min(s * m for s, m in zip(self.attributes["stride_l0"], self.mpp, strict=True)))
+
+    @property
+    def trial(self) -> str:
+        """What to say of features that were made of a part of the tiles only; nothing for whole ones."""
+        kept, total = len(self.verdict), self.attributes["total_tiles"]
+        return f"a trial on {kept:,} of {total:,} tiles (--max-tiles)" if total > kept else ""
+
+    def shaping(self) -> dict[str, Any]:
+        """What shaped the tiles and features, and must be shared by all that are learned from together."""
+        recipe = self.attributes["recipe"]
+        return {
+            **{key: recipe[key] for key in ("encoder", "tiles", "tissue", "steps") if key in recipe},
+            "max_tiles": recipe["embed"]["max_tiles"] if self.trial else None,
+        }

@@ -72,6 +72,7 @@ def describe_model(card: dict[str, Any]) -> str:
 
 {_metrics_table(card)}
 
+{_few(card["few"])}
 {_heatmap(card["heatmap_check"])}
 {_abstention(card["abstention"])}{picture}
 ## Limits
@@ -86,7 +87,7 @@ def _metrics_table(card: dict[str, Any]) -> str:
         parts = {f"cross-validation, {card['cross_validation']['folds']} folds": card["cross_validation"]} | parts
     lines = ["| metric | part | patients | value (95 % interval) |", "|---|---|---|---|"]
     for part, found in parts.items():
-        remark = " (chose the epoch and the calibration)" if part == "validation" else ""
+        remark = {"train": " (learned from)", "validation": " (chose the epoch and the calibration)"}.get(part, "")
         for name, metric in found.items():
             if name in SAID:
                 lines.append(f"| {SAID[name]} | {part}{remark} | {found['patients']} | {say_metric(metric)} |")
@@ -147,11 +148,25 @@ def _p(value: float | None) -> str:
     return "too few" if value is None else f"{value:.2g}"
 
 
+def _few(said: list[str]) -> str:
+    if not said:
+        return ""
+    return "What so few patients can show at best:\n\n" + "\n".join(f"* {text}" for text in said) + "\n"
+
+
 def _abstention(found: dict[str, Any] | None) -> str:
     if not found:
         return ""
     remark = ", which set the limits" if found["part"] == "validation" else ""
-    return (
-        f"\nAbstention at an error rate of {found['error_rate']:g} ({found['part']} part{remark}, {found['answers']} answers): the truth was among the "
-        f"possible answers in {found['coverage']:.1%}; {found['unsure']:.1%} were unsure.\n"
+    return f"\nAbstention ({found['part']} part{remark}): {say_abstention(found)}.\n"
+
+
+def say_abstention(found: dict[str, Any]) -> str:
+    """How often the model does not answer, and whether its promise holds, as text."""
+    coverage = "none to judge by" if found["coverage"] is None else f"{found['coverage']:.1%}"
+    text = (
+        f"at an error rate of {found['error_rate']:g}, {found['unsure']:.1%} of {found['answers']} answers are unsure "
+        f"({found['unsure_by_probability']:.1%} by their probabilities alone; {found['strange']:.1%} of patients are unlike the cohort); "
+        f"of the other patients the truth is among the possible answers in {coverage}"
     )
+    return text + (f". {found['remark']}" if found["remark"] else "")

@@ -24,6 +24,7 @@ from pathovit.device import worker_cores
 from pathovit.encoders.records import EncoderRecord
 from pathovit.errors import SettingsError, StoreError
 from pathovit.features import Verdict
+from pathovit.geometry import XY
 from pathovit.preflight import check_file, content_sha256, slide_files, slide_id
 from pathovit.provenance import STEP_VERSIONS, versions
 from pathovit.settings import Settings, TileSpec
@@ -46,7 +47,7 @@ class SlideJob:
     """A slide asked for: its file, and what the user knows better than the file."""
 
     path: Path
-    mpp: float | None = None
+    mpp: XY | None = None  # um per pixel of level 0
     mpp_source: str = "option --mpp"
     patient: str | None = None
     label: str | None = None
@@ -130,15 +131,15 @@ def embed_recipe(sha256: str, mpp: tuple[float, float], reader: str, settings: S
     return dict(json.loads(json.dumps(recipe)))  # as it will be read back
 
 
-def differing(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Keys whose values differ, with both values."""
+def differing(old: dict[str, Any], new: dict[str, Any], prefix: str = "", there: str = "there", here: str = "now") -> list[str]:
+    """Keys whose values differ, with both values and where they are from."""
     found = []
     for key in sorted({*old, *new}):
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            found += differing(a, b, f"{prefix}{key}.")
+            found += differing(a, b, f"{prefix}{key}.", there, here)
         elif a != b:
-            found.append(f"{prefix}{key}: {a} there, {b} now")
+            found.append(f"{prefix}{key}: {a} {there}, {b} {here}")
     return found
 
 
@@ -147,8 +148,7 @@ def fingerprint(path: Path, out: Path) -> str:
     check_file(path)
     stats = [file.stat() for file in slide_files(path)]
     state = [[s.st_size, s.st_mtime_ns, s.st_ino] for s in stats]
-    name = hashlib.sha256(str(path.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    note = out / ".fingerprints" / f"{name}.json"
+    note = fingerprint_note(path, out)
     if note.is_file():
         known = json.loads(note.read_bytes())
         if known["state"] == state:
@@ -156,6 +156,12 @@ def fingerprint(path: Path, out: Path) -> str:
     digest = content_sha256(path)
     write_atomically(note, json.dumps({"state": state, "sha256": digest}).encode())
     return digest
+
+
+def fingerprint_note(path: Path, out: Path) -> Path:
+    """Where the digest of a slide file is remembered; the path itself is not written down, for folders can name patients."""
+    name = hashlib.sha256(str(path.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:24]
+    return out / ".fingerprints" / f"{name}.json"
 
 
 def start_slide(
@@ -172,7 +178,7 @@ def start_slide(
     folder = out / "slides" / slide_id(job.path, sha256)
     done = read_done(folder)
     if done is not None and not overwrite and (job.mpp is not None or done["slide"]["mpp_source"].startswith("metadata")):
-        mpp = (job.mpp, job.mpp) if job.mpp is not None else tuple(done["slide"]["mpp"])
+        mpp = job.mpp or tuple(done["slide"]["mpp"])
         recipe = embed_recipe(sha256, mpp, done["slide"].get("reader", ""), settings, encoder)
         if done["recipe"] == recipe and products_exist(folder, done):
             if model is not None:
@@ -401,7 +407,7 @@ def analyse_slide(
 
     settings = settings or Settings()
     out = Path(out)
-    plan = start_slide(SlideJob(Path(path), mpp), out, settings, encoder, model, overwrite=False)
+    plan = start_slide(with_mpp(SlideJob(Path(path)), mpp), out, settings, encoder, model, overwrite=False)
     started = time.perf_counter()
     if not plan.embedded:
         with make_embedder(encoder, settings) as embedder:
@@ -416,4 +422,4 @@ def analyse_slide(
 
 def with_mpp(job: SlideJob, mpp: float | None) -> SlideJob:
     """The job with a pixel size given for all slides, unless it has its own."""
-    return job if mpp is None or job.mpp is not None else replace(job, mpp=mpp, mpp_source="option --mpp")
+    return job if mpp is None or job.mpp is not None else replace(job, mpp=(mpp, mpp), mpp_source="option --mpp")

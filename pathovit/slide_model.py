@@ -172,11 +172,10 @@ class SlideModel:
         features = slide.features[ok].astype(np.float32)
         seen = self.look(torch.from_numpy(features), torch.from_numpy(slide.centres_um()[ok]), slide.pitch_um)
         chances = probabilities(self.target, seen.logits)
-        novelty = self.novelty.slide(features) if self.novelty else float("nan")
+        novelty = self.slide_novelty(features)
         value, interval = self._measured(seen.logits, error_rate)
-        possible = tuple(possible_answers(self.target, self.calibration, chances, error_rate))
-        if novelty > 1:  # the error rate holds for slides like the cohort's: of another nothing can be ruled out
-            possible = tuple(questions(self.target))
+        possible = self.possible(chances, novelty, error_rate)
+        if novelty > 1:
             interval = interval and (-math.inf, math.inf)
         strangeness = self.novelty.tiles(features) if self.novelty else np.full(len(features), np.nan)
         return SlidePrediction(
@@ -195,6 +194,19 @@ class SlideModel:
             novelty=novelty,
             tile_novelty=_spread(strangeness[:, None], ok)[:, 0],
         )
+
+    def slide_novelty(self, features: NDArray[Any]) -> float:
+        """How unlike the cohort a slide (N, D) is; not a number for a model that does not know."""
+        return self.novelty.slide(features) if self.novelty else float("nan")
+
+    def possible(self, chances: Floats, novelty: float, error_rate: float) -> tuple[tuple[str, ...], ...]:
+        """For each question the options that cannot be ruled out, by the one rule for all commands.
+
+        The error rate holds for slides like the cohort's: of another one nothing can be ruled out.
+        """
+        if novelty > 1:
+            return tuple(questions(self.target))
+        return tuple(possible_answers(self.target, self.calibration, chances, error_rate))
 
     def tile_scores(self, evidence: Floats) -> Floats:
         """(N, C) calibrated evidence plus bias to scores in [0, 1], on one scale for all slides."""

@@ -8,7 +8,7 @@ a time and an event column     survival                      truth (2,): time, 1
 
 from __future__ import annotations
 
-import math
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathovit.errors import SettingsError
-from pathovit.manifest import ManifestRow
+from pathovit.manifest import ManifestRow, one_spelling
+from pathovit.tables import NO_VALUE, number, refuse_thousands, spelling
 
 TASKS = ("binary", "multiclass", "multilabel", "regression", "survival")
-NO_VALUE = ("nan", "na", "n/a", "none", "null", "?")
 FEWEST_NUMBERS = 12  # a column with more distinct numbers than this is a measurement, not a set of classes
 
 
@@ -64,7 +64,10 @@ def read_target(rows: Sequence[ManifestRow], columns: Sequence[str], task: str |
     if len(columns) != wanted:
         raise SettingsError(f"A {task} target has {wanted} columns, and --target names {len(columns)}: {', '.join(columns)}.")
     if task in ("binary", "multiclass"):
-        return Target(task, tuple(columns), _class_names({value[0] for value in cells.values()}, columns[0], task, positive))
+        found = set(one_spelling(value[0] for value in cells.values()).values())
+        return Target(task, tuple(columns), _class_names(found, columns[0], task, positive))
+    for place, column in enumerate(columns):
+        refuse_thousands([value[place] for value in cells.values()], column)
     names = {"multilabel": tuple(columns), "regression": tuple(columns), "survival": ("risk",)}[task]
     target = Target(task, tuple(columns), names)
     truth = np.stack(list(read_truth(rows, target).values()))
@@ -86,18 +89,38 @@ def read_truth(rows: Sequence[ManifestRow], target: Target) -> dict[int, Truth]:
     SettingsError : no such column, a class the target does not know, a value that is no number; the line is named
     """
     found = {}
+    classes = {spelling(name): index for index, name in enumerate(target.classes)}
     for line, values in _filled(rows, target.columns).items():
         if target.task not in ("binary", "multiclass"):
             found[line] = _numbers(line, values, target.columns, target.task)
-        elif values[0] not in target.classes:
+        elif (index := classes.get(spelling(values[0]))) is None:
             raise SettingsError(
                 f"Line {line}: {target.columns[0]} is {values[0]!r}; the model knows {', '.join(target.classes)}."
             )
         elif target.task == "binary":
-            found[line] = np.array([target.classes.index(values[0])], np.float32)
+            found[line] = np.array([index], np.float32)
         else:
-            found[line] = np.eye(len(target.classes), dtype=np.float32)[target.classes.index(values[0])]
+            found[line] = np.eye(len(target.classes), dtype=np.float32)[index]
     return found
+
+
+def said_of_classes(rows: Sequence[ManifestRow], target: Target) -> list[str]:
+    """Sentences on what was read as what: the classes found with their rows, and the spellings that were taken for one."""
+    if target.task not in ("binary", "multiclass"):
+        commas = [row.label(column) for row in rows for column in target.columns if "," in (row.label(column) or "")]
+        return [f"{', '.join(target.columns)}: commas are read as decimal points, as in {commas[0]}"] if commas else []
+    column, classes = target.columns[0], {spelling(name): name for name in target.classes}
+    cells = [value for row in rows if (value := row.label(column))]
+    counts = Counter(classes[spelling(cell)] for cell in cells)
+    listed = ", ".join(f"{name} ({counts[name]})" for name in target.classes)
+    said = [f"classes found in column {column}: {listed}"]
+    ways: dict[str, set[str]] = defaultdict(set)
+    for cell in cells:
+        ways[classes[spelling(cell)]].add(cell)
+    for name, spelled in ways.items():
+        if others := sorted(spelled - {name}):
+            said.append(f"{column}: {', '.join(others)} read as {name}")
+    return said
 
 
 def _filled(rows: Sequence[ManifestRow], columns: Sequence[str]) -> dict[int, tuple[str, ...]]:
@@ -133,19 +156,12 @@ def _cells(row: ManifestRow, columns: Sequence[str], rows: Sequence[ManifestRow]
 def _guess(cells: dict[int, tuple[str, ...]], columns: int) -> str:
     values = list(cells.values())
     if columns == 1:
-        distinct = {value[0] for value in values}
-        if len(distinct) > FEWEST_NUMBERS and all(_is_number(text) for text in distinct):
+        distinct = {spelling(value[0]) for value in values}
+        if len(distinct) > FEWEST_NUMBERS and all(number(text) is not None for text in distinct):
             return "regression"
         return "binary" if len(distinct) <= 2 else "multiclass"
-    flags = [{value[i] for value in values} <= {"0", "1"} for i in range(columns)]
+    flags = [{spelling(value[i]) for value in values} <= {"0", "1"} for i in range(columns)]
     return "survival" if columns == 2 and flags[1] and not flags[0] else "multilabel"
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
 
 
 def _class_names(found: set[str], column: str, task: str, positive: str | None) -> tuple[str, ...]:
@@ -155,17 +171,18 @@ def _class_names(found: set[str], column: str, task: str, positive: str | None) 
     if task == "binary" and len(names) > 2:
         raise SettingsError(f"A binary target has two classes, and column {column!r} has {len(names)}: {', '.join(names)}.")
     if positive is not None:
-        if positive not in names:
+        last = next((name for name in names if spelling(name) == spelling(positive)), None)
+        if last is None:
             raise SettingsError(f"--positive {positive!r} is not a label of the table: {', '.join(names)}.")
-        names = [*(name for name in names if name != positive), positive]
+        names = [*(name for name in names if name != last), last]
     return tuple(names)
 
 
 def _numbers(line: int, values: tuple[str, ...], columns: Sequence[str], task: str) -> Truth:
     for column, text in zip(columns, values, strict=True):
-        if not _is_number(text):
+        if number(text) is None:
             raise SettingsError(f"Line {line}: {column} is {text!r}, not a number.")
-    found = np.array([float(text) for text in values], np.float32)
+    found = np.array([number(text) for text in values], np.float32)
     flags = found[1:] if task == "survival" else found if task == "multilabel" else found[:0]
     if not np.isin(flags, (0, 1)).all():
         raise SettingsError(

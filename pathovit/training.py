@@ -33,6 +33,7 @@ from pathovit.targets import Target
 
 Parts = dict[str, list[Bag]]
 OnEpoch = Callable[[dict[str, float]], None]
+OnStep = Callable[[str, int, int], None]  # what is being done, how much of it is done, and how much there is
 SURVIVAL_BAGS = 16  # of a step: a Cox loss compares patients with each other
 
 
@@ -86,8 +87,9 @@ class Fitted:
 
 
 def fit(
-    parts: Parts, target: Target, recipe: dict[str, Any], settings: TrainSettings, on_epoch: OnEpoch, checkpoint: Path
-) -> Fitted:
+    parts: Parts, target: Target, recipe: dict[str, Any], settings: TrainSettings, on_epoch: OnEpoch, checkpoint: Path,
+    on_step: OnStep = lambda what, done, total: None,
+) -> Fitted:  # fmt: skip
     """Fit on the train part, stop early on the validation part; the best moving average of the network is returned.
 
     Parameters
@@ -130,6 +132,7 @@ def fit(
         total = 0.0
         order = chance.permutation(len(parts["train"]))
         for first in range(0, len(order), per_step):
+            on_step(f"epoch {epoch + 1}, patients", first, len(order))
             step = [parts["train"][i] for i in order[first : first + per_step]]
             for loss in judge.of_step(network, step, chance, device):
                 loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped

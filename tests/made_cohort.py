@@ -21,24 +21,35 @@ FAST = TrainSettings(epochs=8, width=32, depth=1, learning_rate=5e-3, patience=8
 ONCE = TrainSettings(epochs=1, width=32, depth=1)
 
 
-def write_slide(features: Path, name: str, tumour: bool, chance: np.random.Generator, weights: str = "w") -> None:
+def write_slide(
+    features: Path,
+    name: str,
+    tumour: bool,
+    chance: np.random.Generator,
+    weights: str = "w",
+    file: str = "",
+    total: int = 0,
+    **recipe: Any,
+) -> None:
     """A stored slide of 64 tiles; a tumour slide has a few tiles with a marked feature."""
     tiles = SIDE * SIDE
     place = np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE)), -1).reshape(-1, 2) * 96
     spec = TileSpec(tile_px=96, mpp=1.0, stride_px=96)
-    grid = TileGrid(name, spec, place, np.ones(tiles, np.float32), (96.0, 96.0), (96.0, 96.0), (0, 0), 0, (96, 96), 1, 1.0, tiles)
+    ones = np.ones(tiles, np.float32)
+    grid = TileGrid(name, spec, place, ones, (96.0, 96.0), (96.0, 96.0), (0, 0), 0, (96, 96), 1, 1.0, total or tiles)
     values = chance.normal(size=(tiles, DIM))
     if tumour:
         values[chance.integers(0, tiles, 12), 0] += 6
+    file = file or f"{name}.svs"
     recipe = {
         "encoder": {"encoder": "e", "weights_sha256": weights, "dim": DIM, "tile_px": 96},
         "tiles": {"mpp": 1.0, "stride_px": 96},
-    }
+    } | recipe
     store = FeatureStore(features / "slides" / name, Path(f"{name}.svs"))
     store.create(grid, DIM, CHUNK, {"recipe": recipe, "mpp_x": 1.0, "mpp_y": 1.0, **grid.describe()})
     for chunk in range(tiles // CHUNK):
         store.write_chunk(chunk, values[chunk * CHUNK : (chunk + 1) * CHUNK].astype(np.float16), np.zeros(CHUNK, np.uint8))
-    write_atomically(store.folder / "slide.json", to_json({"slide": {"file": f"{name}.svs"}, "finish_recipe": {}}))
+    write_atomically(store.folder / "slide.json", to_json({"slide": {"file": file}, "finish_recipe": {}}))
 
 
 def write_table(path: Path, rows: list[dict[str, str]]) -> Path:
@@ -61,6 +72,7 @@ def study(
     rows = read_manifest(path)
     asked = read_target(rows, target.split(","), options.pop("task", None), options.pop("positive", None))
     cohort = load_cohort(rows, asked, features, options.pop("group", None))
+    options.setdefault("folds", 0)
     return train_model(cohort, model, settings, **options)
 
 

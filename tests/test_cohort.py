@@ -1,14 +1,18 @@
 import csv
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from made_cohort import ONCE, study, table, write_slide, write_table
 
-from pathovit.cohort import assign_folds, load_cohort, make_bag, split_patients
+from pathovit.cohort import Cohort, assign_folds, fewest, find_features, load_cohort, make_bag, possible_folds, split_patients
 from pathovit.errors import SettingsError
 from pathovit.features import SlideFeatures
 from pathovit.manifest import read_manifest
+from pathovit.pipeline import fingerprint_note
 from pathovit.targets import read_target
 
 
@@ -127,7 +131,7 @@ def spoil_nan(rows: list[dict[str, str]]) -> None:
 
 
 def spoil_classes(rows: list[dict[str, str]]) -> None:
-    for row in rows[4:]:
+    for row in rows[2:]:
         row["label"] = "normal"
 
 
@@ -136,10 +140,10 @@ def spoil_classes(rows: list[dict[str, str]]) -> None:
     [
         (spoil_label, r"one label \(tumour\)"),
         (spoil_patient, r"Patient 'p2' has two values of label \(lines 4, 5"),
-        (spoil_slide, r"1 slides have no finished features .*line 7: elsewhere.svs"),
+        (spoil_slide, r"1 slide has no finished features .*line 7: elsewhere.svs"),
         (spoil_nan, r"Line 4: label is 'nan'. Leave the cell empty"),
-        (spoil_classes, r"Class 'tumour' has 2 patients, too few for a test part of one in 5"),
-        (spoil_split, r"Line 2: split is 'trian'"),
+        (spoil_classes, r"28 patients \(normal 27, tumour 1\): too few. At least two patients of every class"),
+        (spoil_split, r"line 2: split is 'trian'"),
     ],
 )
 def test_a_bad_table_gets_a_message_that_names_the_row(cohort: Path, tmp_path: Path, spoil, message: str) -> None:
@@ -159,5 +163,120 @@ def test_features_of_two_encoders_are_not_mixed(cohort: Path, tmp_path: Path) ->
     for index in range(8):
         write_slide(tmp_path / "slides" / "..", f"s{index}", bool(index % 2), chance, weights="w" if index else "other")
     rows = [{"slide": f"s{index}.svs", "label": str(index % 2)} for index in range(8)]
-    with pytest.raises(SettingsError, match="made by another encoder"):
+    with pytest.raises(
+        SettingsError,
+        match=r"s1.svs were made otherwise than those of s0.svs \(encoder.weights_sha256: other in s0.svs, w in s1.svs\)",
+    ):
         study(write_table(tmp_path / "l.csv", rows), tmp_path, tmp_path / "model")
+
+
+def find(cohort: Path, folder: Path, *names: str) -> tuple[list[str], list[str]]:
+    """Slides that the names of a table are taken for, and what is said of it."""
+    said: list[str] = []
+    path = write_table(folder / "l.csv", [{"slide": name, "label": "x"} for name in names])
+    return [found.name for found in find_features(read_manifest(path), cohort / "features", said.append).values()], said
+
+
+def test_only_suffixes_of_slides_are_cut_from_a_name(cohort: Path, tmp_path: Path) -> None:
+    assert find(cohort, tmp_path, "slide-01.svs", "slide-02") == (["slide-01", "slide-02"], [])
+    with pytest.raises(SettingsError, match=r"1 slide has no finished features .*slide-01.3 \(did you mean slide-"):
+        find(cohort, tmp_path, "slide-01.3")
+
+
+def test_other_spellings_are_matched_and_said(cohort: Path, tmp_path: Path) -> None:
+    found, said = find(cohort, tmp_path, "SLIDE-03.SVS", "slide-04.ndpi")
+    assert found == ["slide-03", "slide-04"]
+    assert said == ["2 rows are matched in another spelling: line 2, SLIDE-03.SVS: slide-03, line 3, slide-04.ndpi: slide-04"]
+
+
+def test_a_patient_is_not_cut_at_a_dot(tmp_path: Path) -> None:
+    chance = np.random.default_rng(1)
+    for name in ("P10", "P10.2"):
+        write_slide(tmp_path, name, name == "P10", chance)
+    rows = read_manifest(
+        write_table(tmp_path / "l.csv", [{"slide": "P10.svs", "label": "a"}, {"slide": "P10.2.svs", "label": "b"}])
+    )
+    said: list[str] = []
+    cohort = load_cohort(rows, read_target(rows, ["label"], None, None), tmp_path, say=said.append)
+    assert [bag.patient for bag in cohort.bags] == ["P10", "P10.2"]
+    assert said == ["no column of patients (found: slide, label): every slide counts as a patient of its own"]
+
+
+def test_a_row_with_a_folder_means_the_slide_that_was_embedded_from_there(tmp_path: Path) -> None:
+    features, digest = tmp_path / "features", "ab" * 32
+    for folder, name in (("siteA", f"S01-{digest[:12]}"), ("siteB", "S01-ffffffffffff")):
+        write_slide(features, name, True, np.random.default_rng(1), file="S01.svs")
+        (tmp_path / folder).mkdir()
+    (tmp_path / "siteA/S01.svs").write_bytes(b"a")
+    note = fingerprint_note(tmp_path / "siteA/S01.svs", features)
+    note.parent.mkdir()
+    note.write_text(json.dumps({"state": [], "sha256": digest}))
+    assert find(tmp_path, tmp_path, "siteA/S01.svs")[0] == [f"S01-{digest[:12]}"]
+    (tmp_path / "siteC").mkdir()
+    (tmp_path / "siteC/S01.svs").write_bytes(b"c")  # another slide of that name, never embedded
+    with pytest.raises(SettingsError, match="1 slide has no finished features"):
+        find(tmp_path, tmp_path, "siteC/S01.svs")
+    with pytest.raises(SettingsError, match=r"Line 2: S01.svs can mean S01-abab.*, S01-ffff"):
+        find(tmp_path, tmp_path, "S01.svs")
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"tissue": {"drop_pen": False}}, r"tissue.drop_pen: True in s0.svs, False in s4.svs"),
+        ({"tiles": {"mpp": 1.0, "stride_px": 96, "min_coverage": 0.75}}, "tiles.min_coverage: 0.25 in s0.svs, 0.75 in s4.svs"),
+        ({"embed": {"max_tiles": 64}, "total": 100}, "max_tiles: None in s0.svs, 64 in s4.svs"),
+    ],
+)
+def test_features_made_otherwise_are_refused_by_name_and_setting(tmp_path: Path, other: dict[str, Any], said: str) -> None:
+    chance = np.random.default_rng(1)
+    for index in range(8):
+        usual = {"tissue": {"drop_pen": True}, "tiles": {"mpp": 1.0, "stride_px": 96, "min_coverage": 0.25}}
+        write_slide(tmp_path, f"s{index}", bool(index % 2), chance, **(usual | (other if index == 4 else {})))
+    rows = [{"slide": f"s{index}.svs", "label": str(index % 2)} for index in range(8)]
+    with pytest.raises(SettingsError, match=f"s4.svs were made otherwise than those of s0.svs .*{said}"):
+        study(write_table(tmp_path / "l.csv", rows), tmp_path, tmp_path / "model")
+
+
+def loaded(cohort: Path, folder: Path, rows: list[dict[str, str]]) -> Cohort:
+    manifest = read_manifest(write_table(folder / "l.csv", rows))
+    return load_cohort(manifest, read_target(manifest, ["label"], None, None), cohort / "features")
+
+
+def test_a_test_part_that_the_table_names_is_all_of_it(cohort: Path, tmp_path: Path) -> None:
+    rows = [row | {"split": "Test" if index < 6 else ""} for index, row in enumerate(table(cohort))]
+    parts = split_patients(loaded(cohort, tmp_path, rows), 0.2, 0.2, seed=0)
+    assert {bag.patient for bag in parts["test"]} == {f"p{index}" for index in range(6)}
+    assert len(parts["train"]) + len(parts["validation"]) == 22
+
+
+def test_without_a_validation_part_it_is_cut_from_the_training_part(cohort: Path, tmp_path: Path) -> None:
+    rows = [row | {"split": "test" if index < 6 else "training"} for index, row in enumerate(table(cohort))]
+    said: list[str] = []
+    parts = split_patients(loaded(cohort, tmp_path, rows), 0.2, 0.2, 0, said.append)
+    assert len(parts["test"]) == 6
+    assert len(parts["validation"]) >= 4
+    assert said == ["the column `split` names no validation part: it is cut from the training part"]
+
+
+def test_a_training_part_that_is_named_in_part_is_refused(cohort: Path, tmp_path: Path) -> None:
+    rows = [row | {"split": "train" if index < 20 else ""} for index, row in enumerate(table(cohort))]
+    with pytest.raises(SettingsError, match="8 patients have no part in the column `split`, and others do: p20, p21"):
+        split_patients(loaded(cohort, tmp_path, rows), 0.2, 0.2, seed=0)
+
+
+@pytest.mark.parametrize(("normal", "tumour", "folds"), [(3, 2, 0), (2, 2, 0), (3, 3, 5), (7, 3, 5), (5, 5, 5)])
+def test_few_patients_are_split_and_folded_with_what_they_have(
+    cohort: Path, tmp_path: Path, normal: int, tumour: int, folds: int
+) -> None:
+    by_label = {label: [row for row in table(cohort) if row["label"] == label] for label in ("normal", "tumour")}
+    few = loaded(cohort, tmp_path, by_label["normal"][:normal] + by_label["tumour"][:tumour])
+    assert possible_folds(few.bags, few.target, 5) == folds
+    parts = split_patients(few, 0.2, 0.0, seed=0)
+    assert fewest(parts["train"], few.target) >= 1
+    assert fewest(parts["validation"], few.target) >= 1
+    if folds:
+        for fold in range(folds):
+            place = assign_folds(few.bags, few.target, folds, seed=0)
+            rest = replace(few, bags=tuple(bag for bag, at in zip(few.bags, place, strict=True) if at != fold))
+            assert fewest(split_patients(rest, 0.2, 0.0, seed=0)["train"], few.target) >= 1

@@ -6,15 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from made_cohort import FAST, ONCE, study, table, write_slide, write_table
 from test_cli import pathovit
+from typer.testing import CliRunner
 
+from pathovit.cli import app, commands  # noqa: F401  # registers them
 from pathovit.cohort import load_cohort
-from pathovit.errors import SettingsError
+from pathovit.device import MANY_TILES, threads_for, worker_cores
+from pathovit.errors import OutputInUseError
+from pathovit.lease import lease
 from pathovit.manifest import read_manifest
+from pathovit.model_card import say_abstention
 from pathovit.slide_model import load_model
 from pathovit.store import FeatureStore
-from pathovit.study import evaluate_model
+from pathovit.study import abstention, answer, evaluate_model
 from pathovit.targets import read_target
 from pathovit.training import TrainSettings
 
@@ -195,8 +201,10 @@ def test_few_sites_can_still_be_cross_validated(cohort: Path, tmp_path: Path) ->
     path = write_table(tmp_path / "l.csv", rows)
     card = study(path, cohort / "features", tmp_path / "m", ONCE, folds=4, group="site")
     assert card["cross_validation"]["patients"] == 28
-    with pytest.raises(SettingsError, match="4 groups are too few for 5 folds"):
-        study(path, cohort / "features", tmp_path / "n", ONCE, folds=5, group="site")
+    said: list[str] = []
+    card = study(path, cohort / "features", tmp_path / "n", ONCE, folds=5, group="site", say=said.append)
+    assert card["cross_validation"]["folds"] == 4
+    assert "too few patients for 5 folds: 4 are made" in said
 
 
 def test_names_that_are_formulas_are_drawn_and_quoted(cohort: Path, tmp_path: Path) -> None:
@@ -267,3 +275,74 @@ def test_a_model_without_evidence_draws_no_heatmap(cohort: Path, tmp_path: Path,
     done = pathovit("run", squares, "--model", tmp_path / "m", "--out", tmp_path / "out")
     assert done.returncode == 2
     assert "says nothing of single tiles" in done.stderr
+
+
+def test_few_patients_are_each_held_out_once_and_the_card_says_what_they_can_show(cohort: Path, tmp_path: Path) -> None:
+    rows = [*table(cohort)[:6]]
+    said: list[str] = []
+    card = study(write_table(tmp_path / "l.csv", rows), cohort / "features", tmp_path / "m", ONCE, folds=None, say=said.append)
+    assert said[0] == "6 patients: too few for a test part that tells anything, so that each is held out once"
+    assert card["cross_validation"]["patients"] == 6
+    assert set(card["metrics"]) == {"train", "validation"}
+    text = (tmp_path / "m" / "MODEL_CARD.md").read_text()
+    assert "| AUROC | train (learned from) | 4 |" in text
+    assert "cross-validation, 6 patients: a model that knows nothing reaches an AUROC of 1.0 on them once in 20 times" in text
+    assert "39% of all patients may still be answered wrongly" in text
+
+
+def test_five_patients_make_a_model_without_figures_of_unseen_ones(cohort: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    rows = table(cohort)[:5]  # two of them with tumour
+    card = study(write_table(tmp_path / "l.csv", rows), cohort / "features", tmp_path / "m", ONCE, folds=None, say=said.append)
+    assert card["cross_validation"] is None
+    assert card["patients"] == {"train": 3, "validation": 2, "test": 0}
+    assert "too few patients for 5 folds: none is made, and no figure is of unseen patients" in said
+
+
+def test_unsure_is_counted_by_the_rule_of_predict(cohort: Path, tmp_path: Path) -> None:
+    """Every slide is made strange to the model; then predict says unsure of all, and so must the evaluation."""
+    study(cohort / "labels.csv", cohort / "features", tmp_path / "m", ONCE)
+    model = load_model(tmp_path / "m")
+    assert model.novelty
+    strict = replace(model, novelty=replace(model.novelty, slide_limit=np.float32(1e-9), stray=np.float32(0)))
+    manifest = read_manifest(cohort / "labels.csv")
+    bags = load_cohort(manifest, read_target(manifest, ["label"], None, None), cohort / "features").bags
+    found = abstention(strict, answer(strict, bags))
+    assert (found["unsure"], found["strange"], found["coverage"]) == (1.0, 1.0, None)
+    usual = abstention(model, answer(model, bags))
+    assert usual["unsure"] >= usual["unsure_by_probability"] == found["unsure_by_probability"]
+    for bag in bags[:6]:
+        slide = FeatureStore(cohort / "features" / "slides" / bag.slides[0], Path("x.svs")).read(bag.slides[0])
+        assert strict.predict(slide).unsure
+
+
+def test_a_promise_that_is_not_kept_is_told(cohort: Path, tmp_path: Path) -> None:
+    study(cohort / "labels.csv", cohort / "features", tmp_path / "m", ONCE)
+    model = load_model(tmp_path / "m")
+    sure = replace(
+        model, calibration=replace(model.calibration, conformity=(((0.0,) * 50, (0.0,) * 50),))
+    )  # rules out everything
+    manifest = read_manifest(cohort / "labels.csv")
+    bags = load_cohort(manifest, read_target(manifest, ["label"], None, None), cohort / "features").bags
+    assert abstention(sure, answer(sure, bags))["remark"] == (
+        "90% were promised, and 0% came out: the promise does not hold on these patients"
+    )
+    assert "90% were promised" in say_abstention(abstention(sure, answer(sure, bags)))
+
+
+def test_two_trainings_do_not_share_a_folder(cohort: Path, tmp_path: Path) -> None:
+    with lease(tmp_path / "m"):
+        command = ["train", cohort / "labels.csv", "--features", cohort / "features", "--model", tmp_path / "m", "--epochs", "1"]
+        done = CliRunner().invoke(app, [str(word) for word in command])
+    assert isinstance(done.exception, OutputInUseError)
+    assert "another run is writing here" in str(done.exception)
+    assert not (tmp_path / "m" / "model.json").exists()
+
+
+def test_threads_are_taken_where_a_bag_is_large() -> None:
+    before = torch.get_num_threads()
+    with threads_for(100):
+        assert torch.get_num_threads() == 1
+    with threads_for(MANY_TILES):
+        assert torch.get_num_threads() == worker_cores()
+    assert torch.get_num_threads() == before

@@ -5,7 +5,7 @@ import pytest
 
 from pathovit.errors import SettingsError
 from pathovit.manifest import ManifestRow
-from pathovit.targets import Target, read_target, read_truth, strata
+from pathovit.targets import Target, read_target, read_truth, said_of_classes, strata
 
 
 def rows(**columns: list[str]) -> list[ManifestRow]:
@@ -84,3 +84,29 @@ def test_strata_hold_what_must_be_spread() -> None:
     assert strata(Target("survival", ("m", "d"), ("risk",)), months).tolist() == [0, 1, 1]
     ages = np.arange(8, dtype=np.float32)[:, None]
     assert strata(Target("regression", ("age",), ("age",)), ages).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_spellings_of_one_class_are_one_and_said() -> None:
+    table = rows(label=["Benign", "benign", "Benign", "malignant", "Malignant ", "malignant"])
+    asked = read_target(table, ["label"], None, None)
+    assert (asked.task, asked.classes) == ("binary", ("Benign", "malignant"))
+    assert said_of_classes(table, asked) == [
+        "classes found in column label: Benign (3), malignant (3)",
+        "label: benign read as Benign",
+        "label: Malignant  read as malignant",
+    ]
+    mixed = rows(label=["0", "0.0", "1", "1.0", "0", "1"])
+    assert read_target(mixed, ["label"], None, "1.0").classes == ("0", "1")
+    assert {line: truth.tolist() for line, truth in read_truth(mixed, read_target(mixed, ["label"], None, None)).items()}[3] == [
+        0
+    ]
+
+
+def test_decimal_commas_are_read_and_said_and_thousands_refused() -> None:
+    table = rows(age=[f"{30 + i // 2},{i % 2 * 5}" for i in range(20)])
+    asked = read_target(table, ["age"], None, None)
+    assert asked.task == "regression"
+    assert read_truth(table, asked)[3].tolist() == [30.5]
+    assert said_of_classes(table, asked) == ["age: commas are read as decimal points, as in 30,0"]
+    with pytest.raises(SettingsError, match="1,001, 1,002, 1,003 can mean thousands or decimals"):
+        read_target(rows(cells=[f"1,00{i}" if i < 10 else f"1,0{i}" for i in range(1, 20)]), ["cells"], None, None)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pathovit.errors import NoSlidesError, SettingsError, SlideError
-from pathovit.manifest import by_slide, read_manifest
+from pathovit.manifest import existing_slide, read_manifest, rows_of_slides
 from pathovit.settings import Settings, load_settings
 from pathovit.text import plain
 
@@ -69,6 +69,8 @@ SchedulerFile = Annotated[str | None, typer.Option("--scheduler-file", help="Sch
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace features made by other settings.")]
 Json = Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")]
 
+MAGNIFICATIONS = (5, 10, 20, 40, 60, 63, 80, 100)  # that users give where micrometres per pixel are asked for
+
 # Option name -> (record, field). An option left out leaves the default to its record.
 HOMES = {
     "encoder": ("embed", "encoder"),
@@ -109,33 +111,40 @@ def find_jobs(slides: Sequence[Path] | None, mpp: float | None, manifest: Path |
     from pathovit.pipeline import SlideJob, with_mpp
     from pathovit.preflight import find_slides
 
-    rows = read_manifest(manifest) if manifest else []
+    rows = read_manifest(manifest, note) if manifest else []
     if not slides and not rows:
         raise SettingsError("No slide given. Give slide files, a folder, or a --manifest.")
-    if mpp is not None and not mpp > 0:
-        raise SettingsError(f"--mpp is {mpp:g}, expected above 0.")
-    known = by_slide(rows)
-    by_name = {row.slide.name: row for row in rows if sum(other.slide.name == row.slide.name for other in rows) == 1}
-    used: set[int] = set()
-    jobs = []
-    seen: set[Path] = set()
+    if mpp is not None:
+        check_mpp(mpp)
+    if not slides:
+        rows = [replace(row, slide=existing_slide(row), in_folder=True) for row in rows]
+    found: dict[Path, Path] = {}
     for path in find_slides(slides or [row.slide for row in rows]):
-        if path.resolve() in seen:
-            continue
-        seen.add(path.resolve())
-        row = known.get(path.resolve()) or by_name.get(path.name)
+        found.setdefault(path.resolve(), path)
+    given = list(found.values())
+    told = rows_of_slides(rows, given, manifest, note) if manifest else {}
+    jobs = []
+    for path in given:
         job = SlideJob(path.absolute())  # workers may run in another folder
-        if row is not None:
-            used.add(row.line)
+        if (row := told.get(path)) is not None:
             job = SlideJob(path.absolute(), row.mpp, "manifest", row.patient, row.label("label"))
         jobs.append(with_mpp(job, mpp))
-    unused = [row for row in rows if row.line not in used]
-    if unused:
-        names = ", ".join(plain(row.slide.name) for row in unused[:5])
-        sys.stderr.write(
-            f"pathovit: {len(unused)} rows of {manifest} match no slide given: {names}{', ...' if len(unused) > 5 else ''}\n"
-        )
     return jobs
+
+
+def note(text: str) -> None:
+    """A sentence on what was understood, on stderr."""
+    sys.stderr.write(f"pathovit: {plain(text)}\n")
+
+
+def check_mpp(mpp: float) -> None:
+    """Refuse a pixel size that is a magnification, or none."""
+    if not mpp > 0:
+        raise SettingsError(f"--mpp is {mpp:g}, expected above 0.")
+    if mpp in MAGNIFICATIONS:
+        raise SettingsError(
+            f"--mpp {mpp:g} looks like a magnification. Give micrometres per pixel: {mpp:g}x is about {10 / mpp:g} with most scanners."
+        )
 
 
 def stored_slides(features: Path, damaged: list[str]) -> Iterator[tuple[dict[str, Any], SlideFeatures]]:

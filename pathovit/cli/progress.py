@@ -20,8 +20,23 @@ if TYPE_CHECKING:
     from pathovit.cluster import SlideState
 
 LINE_EVERY_S = 60.0
+STEP_EVERY_S = 5.0  # lines of a step that is counted
 ROWS = 14  # slides shown at a time
 STYLES = {"done": "green", "failed": "red", "degraded": "yellow"}
+
+
+class Steps:
+    """Lines that say how much is done of what, for work that is counted; quiet while it is quick."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._last >= STEP_EVERY_S:
+            self._last = now
+            sys.stderr.write(f"{what}: {done:,} of {total:,}\n")
+            sys.stderr.flush()
 
 
 class Progress:

@@ -13,8 +13,10 @@ import typer
 
 from pathovit import RESEARCH_USE
 from pathovit.cli import app, options
+from pathovit.cli.progress import Steps
+from pathovit.device import wait_passively
 from pathovit.errors import SettingsError
-from pathovit.model_card import SAID, read_card, say_metric
+from pathovit.model_card import SAID, read_card, say_abstention, say_metric
 
 if TYPE_CHECKING:
     from pathovit.targets import Target
@@ -42,7 +44,11 @@ def train(
     ] = None,
     positive: Annotated[str | None, typer.Option("--positive", help="The positive label.  [default: last in order]")] = None,
     folds: Annotated[
-        int | None, typer.Option("--folds", help="Cross-validate in so many folds, then fit on all patients.")
+        int | None,
+        typer.Option(
+            "--folds",
+            help="Cross-validate in so many folds, then fit on all patients; 0: do not.  [default: 5 below 50 patients]",
+        ),
     ] = None,
     group: Annotated[str | None, typer.Option("--group", help="Column, e.g. the site, whose members stay in one part.")] = None,
     kind: Annotated[
@@ -59,31 +65,48 @@ def train(
 
     Run the same command again after an interruption: it goes on at the epoch where it stopped.
     """
+    wait_passively()
     from pathovit.cohort import load_cohort
+    from pathovit.lease import lease
     from pathovit.manifest import read_manifest
     from pathovit.study import train_model
-    from pathovit.targets import read_target
+    from pathovit.targets import read_target, said_of_classes
     from pathovit.training import TrainSettings
 
-    if (model / "model.json").exists() and not overwrite:
-        raise SettingsError(f"{model}: there is a model here already. Choose another --model, or replace it with --overwrite.")
     given: dict[str, Any] = {"epochs": epochs, "precision": precision, "device": device}
     settings = replace(TrainSettings(kind=kind, seed=seed), **{key: value for key, value in given.items() if value is not None})
     sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
-    if overwrite:
-        shutil.rmtree(model / "folds", ignore_errors=True)
-    rows = read_manifest(labels)
+    _refuse_existing(model, overwrite)
+    rows = read_manifest(labels, options.note)
     asked = read_target(rows, [name.strip() for name in target.split(",")], task, positive)
-    cohort = load_cohort(rows, asked, features, group)
+    for said in said_of_classes(rows, asked):
+        options.note(said)
+    steps = Steps()
+    cohort = load_cohort(rows, asked, features, group, options.note, lambda done, total: steps("reading features", done, total))
     sys.stderr.write(f"{asked.task} target: {', '.join(asked.classes)}; {len(cohort.bags)} patients\n")
-    card = train_model(cohort, model, settings, folds, show_epoch, lambda text: print(text, file=sys.stderr))
+    with lease(model, "--model"):
+        _refuse_existing(model, overwrite)  # another training may have ended meanwhile
+        if overwrite:
+            shutil.rmtree(model / "folds", ignore_errors=True)
+        card = train_model(cohort, model, settings, folds, show_epoch, options.note, steps)
     if as_json:
         typer.echo(json.dumps(card, indent=1))
-    if card["cross_validation"]:
-        _show_metrics(f"{folds}-fold cross-validation", card["cross_validation"], as_json)
+    if crossed := card["cross_validation"]:
+        _show_metrics(f"{crossed['folds']}-fold cross-validation", crossed, as_json)
+        if crossed["abstention"]:
+            sys.stderr.write(f"  {say_abstention(crossed['abstention'])}\n")
     for part, found in card["metrics"].items():
         _show_metrics(part, found, as_json)
+    if card["abstention"]:
+        sys.stderr.write(f"  {say_abstention(card['abstention'])}\n")
+    for text in card["few"]:
+        sys.stderr.write(f"  {text}\n")
     sys.stderr.write(f"Model card: {model / 'MODEL_CARD.md'}   (use the model with: pathovit run --model {model})\n")
+
+
+def _refuse_existing(model: Path, overwrite: bool) -> None:
+    if (model / "model.json").exists() and not overwrite:
+        raise SettingsError(f"{model}: there is a model here already. Choose another --model, or replace it with --overwrite.")
 
 
 def show_epoch(line: dict[str, float]) -> None:
@@ -114,20 +137,24 @@ def evaluate(
     as_json: options.Json = False,
 ) -> None:
     """Judge a slide model on patients with known labels: metrics with intervals, pictures, predictions."""
+    wait_passively()
     from pathovit.cohort import load_cohort
     from pathovit.manifest import read_manifest
     from pathovit.study import evaluate_model
+    from pathovit.targets import said_of_classes
 
     sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
-    cohort = load_cohort(read_manifest(labels), _target_of(read_card(model)[1]), features)
-    found = evaluate_model(model, cohort, out, split)
+    rows, asked = read_manifest(labels, options.note), _target_of(read_card(model)[1])
+    for said in said_of_classes(rows, asked):
+        options.note(said)
+    steps = Steps()
+    cohort = load_cohort(rows, asked, features, None, options.note, lambda done, total: steps("reading features", done, total))
+    found = evaluate_model(model, cohort, out, split, on_step=steps)
     if as_json:
         typer.echo(json.dumps(found, indent=1))
     _show_metrics(found["model"], found["metrics"], as_json)
     if found["abstention"]:
-        sys.stderr.write(
-            f"  unsure at an error rate of 0.1: {found['abstention']['unsure']:.1%}; truth covered {found['abstention']['coverage']:.1%}\n"
-        )
+        sys.stderr.write(f"  {say_abstention(found['abstention'])}\n")
     if found["patients_it_learned_from"]:
         sys.stderr.write(
             f"pathovit: the model learned from {found['patients_it_learned_from']} of these patients; its figures on them say little. Use --split test.\n"

@@ -25,7 +25,7 @@ from pathovit.cohort import load_cohort
 from pathovit.encoders import load_encoder
 from pathovit.evaluation import Answers, evaluate
 from pathovit.manifest import read_manifest
-from pathovit.pipeline import SlideJob, analyse_slide
+from pathovit.pipeline import SlideJob, analyse_slide, with_mpp
 from pathovit.settings import Settings
 from pathovit.slide_model import SlideModel, load_model
 
@@ -79,7 +79,7 @@ def atlas(data: Path, work: Path, model: SlideModel) -> list[dict[str, Any]]:
         rows = [row for row in csv.DictReader(file) if row["file"].startswith("1mpp/")]
     for row in rows:
         mpp = None if row["mpp_known"] == "1" else float(row["mpp_assumed"])
-        job = SlideJob(data / "atlas" / row["file"], mpp)
+        job = with_mpp(SlideJob(data / "atlas" / row["file"]), mpp)
         found, _ = analyse_slide(job.path, encoder, model, work / "atlas_out", Settings(), mpp)
         scores = found.tile_scores[np.isfinite(found.tile_scores[:, 0]), 0]
         lines.append(

@@ -1,0 +1,206 @@
+"""Tables as people and other programs write them: any separator, any spelling of the columns that are known.
+
+What was taken for what is said, through `say`; what looks like a known column without being one is refused, for a table
+that is half understood gives wrong answers without a word.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pathovit.errors import SettingsError
+
+Say = Callable[[str], None]
+SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+NO_VALUE = ("nan", "na", "n/a", "none", "null", "?")
+# Our own name of a column first, then those of TCGA, CLAM, STAMP, TRIDENT, QuPath and spreadsheets; all without case,
+# blanks, hyphens and underscores.
+KNOWN = {
+    "slide": ("slide", "slideid", "slidename", "slidefile", "slidepath", "filename", "file", "filepath", "path", "image",
+              "imageid", "imagename", "imagefile", "wsi", "wsiid", "wsiname"),
+    "patient": ("patient", "patientid", "patientcode", "patientno", "patientnr", "patientnumber", "case", "caseid",
+                "subject", "subjectid", "participant", "participantid"),
+    "mpp": ("mpp", "mppx", "micronsperpixel", "micrometresperpixel", "micrometersperpixel", "umperpixel", "umperpx", "umpx"),
+    "mpp_y": ("mppy",),
+    "split": ("split", "part", "partition", "subset"),
+}  # fmt: skip
+LIKE_MPP = re.compile(r"mpp|micron|pixelsize|pixelspacing|umper")
+LIKENESS = 0.84  # of two names, as difflib counts it: a slip of the finger, not another word
+
+
+def plain_name(text: str) -> str:
+    """A column's name without case, blanks and punctuation: `Patient ID` and `patient_id` are one."""
+    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", text).casefold())
+
+
+def number(text: str) -> float | None:
+    """The number that a cell holds, with a point or a comma before its decimals; None for anything else."""
+    if not re.fullmatch(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?", text):
+        return None
+    found = float(text.replace(",", "."))
+    return found if math.isfinite(found) else None
+
+
+def spelling(text: str) -> str:
+    """Equal for cells that a person takes for the same: `Benign` and `benign`, `0` and `0.0`, `1,5` and `1.5`."""
+    found = number(text)
+    return f"{found:.12g}" if found is not None else " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def refuse_thousands(texts: Iterable[str], column: str) -> None:
+    """1,234 is a thousand to some and little more than one to others: a column that has nothing else to go by is refused."""
+    commas = [text for text in texts if "," in text]
+    if commas and all(re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+", text) for text in commas):
+        raise SettingsError(
+            f"Column {column!r}: {', '.join(sorted(commas)[:3])} can mean thousands or decimals. Write numbers without thousands "
+            "separators, and decimals with a point."
+        )
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells by column, as written but for blanks around them."""
+
+    path: Path
+    columns: tuple[str, ...]
+    roles: dict[str, str]  # what a column is to us -> its name
+    rows: tuple[tuple[int, dict[str, str]], ...]  # line in the file, cells
+
+    def cells(self, role: str) -> list[str]:
+        """The cells of the column with a role; empty ones where there is none."""
+        return [cells.get(self.roles.get(role, ""), "") for _, cells in self.rows]
+
+
+def read_table(path: Path, say: Say = lambda text: None) -> Table:
+    """A table with one slide a row.
+
+    Parameters
+    ----------
+    say : called with a sentence for everything that was understood and not written in so many words
+
+    Raises
+    ------
+    SettingsError : missing file, no column of slides, two columns of one kind, one that looks like a known one, a row with
+        another number of cells; the line is named
+    """
+    text = _text(path)
+    lines = text.splitlines(keepends=True)
+    first = 1
+    if lines and re.fullmatch(r"sep=.", lines[0].strip(), re.IGNORECASE):  # a line that Excel writes
+        separator, lines, first = lines[0].strip()[4], lines[1:], 2
+    else:
+        separator = _separator(next((line for line in lines if line.strip()), ""))
+    reader = csv.reader(io.StringIO("".join(lines), newline=""), delimiter=separator, skipinitialspace=True)
+    try:
+        found = [(reader.line_num + first - 1, [cell.strip() for cell in row]) for row in reader]
+    except csv.Error as error:
+        raise SettingsError(f"{path}: not a table of text ({error}). Save it as CSV.") from error
+    found = [(line, row) for line, row in found if any(row)]
+    if not found:
+        raise SettingsError(f"{path}: the file is empty.")
+    columns = tuple(found[0][1])
+    roles = _roles(path, columns, separator, found[1:], say)
+    rows = []
+    for line, row in found[1:]:
+        if len(row) != len(columns):
+            raise SettingsError(
+                f"{path}, line {line}: it has another number of columns ({len(row)}) than the first line ({len(columns)}, "
+                f"separated by {_said(separator)})."
+            )
+        rows.append((line, dict(zip(columns, row, strict=True))))
+    if not rows:
+        raise SettingsError(f"{path}: it names no slide.")
+    if separator != ",":
+        say(f"{path.name}: cells are separated by {_said(separator)}")
+    return Table(path, columns, roles, tuple(rows))
+
+
+def _text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}. Give an existing CSV file.") from error
+    if content[:2] == b"PK":
+        raise SettingsError(f"{path}: this is a spreadsheet, not text. Save it as CSV (UTF-8).")
+    coding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        return content.decode(coding)
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path}: not a CSV file in UTF-8 ({error}). Save it as `CSV UTF-8`.") from error
+
+
+def _separator(header: str) -> str:
+    """The one that finds a column of slides in the first line; else the most frequent one."""
+
+    def score(separator: str) -> tuple[bool, int]:
+        names = [plain_name(name) for name in header.split(separator)]
+        return any(name in KNOWN["slide"] for name in names), len(names)
+
+    return max(SEPARATORS, key=score)
+
+
+def _said(separator: str) -> str:
+    return SEPARATORS.get(separator, repr(separator))
+
+
+def _roles(path: Path, columns: Sequence[str], separator: str, rows: Sequence[tuple[int, list[str]]], say: Say) -> dict[str, str]:
+    """Which column is the slide, the patient, the pixel size, the part."""
+    twice = [name for name in columns if columns.count(name) > 1 and name]
+    if twice:
+        raise SettingsError(f"{path}: two columns are named {twice[0]!r}. Name each once.")
+    roles: dict[str, str] = {}
+    for role, known in KNOWN.items():
+        fitting = [name for name in columns if plain_name(name) in known]
+        if role in fitting:  # our own name
+            roles[role] = role
+        elif fitting:
+            _refuse_two(path, role, fitting, columns, rows)
+            roles[role] = fitting[0]
+    said = ", ".join(name or "(no name)" for name in columns)
+    if "slide" not in roles:
+        raise SettingsError(
+            f"{path}: no column names the slides. Found, separated by {_said(separator)}: "
+            f"{said}. Name one of them `slide` in the first line, as in: slide,patient,label"
+        )
+    for name in columns:
+        _refuse_lookalike(path, name, roles)
+    for role, name in roles.items():
+        if name != role:
+            say(f"{path.name}: {SAID[role]} from column {name}")
+    return roles
+
+
+SAID = {"slide": "slides", "patient": "patients", "mpp": "um per pixel", "mpp_y": "um per pixel in y", "split": "parts"}
+
+
+def _refuse_two(
+    path: Path, role: str, names: Sequence[str], columns: Sequence[str], rows: Sequence[tuple[int, list[str]]]
+) -> None:
+    """Two columns of one kind, unless they group the rows alike, as an id and a name do."""
+    places = [columns.index(name) for name in names]
+    pairs = [tuple(row[place] for place in places) for _, row in rows if len(row) == len(columns)]
+    alike = role == "patient" and all(len(set(pairs)) == len({pair[i] for pair in pairs}) for i in range(len(names)))
+    if len(names) > 1 and not alike:
+        raise SettingsError(
+            f"{path}: {' and '.join(names)} may both be the {role}. Name the right one `{role}`, or take the other out."
+        )
+
+
+def _refuse_lookalike(path: Path, name: str, roles: dict[str, str]) -> None:
+    found = plain_name(name)
+    for role in ("patient", "mpp", "split"):
+        if role in roles or found in KNOWN["mpp_y"]:
+            continue
+        near = difflib.get_close_matches(found, [known for known in KNOWN[role] if len(known) >= 5], n=1, cutoff=LIKENESS)
+        if near or (role == "mpp" and LIKE_MPP.search(found)):
+            raise SettingsError(f"{path}: column {name!r} looks like `{role}`, and is not. Name it `{role}`, or otherwise.")
+    if found in KNOWN["mpp_y"] and "mpp" not in roles:
+        raise SettingsError(f"{path}: column {name!r} needs a column `mpp_x` beside it.")

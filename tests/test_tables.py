@@ -1,0 +1,159 @@
+"""Tables as people and other programs write them."""
+
+from pathlib import Path
+
+import pytest
+
+from pathovit.errors import SettingsError
+from pathovit.manifest import read_manifest, rows_of_slides, slide_stem
+from pathovit.tables import number, spelling
+
+
+def write(path: Path, text: str, coding: str = "utf-8") -> Path:
+    path.write_bytes(text.encode(coding))
+    return path
+
+
+@pytest.mark.parametrize("column", ["patient", "PATIENT", "patient_id", "Patient ID", "case_id", "Case", "subject-id"])
+def test_a_column_of_patients_is_known_in_any_spelling_and_said(tmp_path: Path, column: str) -> None:
+    said: list[str] = []
+    rows = read_manifest(write(tmp_path / "l.csv", f"slide,{column},label\na.svs,P1,x\nb.svs,P1,y\n"), said.append)
+    assert [row.patient for row in rows] == ["P1", "P1"]
+    assert said == ([] if column == "patient" else [f"l.csv: patients from column {column}"])
+
+
+@pytest.mark.parametrize("column", ["MPP", "mpp", "mpp_x", "Microns per pixel"])
+def test_a_column_of_pixel_sizes_is_known_in_any_spelling(tmp_path: Path, column: str) -> None:
+    (row,) = read_manifest(write(tmp_path / "l.csv", f"Slide,{column}\na.svs,0.4\n"))
+    assert row.mpp == (0.4, 0.4)
+
+
+def test_pixel_sizes_of_both_axes_and_with_a_comma(tmp_path: Path) -> None:
+    (row,) = read_manifest(write(tmp_path / "l.csv", "slide;mpp_x;mpp_y\na.svs;0,25;0,26\n"))
+    assert row.mpp == (0.25, 0.26)
+
+
+@pytest.mark.parametrize("column", ["patiant", "patients", "slide_mpp", "pixel_size_um", "splits"])
+def test_what_looks_like_a_known_column_is_refused_by_name(tmp_path: Path, column: str) -> None:
+    with pytest.raises(SettingsError, match=f"column '{column}' looks like"):
+        read_manifest(write(tmp_path / "l.csv", f"slide,{column},label\na.svs,1,x\n"))
+
+
+def test_columns_of_a_clinical_table_are_not_taken_for_others(tmp_path: Path) -> None:
+    (row,) = read_manifest(write(tmp_path / "l.csv", "slide,patient_age,stage,grade,site\na.svs,64,2,3,b\n"))
+    assert row.label("patient_age") == "64"
+    assert row.patient is None
+
+
+def test_two_columns_of_patients_that_disagree_are_refused(tmp_path: Path) -> None:
+    alike = read_manifest(write(tmp_path / "a.csv", "slide,case_id,patient_id\na,1,x\nb,1,x\nc,2,y\n"))
+    assert [row.patient for row in alike] == ["1", "1", "2"]
+    with pytest.raises(SettingsError, match="case_id and patient_id may both be the patient"):
+        read_manifest(write(tmp_path / "b.csv", "slide,case_id,patient_id\na,1,x\nb,1,y\nc,2,y\n"))
+
+
+def test_one_patient_in_two_spellings_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"patients 'P1' \(line 2\) and 'p1' \(line 3\) look like one"):
+        read_manifest(write(tmp_path / "l.csv", "slide,patient\na,P1\nb,p1\n"))
+
+
+def test_rows_without_a_patient_are_counted(tmp_path: Path) -> None:
+    said: list[str] = []
+    rows = read_manifest(write(tmp_path / "l.csv", "slide,patient\na,P1\nb,\nc,NaN\n"), said.append)
+    assert [row.patient for row in rows] == ["P1", None, None]
+    assert said == ["l.csv: 2 rows name no patient (line 3); each counts as a patient of its own"]
+
+
+@pytest.mark.parametrize(
+    ("text", "coding"),
+    [
+        ("slide;label\na.svs;x\n", "utf-8"),
+        ("slide\tlabel\na.svs\tx\n", "utf-16"),
+        ("slide|label\r\na.svs|x\r\n", "utf-8-sig"),
+        ("sep=;\nslide;label\na.svs;x\n", "utf-8"),
+        (" slide , label\n a.svs , x \n,\n", "utf-8"),
+        ("FILENAME,Label\na.svs,x\n", "utf-8"),
+        ("\nslide_id,label\na.svs,x\n", "utf-8"),
+    ],
+)
+def test_any_separator_and_coding_is_read(tmp_path: Path, text: str, coding: str) -> None:
+    (row,) = read_manifest(write(tmp_path / "l.csv", text, coding))
+    assert (row.slide.name, row.label("label")) == ("a.svs", "x")
+
+
+def test_a_table_without_slides_says_what_was_found(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"Found, separated by semicolon: name, label. .*slide,patient,label"):
+        read_manifest(write(tmp_path / "l.csv", "name;label\na;x\n"))
+    with pytest.raises(SettingsError, match="this is a spreadsheet"):
+        read_manifest(write(tmp_path / "l.xlsx", "PK\x03\x04"))
+
+
+def test_only_suffixes_of_slides_are_cut() -> None:
+    assert [slide_stem(name) for name in ("P10.3", "P10.svs", "a.OME.TIF", "x.y.ndpi", ".svs")] == [
+        "P10.3",
+        "P10",
+        "a",
+        "x.y",
+        ".svs",
+    ]
+
+
+def test_numbers_and_spellings() -> None:
+    assert [number(text) for text in ("1", "1.0", "1,5", "-.5", "1_0", "nan", "inf", "1e3", "")] == [
+        1,
+        1,
+        1.5,
+        -0.5,
+        None,
+        None,
+        None,
+        1000,
+        None,
+    ]
+    assert spelling("0.0") == spelling("0")
+    assert spelling(" Benign  Nevus") == spelling("benign nevus")
+    assert spelling("1,5") == spelling("1.5") != spelling("15")
+
+
+def pictures(folder: Path, *names: str) -> list[Path]:
+    found = []
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        found.append(path)
+    return found
+
+
+def test_a_row_with_a_folder_means_that_file_alone(tmp_path: Path) -> None:
+    a, b = pictures(tmp_path, "siteA/S01.tif", "siteB/S01.tif")
+    table = write(tmp_path / "m.csv", "slide,mpp\nsiteA/S01.tif,0.4\n")
+    said: list[str] = []
+    assert list(rows_of_slides(read_manifest(table), [a, b], table, said.append)) == [a]
+    assert rows_of_slides(read_manifest(table), [b], table, said.append) == {}
+    assert said[-2].startswith("m.csv: 1 rows match no slide given: line 2, S01.tif")
+    assert said[-1] == "m.csv: 1 of 1 slides have no row: S01.tif"
+
+
+def test_a_bare_name_that_two_slides_have_is_refused_with_both(tmp_path: Path) -> None:
+    a, b = pictures(tmp_path, "siteA/S01.tif", "siteB/S01.tif")
+    table = write(tmp_path / "m.csv", "slide,mpp\nS01.tif,0.4\n")
+    with pytest.raises(SettingsError, match=f"line 2: S01.tif can mean {a} and {b}"):
+        rows_of_slides(read_manifest(table), [a, b], table, lambda text: None)
+    assert list(rows_of_slides(read_manifest(table), [b], table, lambda text: None)) == [b]
+
+
+def test_other_case_windows_paths_and_missing_suffixes_are_matched_or_told(tmp_path: Path) -> None:
+    a, b, c = pictures(tmp_path, "siteA/S01.tif", "S02.svs", "S03.svs")
+    table = write(tmp_path / "m.csv", "slide,mpp\nsiteA\\S01.tif,0.4\ns02.SVS,0.5\nS03,0.6\nC:\\scans\\S04.svs,0.7\n")
+    said: list[str] = []
+    found = rows_of_slides(read_manifest(table), [a, b, c], table, said.append)
+    assert {path.name: row.mpp[0] for path, row in found.items() if row.mpp} == {"S01.tif": 0.4, "S02.svs": 0.5, "S03.svs": 0.6}
+    assert said[0] == "m.csv: 2 rows are matched in another spelling: line 3, s02.SVS: S02.svs, line 4, S03: S03.svs"
+    assert "line 5, S04.svs (did you mean S0" in said[1]
+
+
+def test_twenty_thousand_rows_are_matched_at_once(tmp_path: Path) -> None:
+    slides = [tmp_path / f"S{index}.svs" for index in range(20_000)]
+    table = write(tmp_path / "m.csv", "slide,mpp\n" + "".join(f"{slide.name},0.4\n" for slide in slides))
+    assert len(rows_of_slides(read_manifest(table), slides, table, lambda text: None)) == 20_000
