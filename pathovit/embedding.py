@@ -58,7 +58,10 @@ def judge_tile(slide: Slide, grid: TileGrid, index: int) -> tuple[RGB | None, Ve
 def fetch_tile(slide: Slide, grid: TileGrid, index: int) -> Judged:
     """A tile as it lies in the file, for the device to decode; where that cannot be had, as `judge_tile` reads it."""
     assert slide.compressed
-    coded = slide.compressed.coded(grid.read_level, *corner(slide, grid, index), *grid.read_px)
+    try:
+        coded = slide.compressed.coded(grid.read_level, *corner(slide, grid, index), *grid.read_px)
+    except TileReadError:
+        return None, Verdict.UNREADABLE
     return (coded, Verdict.OK) if coded else judge_tile(slide, grid, index)
 
 

@@ -173,7 +173,7 @@ def _save_top_tiles(
 
     order = np.argsort(-np.nan_to_num(scores, nan=-1.0), kind="stable")
     order = order[np.isfinite(scores[order])][:count]
-    level = slide.levels[features.attributes["read_level"]]
+    level = slide.level(features.attributes["read_level"])
     size: tuple[int, int] = tuple(features.attributes["read_px"])
     kept = []
     for rank, index in enumerate(order, start=1):

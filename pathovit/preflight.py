@@ -11,17 +11,35 @@ import logging
 import os
 import re
 import stat
+import struct
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pathovit.errors import NoSlidesError, SlideOpenError, slide_errors
+from pathovit.files import open_patiently
 
 SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".tif", ".tiff", ".dcm", ".vms", ".vmu", ".svslide", ".czi")
 FLAT_SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_TILE_BYTES = 256 * 2**20  # a tile is decoded whole, 4 bytes a pixel
 MAX_SIDE_PX = 2**24
+MAX_PAGES = 10_000
+TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+ORIENTATIONS = {
+    2: "mirrored", 3: "turned by 180 degrees", 4: "flipped", 5: "mirrored and turned", 6: "turned by 90 degrees",
+    7: "mirrored and turned", 8: "turned by 270 degrees",
+}  # fmt: skip
+NOT_SLIDES = {
+    **dict.fromkeys(
+        (".csv", ".tsv", ".txt", ".xlsx", ".xls"),
+        "a table. Give tables with --manifest (or to `pathovit train`), and slides here.",
+    ),
+    **dict.fromkeys((".json", ".geojson", ".xml", ".toml", ".yaml", ".html", ".md", ".pdf"), "a document, not a slide."),
+    **dict.fromkeys((".zip", ".tar", ".gz", ".7z"), "an archive. Unpack it first."),
+    **dict.fromkeys((".pt", ".pth", ".safetensors", ".h5", ".npy"), "numbers, not pixels. Give the slide itself."),
+}
 OWN_OUTPUTS = {"run.json", "slide.json"}
+OWN_PICTURES = ".ome.tiff"  # a heatmap is no slide
 
 
 def find_slides(paths: Iterable[Path]) -> list[Path]:
@@ -48,21 +66,34 @@ def find_slides(paths: Iterable[Path]) -> list[Path]:
     slides = _one_file_per_series(found)
     if not slides:
         names = ", ".join(str(p) for p in asked) or "no path given"
-        raise NoSlidesError(f"No slide found in {names}. Give slide files ({', '.join(SLIDE_SUFFIXES)}) or a folder of them.")
+        pictures = next((picture for path in asked if path.is_dir() for picture in _pictures_in(path)), None)
+        hint = f" Plain pictures count only when they are named, e.g. {pictures}." if pictures else ""
+        raise NoSlidesError(
+            f"No slide found in {names}. Give slide files ({', '.join(SLIDE_SUFFIXES)}) or a folder of them.{hint}"
+        )
     return slides
 
 
 def _slides_in(folder: Path) -> Iterator[Path]:
-    """Slide files below a folder; links to folders, data folders of MRXS slides and output folders are left out."""
+    """Slide files below a folder; links to folders, data folders of MRXS slides and output folders are left out.
+
+    The folder that was named is looked at whatever else lies in it. Plain pictures are not slides unless they are named.
+    """
     for root, folders, files in os.walk(folder, followlinks=False):
         if OWN_OUTPUTS & set(files):  # what pathovit wrote is not looked at as slides
-            folders.clear()
-            continue
+            if Path(root) != folder:
+                folders.clear()
+                continue
+            files = [name for name in files if not name.endswith(OWN_PICTURES)]
         mirax_data = {Path(name).stem for name in files if name.lower().endswith(".mrxs")}
         folders[:] = sorted(name for name in folders if name not in mirax_data and not name.endswith(".zarr"))
         for name in sorted(files):
-            if name.lower().endswith(SLIDE_SUFFIXES + FLAT_SUFFIXES) and not name.startswith("."):
+            if name.lower().endswith(SLIDE_SUFFIXES) and not name.startswith("."):
                 yield Path(root) / name
+
+
+def _pictures_in(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.iterdir()) if path.suffix.lower() in FLAT_SUFFIXES)
 
 
 def _one_file_per_series(paths: Iterable[Path]) -> list[Path]:
@@ -110,21 +141,25 @@ def check_file(path: Path) -> None:
             raise SlideOpenError(path, "this is a folder. Give a slide file.")
         if not stat.S_ISREG(mode):
             raise SlideOpenError(path, "not a regular file (a pipe, socket or device). Give a slide file.")
-        with path.open("rb") as file:
+        if kind := NOT_SLIDES.get(path.suffix.lower()):
+            raise SlideOpenError(path, f"this is {kind}")
+        with open_patiently(path) as file:
             head = file.read(4)
         size = path.stat().st_size
     if size == 0:
         raise SlideOpenError(path, "the file is empty (0 bytes). Copy it again from its source.")
-    if head[:2] in (b"II", b"MM"):
-        _check_tiff(path, size)
+    if head in TIFF_HEADS:
+        with slide_errors(path):
+            _check_tiff(path, size)
 
 
 def _check_tiff(path: Path, file_bytes: int) -> None:
     import tifffile
 
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it would complain of becomes our own message
+    _refuse_truncated(path, file_bytes)
     try:
-        with tifffile.TiffFile(path) as tiff:
+        with open_patiently(path) as file, tifffile.TiffFile(file) as tiff:
             if not len(tiff.pages):
                 raise SlideOpenError(path, "damaged: it holds no image. Copy or export it again.")
             for page in tiff.pages:
@@ -133,8 +168,82 @@ def _check_tiff(path: Path, file_bytes: int) -> None:
                 _check_page(path, page, file_bytes)
     except SlideOpenError:
         raise
+    except OSError as error:
+        if error.errno is None:
+            raise SlideOpenError(path, f"damaged or not a TIFF slide ({error}). Copy or export it again.") from error
+        raise
     except Exception as error:  # a fuzzed TIFF can raise anything in a parser; whatever it is, the file is refused
         raise SlideOpenError(path, f"damaged or not a TIFF slide ({error}). Copy or export it again.") from error
+
+
+def _refuse_truncated(path: Path, file_bytes: int) -> None:
+    """Follow the chain of directories, which often lie behind the pixels: a file that was cut off has lost them."""
+    if path.suffix.lower() == ".ndpi":  # has a chain of its own kind
+        return
+    with open_patiently(path) as file:
+        head = file.read(16)
+        order = "<" if head[:2] == b"II" else ">"
+        big = len(head) == 16 and struct.unpack_from(order + "H", head, 2)[0] == 43
+        place, count, entry_bytes = ("Q", "Q", 20) if big else ("I", "H", 12)
+        if len(head) < (16 if big else 8):
+            raise SlideOpenError(
+                path, f"truncated: it has {file_bytes} bytes, fewer than a TIFF header. Copy it again from its source."
+            )
+        at: int = struct.unpack_from(order + place, head, 8 if big else 4)[0]
+        for _ in range(MAX_PAGES):
+            if not at:
+                return
+            if at >= file_bytes:
+                raise SlideOpenError(
+                    path,
+                    f"truncated: a directory would start at byte {at:,}, and the file has {file_bytes:,}. Copy it again from its source.",
+                )
+            file.seek(at)
+            entries = file.read(struct.calcsize(order + count))
+            if len(entries) < struct.calcsize(order + count):
+                return
+            file.seek(struct.unpack(order + count, entries)[0] * entry_bytes, os.SEEK_CUR)
+            following = file.read(struct.calcsize(order + place))
+            if len(following) < struct.calcsize(order + place):
+                return
+            at = struct.unpack(order + place, following)[0]
+
+
+def check_picture(path: Path) -> None:
+    """Refuse a TIFF whose pixels would be taken for what they are not.
+
+    Raises
+    ------
+    SlideOpenError : turned by its Orientation tag, not 8 bits a sample, grey, or of other colours than RGB
+    """
+    import tifffile
+
+    with slide_errors(path), open_patiently(path) as file:
+        if file.read(2) not in (b"II", b"MM"):
+            return
+        file.seek(0)
+        with tifffile.TiffFile(file) as tiff:
+            page = tiff.pages.first
+            turned = {
+                p.tags["Orientation"].value for p in tiff.pages if isinstance(p, tifffile.TiffPage) and "Orientation" in p.tags
+            }
+            grey = sum(1 for p in tiff.pages if p.shape[:2] == page.shape[:2]) if page.samplesperpixel == 1 else 0
+    if page.is_tiled and (odd := turned - {1, 0}):
+        raise SlideOpenError(
+            path,
+            f"its Orientation tag is {min(odd)} ({ORIENTATIONS.get(min(odd), 'unknown')}). Save it upright, without that tag.",
+        )
+    if page.bitspersample != 8:
+        raise SlideOpenError(
+            path,
+            f"its pixels have {page.bitspersample} bits a sample, and 8 are needed. Convert it, scaling the range that is used to 0 to 255.",
+        )
+    if grey:
+        pages = f" in {grey} pages of one channel each" if grey > 1 else ""
+        raise SlideOpenError(
+            path,
+            f"its pixels are grey{pages}; a stained slide needs its colours. If the pages are red, green and blue, save them as one RGB page.",
+        )
 
 
 def _check_page(path: Path, page: object, file_bytes: int) -> None:
@@ -181,7 +290,7 @@ def content_sha256(path: Path) -> str:
         for part in files:
             if len(files) > 1:
                 digest.update(part.name.encode("utf-8", "surrogateescape") + b"\0")
-            with part.open("rb") as file:
+            with open_patiently(part) as file:
                 while block := file.read(2**22):
                     digest.update(block)
     return digest.hexdigest()

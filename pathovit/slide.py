@@ -6,20 +6,25 @@ opened.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pathovit.errors import ResolutionError, SlideOpenError, TileReadError
 from pathovit.geometry import XY, Box
-from pathovit.preflight import FLAT_SUFFIXES, check_file, content_sha256, slide_id
+from pathovit.preflight import FLAT_SUFFIXES, check_file, check_picture, content_sha256, slide_id
 from pathovit.readers import RGB, PixelSource, average, composite
-from pathovit.readers.compressed import CompressedTiles, locate_tiles
+from pathovit.readers.compressed import CompressedTiles, alike, locate_tiles
 from pathovit.readers.flat import FlatSource
 from pathovit.readers.openslide_reader import OpenSlideSource
 
 MPP_RANGE = (0.05, 50.0)  # um per pixel; outside it the metadata is wrong
 FLAT = "flat image"
+LARGEST_MM = 300.0  # of a slide's side; whole mounts are 150 x 200 mm
+COMPARED_PX, COMPARED_PLACES = 96, 6  # where a level is compared with the sharper one
 PLAIN_PYRAMIDS = ("aperio", "generic-tiff", "philips")  # vendors whose tiles lie side by side, as the image does
 
 
@@ -31,6 +36,7 @@ class Level:
     size: tuple[int, int]  # width, height in pixels of this level
     downsample: XY  # level-0 pixels per pixel of this level, per axis
     mpp: XY  # um per pixel
+    exact: bool = True  # its pixels can be had as they are stored; else they come moved by parts of a pixel, and softened
 
 
 @dataclass(frozen=True)
@@ -48,17 +54,29 @@ class Slide:
     has_bounds: bool  # the file states them, so QuPath crops to them
     background: tuple[int, int, int]
     reader: str  # "direct" or "device": compressed tiles, with OpenSlide behind them; "openslide"; "flat image"
+    remarks: tuple[str, ...]  # what must be said of the file
     _source: PixelSource = field(repr=False, compare=False)
     compressed: CompressedTiles | None = field(repr=False, compare=False)
+    _own_level: tuple[int, ...] = field(repr=False, compare=False, default=())  # levels that the source would interpolate
 
     @property
     def size(self) -> tuple[int, int]:
         return self.levels[0].size
 
-    def best_level(self, mpp: XY, tolerance: float) -> Level:
-        """Coarsest level that is at least as sharp as `mpp` on both axes, within a relative tolerance."""
-        sharp = [level for level in self.levels if all(h <= w * (1 + tolerance) for h, w in zip(level.mpp, mpp, strict=True))]
+    def best_level(self, mpp: XY, tolerance: float, exact: bool = True) -> Level:
+        """Coarsest level that is at least as sharp as `mpp` on both axes, within a relative tolerance.
+
+        Parameters
+        ----------
+        exact : only levels whose pixels can be had as they are stored; for an overview others do as well
+        """
+        levels = [level for level in self.levels if level.exact or not exact]
+        sharp = [level for level in levels if all(h <= w * (1 + tolerance) for h, w in zip(level.mpp, mpp, strict=True))]
         return max(sharp, key=lambda level: level.mpp[0], default=self.levels[0])
+
+    def level(self, index: int) -> Level:
+        """The level of the file's own number; pages that are no levels are left out of `levels`."""
+        return next(level for level in self.levels if level.index == index)
 
     def read(self, level: Level, x_level: int, y_level: int, width: int, height: int, scale: int = 1) -> tuple[RGB, float]:
         """Pixels of a rectangle given in pixels of `level`, and the share of them that holds no scanned data.
@@ -75,15 +93,43 @@ class Slide:
 
         Raises
         ------
-        TileReadError : the pixels cannot be decoded
+        TileReadError : the pixels cannot be decoded, or their decoder complains
         """
-        box, empty = (level.index, x_level, y_level, width, height), 0.0
-        pixels = self.compressed.read(*box, scale) if self.compressed else None
-        if pixels is None and self.compressed and scale > 1:  # JPEG 2000 is decoded whole
-            pixels = self.compressed.read(*box)
-        if pixels is None:
-            pixels, empty = composite(self._source.read(*box), self.background)
-        return average(pixels, (width // scale, height // scale)), empty
+        pixels, scanned = self.read_scanned(level, x_level, y_level, width, height, scale)
+        return average(pixels, (width // scale, height // scale)), 0.0 if scanned is None else float(1 - scanned.mean())
+
+    def read_scanned(
+        self, level: Level, x_level: int, y_level: int, width: int, height: int, scale: int = 1
+    ) -> tuple[RGB, NDArray[np.bool_] | None]:
+        """The same, and where there is scanned data: bool (height, width), or None where all is. Not averaged yet, if that cannot be had."""
+        box = (level.index, x_level, y_level, width, height)
+        if self.compressed:
+            if self.reader == "openslide" and level.index not in self._own_level:
+                self.compressed.check(*box)
+            else:
+                pixels = self.compressed.read(*box, scale)
+                if pixels is None and scale > 1:  # only JPEG is decoded smaller
+                    pixels = self.compressed.read(*box)
+                if pixels is None and level.index in self._own_level:
+                    return self._read_over_edge(level, x_level, y_level, width, height)
+                if pixels is not None:
+                    return pixels, None
+        rgba = self._source.read(*box)
+        return composite(rgba, self.background)
+
+    def _read_over_edge(self, level: Level, x: int, y: int, width: int, height: int) -> tuple[RGB, NDArray[np.bool_]]:
+        """A rectangle of a level that reaches beyond its edge, or over tiles that are missing, with the stored pixels."""
+        assert self.compressed
+        pixels = np.empty((height, width, 3), np.uint8)
+        pixels[:] = self.background
+        scanned = np.zeros((height, width), bool)
+        tiled = self.compressed.levels[level.index]
+        for box in tiled.pieces(x, y, width, height):
+            part = self.compressed.read(level.index, *box)
+            if part is not None:
+                place = (slice(box[1] - y, box[1] - y + box[3]), slice(box[0] - x, box[0] - x + box[2]))
+                pixels[place], scanned[place] = part, True
+        return pixels, scanned
 
     def close(self) -> None:
         self._source.close()
@@ -109,7 +155,8 @@ def open_slide(
     mpp : um per pixel of level 0, one number or (x, y); overrides the file's own
     mpp_source : where that override came from
     sha256 : content digest, if it is known already; else the file is read once to compute it
-    reader : "auto" reads compressed tiles directly where that gives OpenSlide's pixels; "openslide" never, "direct" always;
+    reader : "auto" reads compressed tiles directly where that gives OpenSlide's pixels; "direct" always; "openslide" only on levels
+        that OpenSlide would interpolate, so that a slide has one set of pixels, and to find damage that it overlooks;
         "device" marks slides whose JPEG tiles the encoder's device is to decode (here they are read as ever)
 
     Raises
@@ -120,15 +167,29 @@ def open_slide(
     path = Path(path)
     check_file(path)
     source, vendor, properties = _open_source(path)
+    tiles = None
     try:
+        if vendor in (*PLAIN_PYRAMIDS, FLAT):
+            check_picture(path)
         pixel_size, origin = _find_mpp(path, mpp, mpp_source, properties)
+        _refuse_huge(path, source.sizes[0], pixel_size)
         bounds, has_bounds = _find_bounds(properties, source.sizes[0])
-        background, levels = _find_background(properties), _describe_levels(source.sizes, pixel_size)
+        levels, remarks = _describe_levels(source.sizes, pixel_size)
         digest = sha256 or content_sha256(path)
-        tiles = None if reader == "openslide" or vendor not in PLAIN_PYRAMIDS else _open_tiles(path, source)
+        tiles = _open_tiles(path, source, levels) if vendor in PLAIN_PYRAMIDS else None
         if reader == "direct" and tiles is None:
-            raise SlideOpenError(path, "it does not hold its pyramid as plain JPEG or JPEG 2000 tiles. Use --reader auto.")
+            raise SlideOpenError(path, "it does not hold its pyramid as plain tiles. Use --reader auto.")
+        if vendor == "generic-tiff" and tiles is not None:
+            levels, more = _without_other_pictures(levels, tiles)
+            remarks += more
+        bent = tuple(level.index for level in levels if _interpolates(source, level))
+        own = tuple(index for index in bent if tiles is not None and index in tiles.levels)
+        levels = tuple(replace(level, exact=level.index not in bent or level.index in own) for level in levels)
         on_device = reader == "device" and tiles is not None and tiles.levels[0].is_jpeg
+        if reader == "openslide" or vendor == FLAT or tiles is None:
+            name = FLAT if vendor == FLAT else "openslide"
+        else:
+            name = "device" if on_device else "direct"
         return Slide(
             path=path,
             id=slide_id(path, digest),
@@ -139,13 +200,17 @@ def open_slide(
             levels=levels,
             bounds=bounds,
             has_bounds=has_bounds,
-            background=background,
-            reader="device" if on_device else "direct" if tiles else "flat image" if vendor == FLAT else "openslide",
+            background=_find_background(properties),
+            reader=name,
+            remarks=remarks,
             _source=source,
             compressed=tiles,
+            _own_level=own,
         )
     except BaseException:
         source.close()
+        if tiles:
+            tiles.close()
         raise
 
 
@@ -162,27 +227,64 @@ def _open_source(path: Path) -> tuple[PixelSource, str, dict[str, str]]:
     return source, source.properties.get("openslide.vendor", "unknown"), source.properties
 
 
-def _open_tiles(path: Path, source: PixelSource) -> CompressedTiles | None:
-    """The slide's compressed tiles, if it has any and they are read as OpenSlide reads them."""
-    levels = locate_tiles(path, source.sizes)
-    if not levels:
+def _interpolates(source: PixelSource, level: Level) -> bool:
+    return isinstance(source, OpenSlideSource) and source.interpolates(level.index, level.downsample)
+
+
+def _open_tiles(path: Path, source: PixelSource, levels: tuple[Level, ...]) -> CompressedTiles | None:
+    """The slide's compressed tiles, if it has any and they are read as OpenSlide reads them; levels that are not are left out."""
+    located = locate_tiles(path, source.sizes)
+    if 0 not in located:
         return None
-    tiles = CompressedTiles(path, levels)
+    tiles = CompressedTiles(path, located)
 
     def read(level: int, x: int, y: int, width: int, height: int) -> RGB | None:
         try:
-            pixels, empty = composite(source.read(level, x, y, width, height), (255, 255, 255))
+            pixels, scanned = composite(source.read(level, x, y, width, height), (255, 255, 255))
         except TileReadError:
             return None
-        return None if empty else pixels
+        return None if scanned is not None else pixels
 
     agrees = False
     try:
-        agrees = tiles.agrees_with(read)
+        agrees = tiles.compare(0, read, exactly=True)
+        for level in levels[1:] if agrees else ():
+            if level.index in located and not tiles.compare(level.index, read, exactly=not _interpolates(source, level)):
+                del located[level.index]
     finally:
         if not agrees:
             tiles.close()
     return tiles if agrees else None
+
+
+def _without_other_pictures(levels: tuple[Level, ...], tiles: CompressedTiles) -> tuple[tuple[Level, ...], tuple[str, ...]]:
+    """Levels less those that show something else than the one before: a macro or a thumbnail that is tiled, too."""
+    kept, remarks = [levels[0]], []
+    for level in levels[1:]:
+        shown = _shows_the_same(tiles, kept[-1], level)
+        if shown is False:
+            remarks.append(f"its page of {level.size[0]} x {level.size[1]} pixels shows another picture; it is left out")
+        else:
+            kept.append(level)
+    return tuple(kept), tuple(remarks)
+
+
+def _shows_the_same(tiles: CompressedTiles, sharp: Level, level: Level) -> bool | None:
+    """Whether a detailed place of a level shows what the sharper one shows there; None where neither can be read."""
+    if level.index not in tiles.levels or sharp.index not in tiles.levels:
+        return None
+    factor = round(level.downsample[0] / sharp.downsample[0])
+    for x, y, width, height in tiles.detailed(level.index, COMPARED_PLACES):
+        side = min(COMPARED_PX, width, height)
+        left, top = x + (width - side) // 2, y + (height - side) // 2
+        try:
+            ours = tiles.read(level.index, left, top, side, side)
+            theirs = tiles.read(sharp.index, left * factor, top * factor, side * factor, side * factor)
+        except TileReadError:
+            continue
+        if ours is not None and theirs is not None and ours.std() > 3:  # glass tells nothing
+            return alike(ours, average(theirs, (side, side)))
+    return None
 
 
 def _find_mpp(path: Path, mpp: float | XY | None, mpp_source: str, properties: dict[str, str]) -> tuple[XY, str]:
@@ -223,12 +325,34 @@ def _find_background(properties: dict[str, str]) -> tuple[int, int, int]:
     return int(colour[0:2], 16), int(colour[2:4], 16), int(colour[4:6], 16)
 
 
-def _describe_levels(sizes: list[tuple[int, int]], mpp: XY) -> tuple[Level, ...]:
-    levels = []
+def _refuse_huge(path: Path, size: tuple[int, int], mpp: XY) -> None:
+    """No glass is that large: the pixel size must be wrong. Found out before anything is read, or room made for it."""
+    side_mm = max(side * um / 1000 for side, um in zip(size, mpp, strict=True))
+    if side_mm > LARGEST_MM:
+        raise ResolutionError(
+            path,
+            f"at {max(mpp):g} um per pixel its {size[0]:,} x {size[1]:,} pixels would be {side_mm:,.0f} mm wide, and slides are 76 mm. "
+            "Give the true pixel size with --mpp (about 0.25 for a scan at 40x, 0.5 at 20x).",
+        )
+
+
+def _describe_levels(sizes: list[tuple[int, int]], mpp: XY) -> tuple[tuple[Level, ...], tuple[str, ...]]:
+    """The levels of the pyramid, and what is said of pages that are none: their two sides are not of one scale."""
+    levels, remarks = [], []
     for index, size in enumerate(sizes):
+        if not _of_one_scale(sizes[0], size):
+            remarks.append(f"its page of {size[0]} x {size[1]} pixels is no level of the pyramid; it is left out")
+            continue
         downsample = (_true_downsample(sizes[0][0], size[0]), _true_downsample(sizes[0][1], size[1]))
         levels.append(Level(index, size, downsample, (mpp[0] * downsample[0], mpp[1] * downsample[1])))
-    return tuple(levels)
+    return tuple(levels), tuple(remarks)
+
+
+def _of_one_scale(size_l0: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether one factor makes both sides of a level, each rounded up or down, and padded by a pixel at most."""
+    lowest = [whole / (side + 2) for whole, side in zip(size_l0, size, strict=True)]
+    highest = [whole / (side - 2) if side > 2 else float("inf") for whole, side in zip(size_l0, size, strict=True)]
+    return max(lowest) <= min(highest)
 
 
 def _true_downsample(side_l0: int, side: int) -> float:

@@ -172,7 +172,7 @@ def read_tile(slide: Slide, grid: TileGrid, index: int) -> RGB | None:
     TileReadError : the pixels cannot be decoded
     """
     at = corner(slide, grid, index)
-    rgb, empty = slide.read(slide.levels[grid.read_level], *at, *grid.read_px, grid.read_scale)
+    rgb, empty = slide.read(slide.level(grid.read_level), *at, *grid.read_px, grid.read_scale)
     if empty > EMPTY_LIMIT:
         return None
     return resize_tile(rgb, grid.spec.tile_px)
@@ -180,7 +180,7 @@ def read_tile(slide: Slide, grid: TileGrid, index: int) -> RGB | None:
 
 def corner(slide: Slide, grid: TileGrid, index: int) -> tuple[int, int]:
     """Left and top of a tile, in pixels of the level it is read from."""
-    level = slide.levels[grid.read_level]
+    level = slide.level(grid.read_level)
     x_l0, y_l0 = grid.xy[index]
     return round(x_l0 / level.downsample[0]), round(y_l0 / level.downsample[1])
 

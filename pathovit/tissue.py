@@ -76,7 +76,7 @@ def read_overview(slide: Slide, mpp: float) -> tuple[RGB, Mask, Mask, XY]:
     -------
     uint8 (H, W, 3); bool (H, W) scanned; bool (H, W) unreadable; level-0 pixels per overview pixel
     """
-    level = slide.best_level((mpp, mpp), tolerance=0.0)
+    level = slide.best_level((mpp, mpp), tolerance=0.0, exact=False)
     shrink = max(1, round(mpp / max(level.mpp)))
     shape = -(-level.size[1] // shrink), -(-level.size[0] // shrink)
     overview = np.empty((*shape, 3), np.uint8)
@@ -101,20 +101,25 @@ def read_overview(slide: Slide, mpp: float) -> tuple[RGB, Mask, Mask, XY]:
 def _read_block(slide: Slide, level: Level, shrink: int, rows: slice, columns: slice) -> tuple[RGB, Mask] | None:
     """One block of the overview; from a sharper level where this one is damaged; None where all are."""
     height, width = rows.stop - rows.start, columns.stop - columns.start
-    for candidate in slide.levels[level.index :: -1]:
+    for candidate in reversed([other for other in slide.levels if other.index <= level.index]):
         factor = round(shrink * level.downsample[0] / candidate.downsample[0])
         if width * height * factor**2 > BAND_PX**2 * 16:  # a quarter of a gigabyte
             return None
+        x, y = columns.start * factor, rows.start * factor
+        inside = min(width * factor, candidate.size[0] - x), min(height * factor, candidate.size[1] - y)
+        rgb = np.empty((height * factor, width * factor, 3), np.uint8)
+        rgb[:] = slide.background
+        seen = np.ones(rgb.shape[:2], bool)
         try:
             with nullcontext() if candidate is level else SHARPER:
-                rgb, empty = slide.read(candidate, columns.start * factor, rows.start * factor, width * factor, height * factor)
+                part, scanned = slide.read_scanned(candidate, x, y, *inside)
         except TileReadError:
             continue
+        rgb[: inside[1], : inside[0]] = part
+        if scanned is not None:
+            seen[: inside[1], : inside[0]] = scanned
         small = np.asarray(cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
-        scanned = np.ones((height, width), bool)
-        if empty > 0:  # transparent pixels were painted with exactly this colour
-            scanned = (small != np.asarray(slide.background)).any(-1)
-        return small, scanned
+        return small, cv2.resize(seen.view(np.uint8) * 255, (width, height), interpolation=cv2.INTER_AREA) > 127
     return None
 
 

@@ -52,9 +52,14 @@ def squares_picture() -> NDArray[np.uint8]:
 
 
 def write_tiff(
-    path: Path, picture: NDArray[np.uint8], mpp: float | None = MPP, levels: tuple[int, ...] = (1, 4), jpeg: bool = False
+    path: Path,
+    picture: NDArray[np.uint8],
+    mpp: float | None = MPP,
+    levels: tuple[int, ...] = (1, 4),
+    jpeg: bool = False,
+    **more: Any,
 ) -> Path:
-    """A tiled pyramid that OpenSlide opens as generic-tiff; lossless unless `jpeg`."""
+    """A tiled pyramid that OpenSlide opens as generic-tiff; lossless unless `jpeg`. `more` goes to tifffile."""
     with tifffile.TiffWriter(path) as tiff:
         for index, factor in enumerate(levels):
             level = np.ascontiguousarray(picture[::factor, ::factor])
@@ -71,7 +76,8 @@ def write_tiff(
                 }
                 tiff.write(_jpeg_tiles(level), **options)
             else:
-                tiff.write(level, photometric="rgb", compression="zlib", **options)
+                planes = np.moveaxis(level, 2, 0) if more.get("planarconfig") == "separate" else level
+                tiff.write(planes, **({"photometric": "rgb", "compression": "zlib"} | options | more))
     return path
 
 

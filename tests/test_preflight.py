@@ -19,7 +19,10 @@ from pathovit.preflight import check_file, content_sha256, find_slides, slide_id
         (lambda p: os.mkfifo(p), "not a regular file"),
         (lambda p: p.mkdir(), "folder"),
         (lambda p: p.symlink_to("nowhere"), "no such file"),
-        (lambda p: p.write_bytes(b"II*\0\xff\xff\xff\xff"), "damaged"),
+        (
+            lambda p: p.write_bytes(b"II*\0\xff\xff\xff\xff"),
+            "truncated: a directory would start at byte 4,294,967,295, and the file has 8",
+        ),
     ],
     ids=["missing", "empty", "fifo", "folder", "dangling link", "bad offset"],
 )

@@ -1,5 +1,6 @@
 """The direct path against OpenSlide and, on the levels that OpenSlide interpolates, against tifffile."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import tifffile
 from conftest import squares_picture, write_tiff, zero_tiles
 from numpy.typing import NDArray
 
-from pathovit.errors import PathovitError, SlideOpenError
+from pathovit.errors import PathovitError, SlideOpenError, TileReadError
 from pathovit.features import Verdict
 from pathovit.readers.compressed import CompressedTiles, TiledLevel, locate_tiles
 from pathovit.settings import TileSpec, TissueSettings
@@ -168,19 +169,28 @@ def test_jpeg_2000_is_decoded_whole_and_averaged(tmp_path: Path, monkeypatch: py
         assert np.abs(pixels - wanted).max() <= 1
 
 
-def test_a_file_that_cannot_be_read_for_a_moment_is_openslides_to_judge(
+def test_a_read_that_fails_for_a_moment_is_tried_again(
     make_squares: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pread, failures = os.pread, [5, 5, 116]
+
     def fail(*args: int) -> bytes:
-        raise OSError(5, "Input/output error")
+        if failures:
+            raise OSError(failures.pop(), "Input/output error")
+        return pread(*args)
 
     with open_slide(make_squares(jpeg=True), reader="direct") as slide:
         whole, _ = slide.read(slide.levels[0], 0, 0, 256, 256)
         assert slide.compressed
         slide.compressed.forget()
-        monkeypatch.setattr("pathovit.readers.compressed.os.pread", fail)
+        monkeypatch.setattr("pathovit.files.os.pread", fail)
+        monkeypatch.setattr("pathovit.files.FIRST_PAUSE_S", 0)
         again, _ = slide.read(slide.levels[0], 0, 0, 256, 256)
         assert np.array_equal(again, whole)
+        slide.compressed.forget()
+        failures += [5] * 6
+        with pytest.raises(TileReadError, match="Input/output error"):
+            slide.read(slide.levels[0], 0, 0, 256, 256)
 
 
 def test_levels_of_a_philips_slide_are_cut_to_size(tmp_path: Path) -> None:
@@ -226,10 +236,11 @@ def write_philips(path: Path, picture: NDArray[np.uint8], levels: tuple[int, ...
 def test_the_reader_can_be_forced(make_squares: Callable[..., Path]) -> None:
     path = make_squares(jpeg=True)
     assert open_slide(path, reader="openslide").reader == "openslide"
-    lossless = make_squares("lossless.tif")
-    assert open_slide(lossless).reader == "openslide"
-    with pytest.raises(SlideOpenError, match="lossless.tif: it does not hold its pyramid as plain JPEG"):
-        open_slide(lossless, reader="direct")
+    assert open_slide(make_squares("lossless.tif")).reader == "direct"
+    planes = make_squares("planes.tif", planarconfig="separate")
+    assert open_slide(planes).reader == "openslide"
+    with pytest.raises(SlideOpenError, match="planes.tif: it does not hold its pyramid as plain tiles"):
+        open_slide(planes, reader="direct")
 
 
 def test_neighbours_share_decoded_tiles_and_the_memory_is_bounded(

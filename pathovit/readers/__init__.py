@@ -23,14 +23,14 @@ class PixelSource(Protocol):
     def close(self) -> None: ...
 
 
-def composite(rgba: NDArray[np.uint8], background: tuple[int, int, int]) -> tuple[RGB, float]:
-    """Lay RGBA (H, W, 4) on a colour: uint8 (H, W, 3), and the share of pixels that are fully transparent."""
+def composite(rgba: NDArray[np.uint8], background: tuple[int, int, int]) -> tuple[RGB, NDArray[np.bool_] | None]:
+    """Lay RGBA (H, W, 4) on a colour: uint8 (H, W, 3); and bool (H, W), where it is not fully transparent, or None if it is nowhere."""
     alpha = rgba[..., 3]
     if alpha.min(initial=255) == 255:
-        return np.ascontiguousarray(rgba[..., :3]), 0.0
+        return np.ascontiguousarray(rgba[..., :3]), None
     weight = alpha[..., None].astype(np.float32) / 255
     rgb = rgba[..., :3] * weight + np.asarray(background, np.float32) * (1 - weight)
-    return (rgb + 0.5).astype(np.uint8), float((alpha == 0).mean())
+    return (rgb + 0.5).astype(np.uint8), alpha > 0
 
 
 def without_path(error: BaseException, path: Path) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pathovit.device import allowed_cores
-from pathovit.errors import SettingsError, SlideError
+from pathovit.errors import SettingsError, SlideError, TileReadError
 from pathovit.readers import RGB
 from pathovit.readers.compressed import CodedTile, CompressedTiles, Piece
 
@@ -96,9 +96,12 @@ class DeviceDecoder:
         if tiled is None or not tiled.is_jpeg:
             return
         index = int(np.argmax(tiled.lengths))
-        ours, coded = compressed.decode(tiled, index, 1), compressed.bytes_of(tiled, index)
-        if ours is None or coded is None:
+        try:
+            ours, coded = compressed.decode(tiled, index, 1), compressed.bytes_of(tiled, index)
+        except TileReadError:
             return  # damaged: its verdict is the reader's to find
+        if ours is None or coded is None:
+            return
         with self._lock, self._own_stream():
             theirs = self._decode(path, [Piece(level, index, coded, 0, 0)]).get((path, level, index))
             difference = None if theirs is None else np.abs(theirs.cpu().numpy().astype(int) - ours).mean()

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pathovit.errors import SlideOpenError
+from pathovit.files import open_patiently
 from pathovit.readers import RGB, composite, without_path
 
 MAX_FLAT_PX = 600_000_000
+SEPARATE = 2  # TIFF's planar configuration
+TRANSPARENT = "every pixel is transparent: its fourth channel is 0 everywhere. Save it without that channel."
 PLAIN_PHOTOMETRICS = (1, 2, 6)  # black is zero, RGB, YCbCr
 Image.MAX_IMAGE_PIXELS = MAX_FLAT_PX  # our own check names the file and the remedy
 
@@ -44,36 +47,67 @@ class FlatSource:
 
 
 def _load_flat(path: Path) -> RGB:
-    """uint8 (H, W, 3) of a flat image; alpha is laid on white."""
+    """uint8 (H, W, 3) of a flat image, upright; alpha is laid on white."""
     try:
-        if path.suffix.lower() in (".tif", ".tiff"):
-            import tifffile
-
-            with tifffile.TiffFile(path) as tiff:
-                page = tiff.pages.first
-                _refuse_huge(path, page.imagewidth, page.imagelength)
-                if page.photometric not in PLAIN_PHOTOMETRICS:
-                    raise SlideOpenError(path, f"its colours are {page.photometric.name}; RGB or grey is needed. Convert it.")
-                pixels = page.asarray()
-        else:
-            with Image.open(path) as image:
-                _refuse_huge(path, *image.size)
-                pixels = np.asarray(image.convert("RGBA" if "A" in image.getbands() or "transparency" in image.info else "RGB"))
+        pixels = _load_tiff(path) if path.suffix.lower() in (".tif", ".tiff") else _load_picture(path)
     except SlideOpenError:
         raise
     except Exception as error:  # decoders raise what they like; the file is refused with its reason
         raise SlideOpenError(
             path, f"neither OpenSlide nor the image decoders can read it ({without_path(error, path)})."
         ) from error
-    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
-        raise SlideOpenError(path, f"pixels are {pixels.dtype} {pixels.shape}; 8-bit grey or RGB is needed. Convert it.")
-    if pixels.ndim == 2:
-        pixels = np.repeat(pixels[..., None], 3, axis=2)
+    if pixels.dtype != np.uint8:
+        raise SlideOpenError(path, f"its pixels are {pixels.dtype}, and 8 bits are needed. Convert it.")
+    if pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
+        channels = pixels.shape[2] if pixels.ndim == 3 else 1
+        raise SlideOpenError(path, f"it has {channels} channels; a stained slide needs RGB. Convert it.")
     if pixels.shape[2] == 4:
+        if not pixels[..., 3].any():
+            raise SlideOpenError(path, TRANSPARENT)
         return composite(pixels, (255, 255, 255))[0]
-    if pixels.shape[2] != 3:
-        raise SlideOpenError(path, f"it has {pixels.shape[2]} channels; RGB is needed. Convert it.")
     return np.ascontiguousarray(pixels)
+
+
+def _load_tiff(path: Path) -> NDArray[np.uint8]:
+    import tifffile
+
+    with open_patiently(path) as file, tifffile.TiffFile(file) as tiff:
+        page = tiff.pages.first
+        _refuse_huge(path, page.imagewidth, page.imagelength)
+        if page.photometric not in PLAIN_PHOTOMETRICS:
+            raise SlideOpenError(path, f"its colours are {page.photometric.name}; RGB is needed. Convert it.")
+        pixels = np.asarray(page.asarray())
+        if pixels.ndim == 3 and page.planarconfig == SEPARATE:  # (3, H, W): each colour for itself
+            pixels = np.moveaxis(pixels, 0, 2)
+        turned = page.tags["Orientation"].value if "Orientation" in page.tags else 1
+    return _upright(pixels, int(turned))
+
+
+def _load_picture(path: Path) -> NDArray[np.uint8]:
+    with Image.open(path) as image:
+        _refuse_huge(path, *image.size)
+        with path.open("rb") as file:
+            head = file.read(25)
+        if head[:4] == b"\x89PNG" and head[24] != 8 and image.mode != "P":
+            raise SlideOpenError(path, f"its pixels have {head[24]} bits a sample, and 8 are needed. Convert it.")
+        if image.mode in ("CMYK", "YCCK", "LAB", "HSV"):
+            raise SlideOpenError(path, f"its colours are {image.mode}; RGB is needed. Convert it.")
+        if image.mode in ("1", "L", "LA", "I", "F", "I;16"):
+            raise SlideOpenError(path, "its pixels are grey; a stained slide needs its colours.")
+        upright = ImageOps.exif_transpose(image)
+        with_alpha = "A" in upright.getbands() or "transparency" in upright.info
+        return np.asarray(upright.convert("RGBA" if with_alpha else "RGB"))
+
+
+def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Pixels (H, W, C) as TIFF's Orientation tag (1 to 8) means them to be seen."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
 
 
 def _refuse_huge(path: Path, width: int, height: int) -> None:
