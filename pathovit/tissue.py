@@ -3,7 +3,8 @@
 Light that reaches the sensor falls exponentially with stain, so everything is judged in optical density (OD) against
 the slide's own glass: tissue takes up dye (OD above the noise of the glass) and dye has a colour (OD differs between
 channels), while stitching stripes, dust, bubble edges and cover-slip shadows are grey. Pen ink is told from dye by the
-order of its three densities.
+order of its three densities, and by lying on glass. Glass is what has no texture but the noise of the scanner, and lets
+most light through; an area of one exact colour was never scanned, whatever colour that is.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from scipy import ndimage
 from skimage import measure
 
 from pathovit.device import allowed_cores
-from pathovit.errors import NoTissueError, TileReadError
+from pathovit.errors import NoTissueError, ResolutionError, TileReadError
 from pathovit.geometry import XY, area_mm2
 from pathovit.readers import RGB
 from pathovit.settings import TissueSettings
@@ -32,7 +33,29 @@ BAND_PX = 2048  # side of the blocks in which a level is read: bounds the memory
 SHARPER = threading.Lock()  # held while a damaged block is read from a sharper level, which takes up to 16 times as much
 BAND_ROWS = 256  # of the overview, whose density is found at a time
 PEN_MPP = 16.0  # pen marks are looked for at this resolution
+WINDOW_PX = 5  # side of the window in which texture is looked for
+SMOOTH = 8  # grey levels that the noise of glass spans in that window, at most
+GLASS_SHARE = 0.003  # of the scanned pixels that must look like glass before it is believed
+BRIGHTER_SHARE = 0.03  # of the pixels that may be brighter than the glass
+LARGE_SHARE = 0.1  # a smooth area as large as this is glass even if its colour could be a stain
+NEUTRAL, BRIGHT = 28, 190  # usual glass: the spread of its channels at most, its lowest channel at least
+DARKEST = 60  # nothing darker than this is believed to be glass
+ON_GLASS = 0.3  # share of the surroundings of ink that is glass
+SURE_SHARE = 0.2  # of a stroke of ink that has a colour that no tissue has
+MOST_OVERVIEW_PX = 250_000_000
 Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Segments:
+    """What the pixels of an overview are, each bool (H, W)."""
+
+    tissue: Mask
+    pen: Mask  # ink on the glass
+    flat: Mask  # of one exact colour, and not that of the glass: filled in, never scanned
+    grey: Mask  # dark without the colour of a dye, and away from tissue: edges of the scanner's field, dirt
+    glass: tuple[int, int, int]  # its colour
+    remarks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -45,10 +68,32 @@ class TissueMask:
     downsample: XY  # level-0 pixels per mask pixel
     mpp: XY  # um per mask pixel
     overview: RGB  # the picture the mask was made from (H, W, 3)
+    scanned: Mask
+    flat: Mask
+    grey: Mask
+    remarks: tuple[str, ...] = ()
 
     @property
     def area_mm2(self) -> float:
         return area_mm2(int(self.tissue.sum()), self.mpp)
+
+    @property
+    def left_out_mm2(self) -> dict[str, float]:
+        """What was taken for no tissue although it is not glass, by its reason."""
+        masks = {"ink": self.pen, "one flat colour": self.flat, "grey": self.grey}
+        areas = {reason: area_mm2(int(mask.sum()), self.mpp) for reason, mask in masks.items()}
+        return {reason: round(area, 3) for reason, area in areas.items() if area >= LEAST_MM2}
+
+    def kinds(self) -> NDArray[np.uint8]:
+        """(H, W) of what every pixel is, as numbers of `KINDS`."""
+        found = np.zeros(self.tissue.shape, np.uint8)
+        for mask, kind in ((self.tissue, 1), (self.pen, 2), (self.flat, 3), (self.grey, 4), (~self.scanned, 5), (self.unread, 6)):
+            found[mask] = kind
+        return found
+
+
+KINDS = ("glass", "tissue", "ink", "one flat colour", "grey", "never scanned", "unreadable")
+LEAST_MM2 = 0.01  # of what is left out, to be spoken of
 
 
 def find_tissue(slide: Slide, settings: TissueSettings) -> TissueMask:
@@ -60,13 +105,49 @@ def find_tissue(slide: Slide, settings: TissueSettings) -> TissueMask:
     """
     overview, scanned, unread, downsample = read_overview(slide, settings.mask_mpp)
     mpp = (slide.mpp[0] * downsample[0], slide.mpp[1] * downsample[1])
-    tissue, pen = segment(overview, scanned, mpp, settings)
-    tissue |= unread
+    if not (scanned | unread).any():
+        raise NoTissueError(slide.path, "every pixel is transparent. If it has a fourth channel, save it without that.")
+    _refuse_grey(slide, overview, scanned)
+    found = segment(overview, scanned, mpp, settings)
+    tissue = found.tissue | unread
     if not tissue.any():
         ink = "What is dark on it looks like pen ink: if it is stained tissue, set tissue.drop_pen = false."
-        remedy = ink if pen.any() else "Look at the slide; if there is some, report it with the slide's stain."
+        remedy = ink if found.pen.any() else "Look at the slide; if there is some, report it with the slide's stain."
         raise NoTissueError(slide.path, f"no tissue found. {remedy}")
-    return TissueMask(tissue, pen, unread, downsample, mpp, overview)
+    return TissueMask(
+        tissue, found.pen, unread, downsample, mpp, overview, scanned, found.flat, found.grey, (*slide.remarks, *found.remarks)
+    )
+
+
+def _refuse_grey(slide: Slide, overview: RGB, scanned: Mask) -> None:
+    """A picture without any colour is no stained slide, or not all of it."""
+    pixels = overview[scanned]
+    if not len(pixels):
+        return
+    sample = pixels[:: max(1, len(pixels) // SAMPLE_PX)].astype(np.int16)
+    spread, brightness = sample.max(-1) - sample.min(-1), sample.max(-1)
+    if np.percentile(spread, 99.9) <= COLOURLESS and np.ptp(np.percentile(brightness, [1, 99])) > 4 * COLOURLESS:
+        raise NoTissueError(
+            slide.path, "its picture is grey: it has light and dark, and no colour. A stained slide needs its colours."
+        )
+    if np.median(brightness) < DARKEST and np.percentile(brightness, 99) < DARK_PICTURE:
+        raise NoTissueError(
+            slide.path,
+            f"its picture is dark (nearly all of it below {DARK_PICTURE} of 255): fluorescence, inverted, or pixels of more than 8 bits "
+            "that were cut. Stained tissue on bright glass is needed.",
+        )
+    if np.median(brightness) < DARKEST and float((brightness < DARKEST).mean()) > 0.5 and _is_inverted(sample):
+        raise NoTissueError(slide.path, "its background is black and its tissue bright: inverted, or fluorescence. Invert it.")
+
+
+def _is_inverted(pixels: NDArray[np.int16]) -> bool:
+    """Whether light parts are nowhere neutral, as glass would be."""
+    light = pixels[pixels.max(-1) >= BRIGHT]
+    return not len(light) or float(((light.max(-1) - light.min(-1) <= NEUTRAL) & (light.min(-1) >= BRIGHT)).mean()) < GLASS_SHARE
+
+
+COLOURLESS = 6  # grey levels between channels that compression alone makes
+DARK_PICTURE = 100
 
 
 def read_overview(slide: Slide, mpp: float) -> tuple[RGB, Mask, Mask, XY]:
@@ -79,6 +160,11 @@ def read_overview(slide: Slide, mpp: float) -> tuple[RGB, Mask, Mask, XY]:
     level = slide.best_level((mpp, mpp), tolerance=0.0, exact=False)
     shrink = max(1, round(mpp / max(level.mpp)))
     shape = -(-level.size[1] // shrink), -(-level.size[0] // shrink)
+    if shape[0] * shape[1] > MOST_OVERVIEW_PX:
+        raise ResolutionError(
+            slide.path,
+            f"its overview at {mpp:g} um would have {shape[1]:,} x {shape[0]:,} pixels. Correct its pixel size with --mpp.",
+        )
     overview = np.empty((*shape, 3), np.uint8)
     overview[:] = slide.background
     scanned = np.zeros(shape, bool)
@@ -123,28 +209,90 @@ def _read_block(slide: Slide, level: Level, shrink: int, rows: slice, columns: s
     return None
 
 
-def segment(rgb: RGB, scanned: Mask, mpp: XY, settings: TissueSettings) -> tuple[Mask, Mask]:
-    """Tissue and pen masks, bool (H, W), of an overview picture uint8 (H, W, 3) at `mpp`."""
+def segment(rgb: RGB, scanned: Mask, mpp: XY, settings: TissueSettings) -> Segments:
+    """What the pixels of an overview picture uint8 (H, W, 3) at `mpp` are."""
     um = float(np.sqrt(mpp[0] * mpp[1]))
-    glass = glass_colour(rgb, scanned)
-    pen = _find_pen(rgb, glass, um) & scanned if settings.drop_pen else np.zeros(scanned.shape, bool)
-    stained = _find_stained(*_stain(rgb, glass), scanned & ~pen)
-    tissue = _close_and_clean(stained, um, settings)
-    return np.asarray(tissue & scanned & ~pen), pen
+    texture = _texture(rgb)
+    glass, remarks = find_glass(rgb, scanned, texture)
+    flat = cv2.dilate(((texture == 0) & scanned).view(np.uint8), np.ones((WINDOW_PX, WINDOW_PX), np.uint8)).view(bool)
+    flat &= np.abs(rgb.astype(np.int16) - glass.astype(np.int16)).max(-1) > 2 * SMOOTH
+    strength, colour = _stain(rgb, glass)
+    stained, dark = _find_stained(strength, colour, scanned & ~flat)
+    pen = np.zeros(scanned.shape, bool)
+    if settings.drop_pen:
+        pen = _find_pen(rgb, glass, um, ~(strength > PALEST)) & scanned & ~flat
+    near = _within(stained & ~pen, NEAR_UM / um) if dark.any() else dark
+    tissue = _close_and_clean((stained | (dark & near)) & ~pen, um, settings) & scanned & ~pen & ~flat
+    grey = _without_small(dark & ~near & ~tissue & ~pen, settings.min_area_um2 / um**2)
+    flat = _without_small(flat, settings.min_area_um2 / um**2)
+    return Segments(np.asarray(tissue), pen, flat, grey, (int(glass[0]), int(glass[1]), int(glass[2])), remarks)
 
 
-def glass_colour(rgb: RGB, scanned: Mask) -> NDArray[np.float32]:
-    """Colour (3,) of the empty glass: the most frequent bright, nearly grey colour; near-white if there is no glass."""
+PALEST = 0.14  # optical density below which a pixel counts as glass
+NEAR_UM = 100.0  # from stained tissue, that dark and colourless tissue (anthracosis, folds) lies
+
+
+def _texture(rgb: RGB) -> NDArray[np.uint8]:
+    """(H, W) grey levels between the brightest and the darkest pixel around, in the channel where they differ most."""
+    window = np.ones((WINDOW_PX, WINDOW_PX), np.uint8)
+    spans = [cv2.subtract(cv2.dilate(channel, window), cv2.erode(channel, window)) for channel in cv2.split(rgb)]
+    return np.asarray(cv2.max(cv2.max(spans[0], spans[1]), spans[2]), np.uint8)
+
+
+def find_glass(rgb: RGB, scanned: Mask, texture: NDArray[np.uint8]) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    """Colour (3,) of the empty glass, and what must be said of it.
+
+    Glass is smooth, has noise, and hardly anything is brighter. Where nothing is like that, it is the most frequent bright
+    and nearly grey colour; where there is none of it either, white is assumed.
+    """
     step = max(1, round((scanned.size / SAMPLE_PX) ** 0.5))
-    pixels = rgb[::step, ::step][scanned[::step, ::step]]
-    lowest = pixels.min(-1, initial=255)
-    spread = pixels.max(-1, initial=0) - lowest
-    glass = pixels[(lowest >= 190) & (spread <= 28)]
-    if len(glass) < 0.003 * max(len(pixels), 1):
-        return np.array([243, 243, 243], np.float32)
+    filled = cv2.dilate((texture == 0).view(np.uint8), np.ones((WINDOW_PX + 2, WINDOW_PX + 2), np.uint8)).view(bool)
+    chosen = scanned[::step, ::step]
+    pixels, span = rgb[::step, ::step][chosen], texture[::step, ::step][chosen]
+    alive = ~filled[::step, ::step][chosen]  # not what was filled in, nor its edge
+    seen, smooth = pixels[alive], pixels[alive & (span <= SMOOTH)]
+    lowest, spread = pixels.min(-1, initial=255), pixels.max(-1, initial=0) - pixels.min(-1, initial=255)
+    usual = pixels[(lowest >= BRIGHT) & (spread <= NEUTRAL)]
+    has_usual = len(usual) >= GLASS_SHARE * max(len(pixels), 1)
+    for glass, share in _peaks(smooth, max(len(seen), 1)):
+        neutral = float(np.ptp(glass)) <= NEUTRAL
+        stain_like = not neutral and int(glass.argmin()) == 1  # haematoxylin and eosin take green most
+        if (stain_like and (has_usual or share < LARGE_SHARE)) or glass.min() < DARKEST:
+            continue
+        brighter = ((seen.astype(np.int16) - glass.astype(np.int16)).max(-1) > 2.5 * SMOOTH).mean()
+        if brighter > BRIGHTER_SHARE:
+            continue
+        unusual = not neutral or glass.min() < BRIGHT
+        said = f"unusual glass (colour {', '.join(f'{v:.0f}' for v in glass)}): tissue is judged against it"
+        return glass, (said,) if unusual else ()
+    if not has_usual:
+        return np.array([243, 243, 243], np.float32), ("no clear glass was found: tissue is judged against white",)
+    return _mode(usual), ()
+
+
+def _peaks(pixels: RGB, seen: int) -> list[tuple[NDArray[np.float32], float]]:
+    """Colours (3,) that many of the pixels (n, 3) have, with their share of those seen; the brightest first."""
+    found = []
+    rest = pixels
+    while len(rest) >= GLASS_SHARE * seen and len(found) < MOST_PEAKS:
+        brightness = rest.astype(np.uint16).sum(-1)
+        counts = ndimage.gaussian_filter1d(np.bincount(brightness, minlength=766).astype(float), 4.5)
+        near = np.abs(brightness.astype(np.int16) - int(counts.argmax())) <= 3 * SMOOTH
+        if near.sum() < GLASS_SHARE * seen:
+            break
+        found.append((_mode(rest[near]), float(near.sum() / seen)))
+        rest = rest[~near]
+    return sorted(found, key=lambda peak: -float(peak[0].sum()))
+
+
+MOST_PEAKS = 8
+
+
+def _mode(pixels: RGB) -> NDArray[np.float32]:
+    """The most frequent value (3,) of each channel of pixels (n, 3)."""
     modes = []
     for channel in range(3):
-        counts = ndimage.gaussian_filter1d(np.bincount(glass[:, channel], minlength=256).astype(float), 1.5)
+        counts = ndimage.gaussian_filter1d(np.bincount(pixels[:, channel], minlength=256).astype(float), 1.5)
         modes.append(int(counts.argmax()))
     return np.asarray(modes, np.float32)
 
@@ -169,12 +317,12 @@ def _stain(rgb: RGB, glass: NDArray[np.float32]) -> tuple[NDArray[np.float32], N
     return strength, colour
 
 
-def _find_stained(strength: NDArray[np.float32], colour: NDArray[np.float32], valid: Mask) -> Mask:
-    """Pixels that took up dye: dense and coloured beyond the noise of the glass."""
-    dense = _above_glass(strength, valid, floor=0.055, ceiling=0.14)
+def _find_stained(strength: NDArray[np.float32], colour: NDArray[np.float32], valid: Mask) -> tuple[Mask, Mask]:
+    """Pixels that took up dye: dense and coloured beyond the noise of the glass; and those that are very dense and grey."""
+    dense = _above_glass(strength, valid, floor=0.055, ceiling=PALEST)
     coloured = _above_glass(colour, valid, floor=0.035, ceiling=0.09)
     very_dense = strength > 0.5  # anthracotic or very dark nuclei may look grey
-    return np.asarray(valid & dense & (coloured | very_dense))
+    return np.asarray(valid & dense & coloured), np.asarray(valid & very_dense & ~coloured)
 
 
 def _above_glass(values: NDArray[np.float32], valid: Mask, floor: float, ceiling: float) -> Mask:
@@ -186,8 +334,8 @@ def _above_glass(values: NDArray[np.float32], valid: Mask, floor: float, ceiling
     return np.asarray(values > np.clip(3.0 * noise, floor, ceiling))
 
 
-def _find_pen(rgb: RGB, glass: NDArray[np.float32], um: float) -> Mask:
-    """Ink on the glass, bool (H, W). Its densities come in an order that dyes do not have.
+def _find_pen(rgb: RGB, glass: NDArray[np.float32], um: float, empty: Mask) -> Mask:
+    """Ink on the glass, bool (H, W). Its densities come in an order that dyes do not have, and glass (`empty`) is around it.
 
     Haematoxylin and eosin absorb green most; DAB absorbs blue most and red a good half of that. Blue ink absorbs red
     most, green ink red and blue, red ink green and blue almost alike and little red; black ink all alike.
@@ -203,10 +351,15 @@ def _find_pen(rgb: RGB, glass: NDArray[np.float32], um: float) -> Mask:
     dark_blue_ink = (red > 0.8) & (red > 0.85 * green) & (blue < 0.75 * red)
     green_ink = (red > 0.35) & (red > 1.25 * green) & (blue > 1.02 * green)
     red_ink = (green > 0.7) & (blue > 0.72 * green) & (blue < 1.1 * green) & (red < 0.45 * green)
-    black_ink = (lowest > 1.0) | (lowest > 0.8) & (highest - lowest < 0.25 * highest)
-    ink = blue_ink | dark_blue_ink | green_ink | red_ink | black_ink
+    span = highest - lowest
+    black_ink = (lowest > 1.0) & (span < 0.35 * highest) | (lowest > 0.8) & (span < 0.25 * highest)
+    sure = blue_ink | green_ink | black_ink
+    ink = sure | dark_blue_ink | red_ink | (lowest > 1.0)  # nuclei, blood and folds have the colours of these, too
     ink = _opened(ink, 1.0) if min(ink.shape) > 3 else ink
     ink = _without_small(ink, 20_000 / um**2)
+    if ink.any():
+        small = cv2.resize(empty.view(np.uint8), size, interpolation=cv2.INTER_NEAREST).view(bool)
+        ink = _sure_or_on_glass(ink, sure, small, um)
     if ink.any():
         # Ink fades out at its edge: grow into whatever is still ink-coloured, then a little beyond.
         fading = (red > 0.12) & (red > 1.12 * green) | (lowest > 0.75) | ink
@@ -215,6 +368,29 @@ def _find_pen(rgb: RGB, glass: NDArray[np.float32], um: float) -> Mask:
         inked[labels[ink]] = True
         ink = _grown(inked[labels], 30 / um)
     return np.asarray(cv2.resize(ink.view(np.uint8), rgb.shape[1::-1], interpolation=cv2.INTER_NEAREST), bool)
+
+
+def _sure_or_on_glass(ink: Mask, sure: Mask, empty: Mask, um: float) -> Mask:
+    """Those parts of the ink that hold a colour that tissue never has, or that glass surrounds: blood has tissue around it."""
+    labels, boxes = _components(ink)
+    kept = np.zeros(len(boxes), bool)
+    reach = max(2, round(RING_UM / um))
+    for label in range(1, len(boxes)):
+        left, top, width, height = boxes[label, :4]
+        rows, columns = slice(max(0, top - reach), top + height + reach), slice(max(0, left - reach), left + width + reach)
+        mine = labels[rows, columns] == label
+        ring = _grown(mine, reach) & ~_grown(mine, reach / 2) & ~ink[rows, columns]
+        on_glass = not ring.any() or bool(empty[rows, columns][ring].mean() >= ON_GLASS)
+        kept[label] = on_glass or bool(sure[rows, columns][mine].mean() >= SURE_SHARE)
+    return np.asarray(kept[labels])
+
+
+RING_UM = 120.0  # around ink, where glass is looked for
+
+
+def _within(mask: Mask, radius_px: float) -> Mask:
+    """Everything within a distance of the mask; for distances that are large in pixels."""
+    return np.asarray(cv2.distanceTransform((~mask).view(np.uint8), cv2.DIST_L2, 5) <= radius_px)
 
 
 def _close_and_clean(stained: Mask, um: float, settings: TissueSettings) -> Mask:

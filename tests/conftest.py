@@ -21,6 +21,7 @@ SHARED = ROOT.parent / "shared" / "data"
 PINK, PURPLE, WHITE = (200, 120, 180), (110, 70, 150), (255, 255, 255)
 TISSUE = (512, 256, 1024, 1024)  # x, y, width, height of the pink square, level-0 pixels
 MPP = 0.5
+GRAIN = 8
 
 
 @pytest.fixture(scope="session")
@@ -43,12 +44,22 @@ def maker() -> ModuleType:
 
 
 def squares_picture() -> NDArray[np.uint8]:
-    """(1536, 2048, 3): a pink square of 1024 px on white; its lower right quarter is purple."""
+    """(1536, 2048, 3): a pink square of 1024 px on white, with a grain; its lower right quarter is purple."""
     picture = np.full((1536, 2048, 3), 255, np.uint8)
     x, y, width, height = TISSUE
     picture[y : y + height, x : x + width] = PINK
     picture[y + height // 2 : y + height, x + width // 2 : x + width] = PURPLE
-    return picture
+    return with_grain(picture)
+
+
+def with_grain(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Cells of 32 px of what is coloured are in turn lighter and darker by GRAIN: what has no texture is no tissue.
+
+    The mean colour of every 64 x 64 px on that lattice is what it was.
+    """
+    rows, columns = np.indices(picture.shape[:2]) // 32
+    grain = np.where((rows + columns) % 2, GRAIN, -GRAIN)[..., None] * (picture.min(-1, keepdims=True) < 200)
+    return (picture.astype(int) + grain).clip(0, 255).astype(np.uint8)
 
 
 def write_tiff(

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PINK, PURPLE, TISSUE
+from conftest import GRAIN, PINK, PURPLE, TISSUE
 
 from pathovit.errors import NoTissueError, ResolutionError, SettingsError
 from pathovit.settings import TileSpec, TissueSettings
@@ -18,7 +18,7 @@ def exact_mask(slide: Slide) -> TissueMask:
     x, y, width, height = (v // 8 for v in TISSUE)
     tissue[y : y + height, x : x + width] = True
     none = np.zeros(shape, bool)
-    return TissueMask(tissue, none, none, (8.0, 8.0), (4.0, 4.0), np.zeros((*shape, 3), np.uint8))
+    return TissueMask(tissue, none, none, (8.0, 8.0), (4.0, 4.0), np.zeros((*shape, 3), np.uint8), ~none, none, none)
 
 
 def lay(path: Path, spec: TileSpec, **options: int) -> tuple[TileGrid, Slide]:
@@ -54,8 +54,9 @@ def test_half_the_resolution_reads_twice_the_pixels_and_averages(squares: Path) 
     grid, slide = lay(squares, fill_spec(TileSpec(), 128, 1.0))
     assert (grid.read_level, grid.read_px) == (0, (256, 256))
     last = len(grid) - 1
-    assert read_tile(slide, grid, 0)[0, 0].tolist() == list(PINK)
-    assert read_tile(slide, grid, last)[64, 64].tolist() == list(PURPLE)
+    assert read_tile(slide, grid, 0)[0, 0].tolist() == [value - GRAIN for value in PINK]
+    assert read_tile(slide, grid, last)[64, 64].tolist() == [value - GRAIN for value in PURPLE]
+    assert read_tile(slide, grid, 0).mean((0, 1)) == pytest.approx(PINK)
 
 
 def test_the_coarsest_level_that_is_sharp_enough_is_read(squares: Path) -> None:

@@ -1,19 +1,33 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PINK, TISSUE, squares_picture, write_tiff
+from conftest import PINK, TISSUE, squares_picture, with_grain, write_tiff
 from PIL import Image
 from scipy import ndimage
 
 from pathovit.errors import NoTissueError
 from pathovit.settings import TissueSettings
 from pathovit.slide import open_slide
-from pathovit.tissue import find_tissue, segment
+from pathovit.tissue import KINDS, Segments, find_tissue, read_overview, segment
+
+
+def segments(picture: np.ndarray, um: float = 8.0) -> Segments:
+    return segment(picture, np.ones(picture.shape[:2], bool), (um, um), TissueSettings())
 
 
 def segment_picture(picture: np.ndarray, um: float = 8.0) -> tuple[np.ndarray, np.ndarray]:
-    return segment(picture, np.ones(picture.shape[:2], bool), (um, um), TissueSettings())
+    """Tissue and pen of a picture whose colours get the grain that tissue and ink have."""
+    found = segments(grained(picture), um)
+    return found.tissue, found.pen
+
+
+def grained(picture: np.ndarray) -> np.ndarray:
+    """The picture, every other pixel of what is not glass eight grey levels lighter or darker."""
+    rows, columns = np.indices(picture.shape[:2])
+    grain = np.where((rows + columns) % 2, 8, -8)[..., None] * (picture.min(-1, keepdims=True) < 190)
+    return (picture.astype(int) + grain).clip(0, 255).astype(np.uint8)
 
 
 def test_the_mask_lies_on_the_tissue(squares: Path) -> None:
@@ -37,7 +51,7 @@ def test_an_empty_slide_has_no_tissue(tmp_path: Path) -> None:
 def test_a_slide_of_ink_alone_says_so(tmp_path: Path) -> None:
     picture = np.full((1024, 1024, 3), 255, np.uint8)
     picture[300:700, 300:700] = (40, 70, 170)  # blue ink
-    path = write_tiff(tmp_path / "ink.tif", picture, mpp=2.0)
+    path = write_tiff(tmp_path / "ink.tif", with_grain(picture), mpp=2.0)
     with open_slide(path) as slide, pytest.raises(NoTissueError, match=r"ink.tif: .*pen ink.*tissue.drop_pen"):
         find_tissue(slide, TissueSettings())
 
@@ -117,3 +131,105 @@ def test_real_slides_without_pen_keep_all_their_tissue(shared: Path) -> None:
             mask = find_tissue(slide, TissueSettings())
         assert mask.pen.sum() < 0.002 * mask.tissue.sum(), name
         assert mask.area_mm2 > 3, name
+
+
+def real_picture(shared: Path) -> np.ndarray:
+    """A real slide at 8 um per pixel: uint8 (185, 138, 3), half of it tissue."""
+    with open_slide(shared / "vendor/CMU-1-Small-Region.svs") as slide:
+        return read_overview(slide, 8.0)[0]
+
+
+def agreement(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+@pytest.mark.parametrize(
+    "light", [(0.6, 0.6, 0.6), (0.45, 0.45, 0.45), (1, 0.9, 0.8), (1, 0.95, 0.7), (1, 0.8, 0.8), (0.85, 0.9, 1), (0.8, 0.7, 0.6)]
+)
+def test_dark_and_tinted_glass_is_glass_and_said(shared: Path, light: tuple[float, float, float]) -> None:
+    picture = real_picture(shared)
+    found = segments((picture * np.array(light)).astype(np.uint8))
+    assert agreement(found.tissue, segments(picture).tissue) > 0.98
+    assert len(found.remarks) == (0 if min(found.glass) >= 190 and max(found.glass) - min(found.glass) <= 28 else 1)
+    assert all("unusual glass (colour" in said for said in found.remarks)
+
+
+@pytest.mark.parametrize("colour", [(128, 128, 128), (255, 0, 255), (0, 0, 0), (200, 150, 180), (255, 255, 255)])
+@pytest.mark.parametrize("light", [1.0, 0.6])
+def test_what_was_filled_in_is_no_tissue(shared: Path, colour: tuple[int, int, int], light: float) -> None:
+    picture = (real_picture(shared) * light).astype(np.uint8)
+    height, width = picture.shape[:2]
+    framed = np.empty((320, 288, 3), np.uint8)
+    framed[:] = colour
+    framed[60 : 60 + height, 70 : 70 + width] = picture
+    found = segments(framed)
+    assert agreement(found.tissue[60 : 60 + height, 70 : 70 + width], segments(picture).tissue) > 0.93
+    outside = found.tissue.copy()
+    outside[60 : 60 + height, 70 : 70 + width] = False
+    assert not outside.any()
+    assert (found.flat.sum() > 0.9 * (320 * 288 - height * width)) or colour == (255, 255, 255)
+
+
+def test_a_slide_without_glass_says_so() -> None:
+    chance = np.random.default_rng(0)
+    picture = (np.array(PINK) + chance.normal(0, 25, (200, 200, 3))).clip(0, 255).astype(np.uint8)
+    assert segments(picture).remarks == ("no clear glass was found: tissue is judged against white",)
+
+
+def test_blood_within_tissue_is_no_ink_and_on_glass_it_is_spoken_of() -> None:
+    picture = np.full((400, 400, 3), 245, np.uint8)
+    picture[40:200, 40:360] = PINK
+    picture[80:160, 100:300] = (165, 60, 80)  # blood: the densities of red ink
+    picture[300:330, 40:360] = (225, 20, 40)  # red ink on glass
+    found = segments(grained(picture))
+    assert found.tissue[85:155, 105:295].all()
+    assert not found.pen[40:200].any()
+    assert found.pen[305:325, 45:355].mean() > 0.95
+
+
+def test_a_dark_colourless_edge_is_left_out_and_counted() -> None:
+    picture = np.full((400, 400, 3), 245, np.uint8)
+    picture[100:300, 100:300] = PINK
+    picture[150:160, 150:160] = (70, 70, 70)  # pigment within tissue stays
+    picture[:, :30] = (125, 124, 125)  # the edge of the field
+    found = segments(grained(picture))
+    assert found.tissue[150:160, 150:160].all()
+    assert not found.tissue[:, :40].any()
+    assert found.grey[:, 2:28].mean() > 0.9
+
+
+def test_what_is_left_out_has_an_area_and_a_reason(tmp_path: Path) -> None:
+    picture = squares_picture()
+    picture[:, 1700:] = (255, 0, 255)
+    path = write_tiff(tmp_path / "filled.tif", picture)
+    with open_slide(path) as slide:
+        mask = find_tissue(slide, TissueSettings())
+    assert mask.left_out_mm2 == {"one flat colour": pytest.approx(348 * 1536 * 0.25e-6, rel=0.05)}
+    assert set(np.unique(mask.kinds())) == {KINDS.index("glass"), KINDS.index("tissue"), KINDS.index("one flat colour")}
+
+
+def grey(picture: np.ndarray) -> np.ndarray:
+    return np.repeat(picture.mean(-1, keepdims=True), 3, -1).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (grey, "its picture is grey"),
+        (lambda picture: 255 - picture, "its background is black and its tissue bright"),
+        (lambda picture: picture // 16, "its picture is dark"),
+    ],
+)
+def test_pictures_that_are_no_stained_slides_are_refused(
+    tmp_path: Path, change: Callable[[np.ndarray], np.ndarray], reason: str
+) -> None:
+    path = write_tiff(tmp_path / "odd.tif", change(squares_picture()))
+    with open_slide(path) as slide, pytest.raises(NoTissueError, match=f"odd.tif: {reason}"):
+        find_tissue(slide, TissueSettings())
+
+
+def test_a_transparent_slide_says_that_it_is(tmp_path: Path) -> None:
+    picture = np.dstack([squares_picture(), np.zeros((1536, 2048), np.uint8)])
+    path = write_tiff(tmp_path / "clear.tif", picture, extrasamples=["unspecified"])
+    with open_slide(path) as slide, pytest.raises(NoTissueError, match="every pixel is transparent"):
+        find_tissue(slide, TissueSettings())
