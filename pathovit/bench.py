@@ -67,7 +67,7 @@ def bench(
         draw_timeline(timeline, jobs, done[-1], settings)
     lines = summary_of(done)
     lines += measure_planning(jobs, settings, record, runs)
-    _, slide, grid = plan_slide(jobs[0], settings, record)
+    _, slide, grid, _ = plan_slide(jobs[0], settings, record)
     with slide:
         lines += measure_reading(slide, grid, settings, runs)
         if against:

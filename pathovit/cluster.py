@@ -84,6 +84,7 @@ class SlideState:
     done: dict[str, Any] | None = None
     reason: str = ""
     skipped: bool = False
+    twin: bool = False  # the same slide as one given before, under another name
     internal: bool = False  # failed by a fault of our own
 
     @property
@@ -433,11 +434,8 @@ def _proceed(state: SlideState, step: str, value: Any, states: list[SlideState],
             (s for s in states if s is not state and s.plan and s.plan.slide_id == value.slide_id and s.stage != "failed"), None
         )
         if twin is not None:
-            state.stage, state.skipped, state.reason = (
-                "done",
-                True,
-                f"the same slide as {twin.job.path}, given twice; it is done once",
-            )
+            state.stage, state.skipped, state.twin = "done", True, True
+            state.reason = f"the same slide as {twin.job.path}, given twice; it is done once"
             return
         if value.done is not None:
             state.stage, state.skipped, state.done = "done", True, value.done

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from pathovit.aggregator import WINDOW
 from pathovit.errors import SettingsError
-from pathovit.features import SlideFeatures
+from pathovit.features import SlideFeatures, differing
 from pathovit.manifest import PARTS, SHOWN, ManifestRow, Names, slide_stem, some
-from pathovit.pipeline import differing, fingerprint_note, read_done
+from pathovit.pipeline import fingerprint_note, read_done
 from pathovit.preflight import content_sha256
 from pathovit.store import FeatureStore
 from pathovit.tables import Say

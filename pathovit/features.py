@@ -62,12 +62,31 @@ class SlideFeatures:
     def trial(self) -> str:
         """What to say of features that were made of a part of the tiles only; nothing for whole ones."""
         kept, total = len(self.verdict), self.attributes["total_tiles"]
-        return f"a trial on {kept:,} of {total:,} tiles (--max-tiles)" if total > kept else ""
+        return trial_of(kept, total) if total > kept else ""
 
     def shaping(self) -> dict[str, Any]:
         """What shaped the tiles and features, and must be shared by all that are learned from together."""
         recipe = self.attributes["recipe"]
+        tiles = {key: value for key, value in recipe["tiles"].items() if key != "max_upsampling"}  # allows, and shapes nothing
         return {
-            **{key: recipe[key] for key in ("encoder", "tiles", "tissue", "steps") if key in recipe},
+            **{key: recipe[key] for key in ("encoder", "tissue", "steps") if key in recipe},
+            "tiles": tiles,
             "max_tiles": recipe["embed"]["max_tiles"] if self.trial else None,
         }
+
+
+def trial_of(kept: int, total: int) -> str:
+    """What to say of a slide of which only some tiles were taken."""
+    return f"a trial on {kept:,} of {total:,} tiles (--max-tiles)"
+
+
+def differing(old: dict[str, Any], new: dict[str, Any], prefix: str = "", there: str = "there", here: str = "now") -> list[str]:
+    """Keys whose values differ, with both values and where they are from."""
+    found = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differing(a, b, f"{prefix}{key}.", there, here)
+        elif a != b:
+            found.append(f"{prefix}{key}: {a} {there}, {b} {here}")
+    return found

@@ -1,22 +1,21 @@
-"""Pictures of training and evaluation. The one door to matplotlib besides the slide overview."""
+"""Pictures of training and evaluation."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pathovit import RESEARCH_USE
+from pathovit.canvas import drawable, new_figure, own_style, save
 from pathovit.evaluation import CALIBRATION_BINS, Answers, lifelines
-from pathovit.store import write_atomically
 
 MODEL, FAINT, SECOND = "#24507a", "#9aa5b1", "#c0562f"
 MAX_CURVES = 8
 
 
+@own_style()
 def training_curves(path: Path, history: Sequence[dict[str, float]], best_epoch: int, title: str) -> None:
     """What training lowers, the validation loss that chose the epoch, and the main metric; these are different quantities."""
     metric = next(name for name in history[0] if name not in ("epoch", "train_loss", "loss"))
@@ -32,9 +31,10 @@ def training_curves(path: Path, history: Sequence[dict[str, float]], best_epoch:
         axes.axvline(best_epoch, color=SECOND, linestyle=":", label="kept")
         axes.set(xlabel="epoch", ylabel=name)
         axes.legend(frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
+@own_style()
 def evaluation_picture(path: Path, answers: Answers, found: dict[str, Any], title: str) -> None:
     """ROC, precision-recall and calibration for classes; Kaplan-Meier for survival; predicted against true for numbers."""
     if answers.target.is_classification:
@@ -55,9 +55,10 @@ def evaluation_picture(path: Path, answers: Answers, found: dict[str, Any], titl
             ylabel="predicted",
             title=f"MAE {said(found['mae'])}\nR2 {said(found['r2'])}",
         )
-    _save(figure, path)
+    save(figure, path)
 
 
+@own_style()
 def device_timeline(path: Path, slides: dict[str, Sequence[tuple[float, float]]], title: str) -> None:
     """Every batch that a device had, a row for each slide, and all of them below: a gap there is a device that waited."""
     figure, (axes,) = _figure(1, 1, (12, 1.6 + 0.28 * len(slides)), title)
@@ -66,9 +67,13 @@ def device_timeline(path: Path, slides: dict[str, Sequence[tuple[float, float]]]
         bars = [(begun, ended - begun) for begun, ended in spans]
         colour = SECOND if row == len(slides) else MODEL
         axes.broken_barh(bars, (row - 0.4, 0.8), facecolors=colour, edgecolors="white", linewidth=0.2)
-    axes.set(xlabel="seconds since the first batch", yticks=range(len(rows)), yticklabels=[_label(name) for name, _ in rows])
+    axes.set(
+        xlabel="seconds since the first batch",
+        yticks=range(len(rows)),
+        yticklabels=[_label(name, f"slide {place}") for place, (name, _) in enumerate(rows, start=1)],
+    )
     axes.invert_yaxis()
-    _save(figure, path)
+    save(figure, path)
 
 
 def said(metric: dict[str, float | None]) -> str:
@@ -83,10 +88,10 @@ def said(metric: dict[str, float | None]) -> str:
 def _roc(axes: Any, answers: Answers, found: dict[str, Any]) -> None:
     from sklearn.metrics import roc_curve
 
-    for name, truth, chance in answers.one_vs_rest()[:MAX_CURVES]:
+    for place, (name, truth, chance) in enumerate(answers.one_vs_rest()[:MAX_CURVES], start=1):
         if 0 < truth.sum() < len(truth):
             false, true, _ = roc_curve(truth, chance)
-            axes.plot(false, true, label=_label(name), **_line(answers))
+            axes.plot(false, true, label=_label(name, f"class {place}"), **_line(answers))
     axes.plot([0, 1], [0, 1], color=FAINT, linestyle=":")
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=f"AUROC {said(found['auroc'])}")
     left_out = len(answers.target.score_names) - MAX_CURVES
@@ -96,30 +101,30 @@ def _roc(axes: Any, answers: Answers, found: dict[str, Any]) -> None:
 def _precision_recall(axes: Any, answers: Answers, found: dict[str, Any]) -> None:
     from sklearn.metrics import precision_recall_curve
 
-    for name, truth, chance in answers.one_vs_rest()[:MAX_CURVES]:
+    for place, (name, truth, chance) in enumerate(answers.one_vs_rest()[:MAX_CURVES], start=1):
         if 0 < truth.sum() < len(truth):
             precision, recall, _ = precision_recall_curve(truth, chance)
-            axes.plot(recall, precision, label=_label(name), **_line(answers))
+            axes.plot(recall, precision, label=_label(name, f"class {place}"), **_line(answers))
     axes.set(xlabel="sensitivity (recall)", ylabel="precision", ylim=(0, 1.02), title=f"AUPRC {said(found['auprc'])}")
 
 
 def _calibration(axes: Any, answers: Answers, found: dict[str, Any]) -> None:
     """Dots as large as the patients they stand for."""
     axes.plot([0, 1], [0, 1], color=FAINT, linestyle=":")
-    for name, truth, chance in answers.one_vs_rest()[:MAX_CURVES]:
+    for place, (name, truth, chance) in enumerate(answers.one_vs_rest()[:MAX_CURVES], start=1):
         bins = np.minimum((chance * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
         filled = np.unique(bins)
         x = [chance[bins == b].mean() for b in filled]
         y = [truth[bins == b].mean() for b in filled]
         size = [20 + 300 * (bins == b).mean() for b in filled]
-        drawn = axes.plot(x, y, label=_label(name), **_line(answers))
+        drawn = axes.plot(x, y, label=_label(name, f"class {place}"), **_line(answers))
         axes.scatter(x, y, s=size, color=drawn[0].get_color(), alpha=0.5, linewidths=0)
     axes.set(xlabel="probability", ylabel="frequency", title=f"calibration error {said(found['ece'])}")
 
 
-def _label(name: str) -> str:
+def _label(name: str, instead: str = "(a name in letters that cannot be drawn)") -> str:
     """A name as matplotlib shows it as it is: no formula, and not left out for a leading underscore."""
-    text = name.replace("$", r"\$")
+    text = drawable(name, instead).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 
 
@@ -144,20 +149,8 @@ def _kaplan_meier(axes: Any, answers: Answers, found: dict[str, Any]) -> None:
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float], title: str) -> tuple[Any, list[Any]]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(size, title)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title, fontsize=11, parse_math=False)
-    figure.supxlabel(RESEARCH_USE, fontsize=8)
     return figure, panels
-
-
-def _save(figure: Any, path: Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": "pathovit", "Comment": RESEARCH_USE})
-    write_atomically(path, buffer.getvalue())

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +23,15 @@ from pathovit import RESEARCH_USE
 from pathovit.device import worker_cores
 from pathovit.encoders.records import EncoderRecord
 from pathovit.errors import SettingsError, StoreError
-from pathovit.features import Verdict
+from pathovit.features import Verdict, differing
 from pathovit.geometry import XY
-from pathovit.preflight import check_file, content_sha256, slide_files, slide_id
+from pathovit.preflight import FileState, check_file, content_sha256, file_state, require_unchanged, slide_id
 from pathovit.provenance import STEP_VERSIONS, versions
 from pathovit.settings import Settings, TileSpec
 from pathovit.slide import Slide, open_slide
 from pathovit.store import FeatureStore, file_digest, to_json, write_atomically
-from pathovit.tiling import TileGrid, fill_spec, lay_grid
-from pathovit.tissue import find_tissue
+from pathovit.tiling import TileGrid, check_resolution, fill_spec, lay_grid
+from pathovit.tissue import TissueMask, find_tissue
 
 if TYPE_CHECKING:
     from pathovit.embedding import Embedder, Span
@@ -68,6 +68,9 @@ class SlidePlan:
     tissue_mm2: float
     tiles: int
     upsampled: float
+    left_out_mm2: dict[str, float] = field(default_factory=dict)  # what was taken for no tissue although it is not glass
+    remarks: tuple[str, ...] = ()  # what must be said of the file and its glass
+    state: FileState = ()  # of the slide's files when they were looked at first
     embedded: bool = False  # all features are on disk
     done: dict[str, Any] | None = None  # slide.json, if all products are on disk
 
@@ -85,12 +88,14 @@ def tile_spec(settings: Settings, record: EncoderRecord) -> TileSpec:
 
 def plan_slide(
     job: SlideJob, settings: Settings, record: EncoderRecord, sha256: str | None = None
-) -> tuple[SlidePlan, Slide, TileGrid]:
+) -> tuple[SlidePlan, Slide, TileGrid, TissueMask]:
     """Preflight, tissue and grid of one slide; no model is loaded. The caller closes the slide."""
     slide = open_slide(job.path, job.mpp, job.mpp_source, sha256, settings.embed.reader)
     try:
+        spec = tile_spec(settings, record)
+        check_resolution(slide, spec)  # before any pixel is read
         mask = find_tissue(slide, settings.tissue)
-        grid = lay_grid(slide, mask, tile_spec(settings, record), settings.embed.max_tiles, record.scaled_decoding)
+        grid = lay_grid(slide, mask, spec, settings.embed.max_tiles, record.scaled_decoding)
     except BaseException:
         slide.close()
         raise
@@ -106,8 +111,10 @@ def plan_slide(
         mask.area_mm2,
         len(grid),
         grid.upsampled,
+        mask.left_out_mm2,
+        mask.remarks,
     )
-    return plan, slide, grid
+    return plan, slide, grid, mask
 
 
 def batch_tiles(settings: Settings, encoder: Encoder) -> int:
@@ -131,31 +138,34 @@ def embed_recipe(sha256: str, mpp: tuple[float, float], reader: str, settings: S
     return dict(json.loads(json.dumps(recipe)))  # as it will be read back
 
 
-def differing(old: dict[str, Any], new: dict[str, Any], prefix: str = "", there: str = "there", here: str = "now") -> list[str]:
-    """Keys whose values differ, with both values and where they are from."""
-    found = []
-    for key in sorted({*old, *new}):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += differing(a, b, f"{prefix}{key}.", there, here)
-        elif a != b:
-            found.append(f"{prefix}{key}: {a} {there}, {b} {here}")
-    return found
+def fingerprint(path: Path, out: Path) -> tuple[str, FileState]:
+    """Content SHA-256 of a slide, remembered by size, time and inode of its files; and these.
 
-
-def fingerprint(path: Path, out: Path) -> str:
-    """Content SHA-256 of a slide, remembered by size, time and inode of its files."""
+    Raises
+    ------
+    SlideOpenError : the file is being written to
+    """
     check_file(path)
-    stats = [file.stat() for file in slide_files(path)]
-    state = [[s.st_size, s.st_mtime_ns, s.st_ino] for s in stats]
+    state = file_state(path)
     note = fingerprint_note(path, out)
+    before: list[str] = []
     if note.is_file():
         known = json.loads(note.read_bytes())
-        if known["state"] == state:
-            return str(known["sha256"])
+        if known["state"] == [list(file) for file in state]:
+            return str(known["sha256"]), state
+        before = [*known.get("before", []), known["sha256"]]
     digest = content_sha256(path)
-    write_atomically(note, json.dumps({"state": state, "sha256": digest}).encode())
-    return digest
+    require_unchanged(path, state, digest)
+    earlier = [old for old in dict.fromkeys(before) if old != digest]
+    write_atomically(note, json.dumps({"state": state, "sha256": digest, "before": earlier}).encode())
+    return digest, state
+
+
+def superseded(out: Path) -> set[str]:
+    """Digests of slides whose file has other content now: an answer for them is an older one of the same file."""
+    notes = [json.loads(note.read_bytes()) for note in (out / ".fingerprints").glob("*.json")]
+    current = {note["sha256"] for note in notes}
+    return {old for note in notes for old in note.get("before", [])} - current
 
 
 def fingerprint_note(path: Path, out: Path) -> Path:
@@ -174,7 +184,7 @@ def start_slide(
     SettingsError : the folder holds features of this slide made by another recipe, or the model needs other features
     SlideError : the slide cannot go on
     """
-    sha256 = fingerprint(job.path, out)
+    sha256, state = fingerprint(job.path, out)
     folder = out / "slides" / slide_id(job.path, sha256)
     done = read_done(folder)
     if done is not None and not overwrite and (job.mpp is not None or done["slide"]["mpp_source"].startswith("metadata")):
@@ -185,8 +195,8 @@ def start_slide(
                 model.check(recipe)
             same = done["finish_recipe"] == finish_recipe(settings, model, job)
             finished = same or (model is None and done["finish_recipe"] is not None)
-            return SlidePlan(job, embedded=True, done=done if finished else None, **plan_fields(done))
-    plan, slide, grid = plan_slide(job, settings, encoder.record, sha256)
+            return SlidePlan(job, state=state, embedded=True, done=done if finished else None, **plan_fields(done))
+    plan, slide, grid, mask = plan_slide(job, settings, encoder.record, sha256)
     with slide:
         store = FeatureStore(folder, job.path)
         recipe = embed_recipe(sha256, slide.mpp, slide.reader, settings, encoder)
@@ -202,10 +212,11 @@ def start_slide(
                 "Choose another --out, or replace them with --overwrite."
             )
         if stored is None:
-            store.create(grid, encoder.dim, settings.embed.chunk_tiles, _attributes(slide, grid, recipe, encoder))
+            attributes = _attributes(slide, grid, recipe, encoder) | {"tissue_downsample": list(mask.downsample)}
+            store.create(grid, encoder.dim, settings.embed.chunk_tiles, attributes, mask.kinds())
         else:
             store.sweep()
-    return replace(plan, tiles=store.shape()[0])
+    return replace(plan, tiles=store.shape()[0], state=state)
 
 
 def _attributes(slide: Slide, grid: TileGrid, recipe: dict[str, Any], encoder: Encoder) -> dict[str, Any]:
@@ -229,8 +240,9 @@ def _attributes(slide: Slide, grid: TileGrid, recipe: dict[str, Any], encoder: E
 def plan_fields(done: dict[str, Any]) -> dict[str, Any]:
     """The fields of a SlidePlan that slide.json remembers."""
     slide = done["slide"]
-    names = ("slide_id", "sha256", "vendor", "mpp_source", "reader", "tissue_mm2", "tiles", "upsampled")
-    return {**{name: slide[name] for name in names}, "size": tuple(slide["size"]), "mpp": tuple(slide["mpp"])}
+    names = ("slide_id", "sha256", "vendor", "mpp_source", "reader", "tissue_mm2", "tiles", "upsampled", "left_out_mm2")
+    tuples = {name: tuple(slide[name]) for name in ("size", "mpp", "remarks")}
+    return {**{name: slide[name] for name in names}, **tuples}
 
 
 def make_embedder(encoder: Encoder, settings: Settings) -> Embedder:
@@ -277,6 +289,7 @@ def embed_part(
                 for chunk, features, verdict in stream:
                     if writing:
                         writing.result()
+                    require_unchanged(plan.job.path, plan.state, plan.sha256)
                     writing = writer.submit(store.write_chunk, chunk, features, verdict)
             if writing:
                 writing.result()
@@ -323,24 +336,23 @@ def finish_slide(plan: SlidePlan, out: Path, settings: Settings, model: SlideMod
             plan.job.path, f"not one of its {len(slide.verdict)} tiles could be read. The file is damaged; copy it again."
         )
     degraded = bad > settings.run.max_unreadable * len(slide.verdict)
-    reason = f"{bad} of {len(slide.verdict)} tissue tiles could not be read" if bad else ""
+    said = [f"{bad} of {len(slide.verdict)} tissue tiles could not be read" if bad else "", slide.trial, *plan.remarks]
     if plan.upsampled > 1:
-        reason = "; ".join(
-            filter(None, [reason, f"slide is {plan.upsampled:.3f} times coarser than the encoder's tiles (upsampled)"])
-        )
-    if slide.attributes["total_tiles"] > len(slide.verdict):
-        trial = f"a trial on {len(slide.verdict):,} of {slide.attributes['total_tiles']:,} tiles (--max-tiles)"
-        reason = "; ".join(filter(None, [reason, trial]))
+        said.append(f"slide is {plan.upsampled:.3f} times coarser than the encoder's tiles (upsampled)")
+    if model is not None:
+        said += model.remarks(slide)
+    reason = "; ".join(filter(None, said))
     done: dict[str, Any] = {
         "research_use": RESEARCH_USE,
         "slide": {
-            **{key: value for key, value in asdict(plan).items() if key not in ("job", "embedded", "done")},
+            **{key: value for key, value in asdict(plan).items() if key not in ("job", "state", "embedded", "done")},
             "file": plan.job.path.name,
             "patient": plan.job.patient,
             "label": plan.job.label,
         },
         "verdict": "degraded" if degraded else "ok",
         "reason": reason,
+        "trial": slide.trial,
         "tiles": counts,
         "prediction": None,
         "heatmap_check": None,
@@ -353,20 +365,23 @@ def finish_slide(plan: SlidePlan, out: Path, settings: Settings, model: SlideMod
     _write_done(folder, done, [store.zarr_path])
     store.finish()
     if model is not None:
-        from pathovit.overview import draw_products
+        from pathovit.overview import Kinds, Said, draw_products
 
         prediction = model.predict(slide, settings.answer.error_rate)
         done["prediction"] = {"model": model.name, **prediction.to_dict()}
+        if slide.trial:
+            done["prediction"]["headline"] += " (a trial)"
         if prediction.strange:
-            strange = f"unlike the slides the model knows (novelty {prediction.novelty:.2f}), so that nothing can be ruled out"
-            done["reason"] = reason = "; ".join(filter(None, [reason, strange]))
+            strange = f"unlike the slides the model knows (novelty {prediction.novelty:.2f})"
+            done["reason"] = reason = "; ".join(filter(None, [strange, reason]))
         if settings.heatmap.check:
             from pathovit.faithfulness import check_heatmap
 
             done["heatmap_check"] = check_heatmap(model, slide, prediction)
-        done["top_tiles"] = draw_products(
-            plan, folder, slide, prediction, settings, f"DEGRADED: {reason}" if degraded else reason
-        )
+        kinds = Kinds(store.tissue(), tuple(slide.attributes["tissue_downsample"]))
+        words = Said(done["prediction"]["headline"], f"DEGRADED: {reason}" if degraded else reason)
+        done["top_tiles"] = draw_products(plan, folder, slide, prediction, kinds, settings, words)
+    require_unchanged(plan.job.path, plan.state, plan.sha256)
     done["finish_recipe"] = finish_recipe(settings, model, plan.job)
     _write_done(folder, done, [folder])
     return done

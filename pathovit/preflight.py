@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pathovit.errors import NoSlidesError, SlideOpenError, slide_errors
-from pathovit.files import open_patiently
+from pathovit.files import open_patiently, tried_again
 
 SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".tif", ".tiff", ".dcm", ".vms", ".vmu", ".svslide", ".czi")
 FLAT_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -280,6 +280,25 @@ def slide_files(path: Path) -> list[Path]:
         inside = sorted(p for p in data.rglob("*") if p.is_file()) if data.is_dir() else []
         return [path, *inside]
     return [path]
+
+
+FileState = tuple[tuple[int, int, int], ...]  # size, time and inode of every file of a slide
+
+
+def file_state(path: Path) -> FileState:
+    """What changes when a slide's files are replaced or written to."""
+    with slide_errors(path):
+        stats = [tried_again(file.stat) for file in slide_files(path)]
+    return tuple((s.st_size, s.st_mtime_ns, s.st_ino) for s in stats)
+
+
+def require_unchanged(path: Path, state: FileState, sha256: str) -> None:
+    """Raises SlideOpenError for a slide whose files are not those that were looked at first."""
+    if file_state(path) != state and content_sha256(path) != sha256:  # a file may be touched, and be the same
+        raise SlideOpenError(
+            path,
+            "changed while it was read: it was replaced, or is still being copied. Run the same command again when it is whole.",
+        )
 
 
 def content_sha256(path: Path) -> str:

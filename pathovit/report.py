@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ import numpy as np
 from PIL import Image
 
 from pathovit import RESEARCH_USE, __version__
-from pathovit.pipeline import read_done
+from pathovit.pipeline import read_done, superseded
 from pathovit.store import write_atomically
-from pathovit.text import plain
+from pathovit.text import plain, say_left_out
 
 PICTURE_PX = 1400  # longer side of an overview inside the report
+OLDER = "an older answer: the file has other content now"
+TRAIN_HINT = "The bundled model is a demonstration, made on few patients. Train one on slides of yours: pathovit train LABELS.csv"
 MAX_PICTURES = 300  # slides with pictures in one report; the table always has all
 
 
@@ -31,17 +33,45 @@ class Failure:
     slide_id: str = ""
 
 
+@dataclass(frozen=True)
+class Twin:
+    """A file that holds the same slide as another one, by its name."""
+
+    file: str
+    slide_id: str
+
+
 def done_slides(out: Path) -> list[dict[str, Any]]:
     """slide.json of every finished slide of a folder, in order of id."""
     found = (read_done(folder) for folder in sorted((out / "slides").glob("*")) if folder.is_dir())
     return [done for done in found if done is not None and done["finish_recipe"] is not None]
 
 
-def prediction_rows(done: Sequence[dict[str, Any]], failures: Sequence[Failure]) -> tuple[list[str], list[dict[str, Any]]]:
-    """Column names and rows of predictions.csv."""
+def prediction_rows(
+    done: Sequence[dict[str, Any]], failures: Sequence[Failure], twins: Sequence[Twin] = (), older: Container[str] = ()
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """Column names and rows of predictions.csv.
+
+    Parameters
+    ----------
+    twins : files that hold the same slide as another; they get a row of their own
+    older : digests of slides whose files have other content now
+    """
     numbers = list(dict.fromkeys(name for d in done if d["prediction"] for name in d["prediction"]["columns"]))
     names = ["slide_id", "file", "patient", "verdict", "answer", *numbers, "novelty"]
-    names += ["tiles", "tiles_unread", "tissue_mm2", "mpp_x", "mpp_y", "mpp_source", "minutes", "model", "reason"]
+    names += [
+        "tiles",
+        "trial",
+        "tiles_unread",
+        "tissue_mm2",
+        "left_out_mm2",
+        "mpp_x",
+        "mpp_y",
+        "mpp_source",
+        "minutes",
+        "model",
+        "reason",
+    ]
     rows: list[dict[str, Any]] = []
     for d in done:
         slide, answer = d["slide"], d["prediction"]
@@ -52,29 +82,36 @@ def prediction_rows(done: Sequence[dict[str, Any]], failures: Sequence[Failure])
             "verdict": d["verdict"],
             "tiles": slide["tiles"],
             "tiles_unread": d["tiles"]["missing"] + d["tiles"]["unreadable"],
+            "trial": d["trial"],
             "tissue_mm2": round(slide["tissue_mm2"], 3),
+            "left_out_mm2": round(sum(slide["left_out_mm2"].values()), 3),
             "mpp_x": slide["mpp"][0],
             "mpp_y": slide["mpp"][1],
             "mpp_source": slide["mpp_source"],
             "minutes": round(d["seconds"] / 60, 2),
             "model": answer["model"] if answer else "",
-            "reason": d["reason"],
+            "reason": "; ".join(filter(None, [OLDER if slide["sha256"] in older else "", d["reason"]])),
         }
         if answer:
             row |= {name: f"{value:.7g}" for name, value in answer["columns"].items()}
             row |= {"answer": answer["answer"], "novelty": answer["novelty"]}
         rows.append(row)
+    by_id = {row["slide_id"]: row for row in rows}
+    for twin in twins:
+        if first := by_id.get(twin.slide_id):
+            said = "; ".join(filter(None, [f"the same slide as {first['file']}, done once", first["reason"]]))
+            rows.append(first | {"file": twin.file, "reason": said})
     rows += [{"slide_id": f.slide_id, "file": f.file, "verdict": "failed", "reason": f.reason} for f in failures]
     return names, rows
 
 
-def write_predictions(out: Path, failures: Sequence[Failure]) -> Path:
-    """Write predictions.csv: one row per slide, done or failed."""
-    names, rows = prediction_rows(_without(done_slides(out), failures), failures)
+def write_predictions(out: Path, failures: Sequence[Failure], twins: Sequence[Twin] = ()) -> Path:
+    """Write predictions.csv: one row per slide file, done or failed."""
+    names, rows = prediction_rows(_without(done_slides(out), failures), failures, twins, superseded(out))
     buffer = io.StringIO(newline="")
     writer = csv.DictWriter(buffer, names, restval="")
     writer.writeheader()
-    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+    writer.writerows({key: cell(value) for key, value in row.items()} for row in rows)
     path = out / "predictions.csv"
     write_atomically(path, buffer.getvalue().encode("utf-8", "replace"))
     return path
@@ -86,7 +123,7 @@ def _without(done: Sequence[dict[str, Any]], failures: Sequence[Failure]) -> lis
     return [d for d in done if d["slide"]["slide_id"] not in failed]
 
 
-def _cell(value: Any) -> Any:
+def cell(value: Any) -> Any:
     """Text that a spreadsheet would run as a formula is quoted."""
     if isinstance(value, str):
         value = plain(value)
@@ -94,16 +131,18 @@ def _cell(value: Any) -> Any:
     return value
 
 
-def write_report(out: Path, failures: Sequence[Failure], record: dict[str, Any]) -> Path:
+def write_report(out: Path, failures: Sequence[Failure], record: dict[str, Any], twins: Sequence[Twin] = ()) -> Path:
     """Write report.html: opens from disk, without a network, and holds every picture itself."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     done = _without(done_slides(out), failures)
-    names, rows = prediction_rows(done, failures)
+    older = superseded(out)
+    names, rows = prediction_rows(done, failures, twins, older)
     environment = Environment(loader=PackageLoader("pathovit"), autoescape=True, undefined=StrictUndefined)
     environment.filters["plain"] = plain
+    environment.filters["left_out"] = say_left_out
     slides = [
-        {**d, "overview": _overview(out, d), "pictures": _tiles(out, d)}
+        {**d, "overview": _overview(out, d), "pictures": _tiles(out, d), "older": OLDER if d["slide"]["sha256"] in older else ""}
         for d in sorted(done, key=lambda d: -_highest(d))[:MAX_PICTURES]
         if d["prediction"]
     ]
@@ -117,6 +156,8 @@ def write_report(out: Path, failures: Sequence[Failure], record: dict[str, Any])
         left_out=max(0, len(done) - MAX_PICTURES),
         record=record,
         cards=_cards(record),
+        demonstration=record.get("demonstration", False),
+        train_hint=TRAIN_HINT,
     )
     path = out / "report.html"
     write_atomically(path, html.encode("utf-8", "replace"))

@@ -19,7 +19,7 @@ from pathovit.calibration import Calibration, margins, measured_interval, possib
 from pathovit.encoders.weights import file_sha256, read_safetensors
 from pathovit.errors import SettingsError, WeightsError
 from pathovit.evaluation import answer_columns
-from pathovit.features import SlideFeatures
+from pathovit.features import SlideFeatures, differing
 from pathovit.model_card import model_digest, read_card
 from pathovit.novelty import Novelty
 from pathovit.settings import AnswerSettings
@@ -80,7 +80,7 @@ class SlidePrediction:
             return f"{name}: {self.value:.4g}{between}"
         if self.target.task == "binary":
             chance = f"{self.classes[1]}: {self.probabilities[1]:.3f}"
-            return f"{chance} (unsure)" if self.unsure else chance
+            return f"unsure ({chance})" if self.unsure else chance
         top = int(self.probabilities.argmax())
         return f"{self.answer}; {self.classes[top]}: {self.probabilities[top]:.3f}"
 
@@ -141,6 +141,14 @@ class SlideModel:
     def check(self, recipe: dict[str, Any]) -> None:
         """Refuse features of another recipe than the model was trained on; before they are made, best of all."""
         check_recipe(self.encoder, recipe, self.name)
+
+    def remarks(self, slide: SlideFeatures) -> list[str]:
+        """What must be said of an answer for features that were made otherwise than those the model learned from."""
+        learned, given = self.card.get("shaping", {}), slide.shaping()
+        other = [
+            f"{part}.{line}" for part in ("tissue", "tiles") for line in differing(learned.get(part, {}), given.get(part, {}))
+        ]
+        return [f"tiles found otherwise than those the model learned from ({'; '.join(other[:3])})"] if learned and other else []
 
     def look(self, features: torch.Tensor, xy_um: torch.Tensor, pitch_um: float) -> Seen:
         """What the network makes of a bag of tiles (N, D), all of them read."""

@@ -1,6 +1,6 @@
 """FeatureStore: features and grids on disk, resumable chunk by chunk. The one door to Zarr.
 
-    slides/<slide_id>/features.zarr      features (N, D), xy (N, 2), coverage (N,), verdict (N,)
+    slides/<slide_id>/features.zarr      features (N, D), xy (N, 2), coverage (N,), verdict (N,); tissue (H, W)
     slides/<slide_id>/journal/           one file per committed chunk, removed when slide.json is written
 
 A chunk is committed in this order: its files (each put in place by a rename), fsync of the files and their folders,
@@ -32,6 +32,7 @@ from pathovit.features import SlideFeatures, Verdict
 from pathovit.tiling import TileGrid
 
 ARRAYS = ("features", "xy", "coverage", "verdict")
+TISSUE_CHUNK = (1024, 1024)
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
@@ -117,8 +118,15 @@ class FeatureStore:
             return None
         return dict(self._group("r").attrs["recipe"])
 
-    def create(self, grid: TileGrid, dim: int, chunk_tiles: int, attributes: dict[str, Any]) -> None:
-        """Lay out the arrays, with grid and recipe, whole or not at all. What was there is replaced."""
+    def create(
+        self, grid: TileGrid, dim: int, chunk_tiles: int, attributes: dict[str, Any], tissue: NDArray[np.uint8] | None = None
+    ) -> None:
+        """Lay out the arrays, with grid and recipe, whole or not at all. What was there is replaced.
+
+        Parameters
+        ----------
+        tissue : (H, W) what every pixel of the overview is, if it is to be kept
+        """
         temporary = self.folder / f".features.{uuid.uuid4().hex[:8]}.partial"
         with storage_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -140,6 +148,8 @@ class FeatureStore:
             with _every_chunk():
                 self._array(group, "xy")[:] = grid.xy
                 self._array(group, "coverage")[:] = grid.coverage
+                if tissue is not None:
+                    group.create_array("tissue", data=tissue, chunks=TISSUE_CHUNK, compressors=codec)
             if self.zarr_path.exists():
                 shutil.rmtree(self.zarr_path)
             for file in temporary.rglob("*"):
@@ -170,6 +180,10 @@ class FeatureStore:
     def grid_xy(self) -> NDArray[np.int64]:
         self._check_chunks(("xy",))
         return np.asarray(self._array(self._group("r"), "xy")[:], np.int64)
+
+    def tissue(self) -> NDArray[np.uint8]:
+        """(H, W) what every pixel of the overview is: numbers of `tissue.KINDS`. Raises StoreError if it was not kept."""
+        return np.asarray(self._array(self._group("r"), "tissue")[:], np.uint8)
 
     def chunk_files(self, chunk: int) -> list[Path]:
         """Files of one chunk that embedding writes."""

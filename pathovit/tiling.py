@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -22,6 +23,7 @@ from pathovit.slide import Slide
 from pathovit.tissue import TissueMask
 
 EMPTY_LIMIT = 0.01  # a tile with more unscanned pixels than this is `missing`
+MOST_UPSAMPLING = 5  # beyond it a slide is not upsampled, its pixel size is wrong
 MAX_READ_PX = 16_384  # side of what is read for one tile
 BLOCK_TILES = 200_000  # lattice points judged at a time: bounds the memory
 
@@ -96,7 +98,7 @@ def lay_grid(
     NoTissueError : no tile has enough tissue
     """
     assert spec.tile_px and spec.mpp and spec.stride_px, "fill_spec comes first"
-    upsampled = _check_resolution(slide, spec)
+    upsampled = check_resolution(slide, spec)
     level = slide.best_level((spec.mpp, spec.mpp), spec.snap_tolerance)
     per_px = l0_per_px(spec.mpp, slide.mpp)
     read_scale = 1
@@ -128,15 +130,25 @@ def lay_grid(
     return TileGrid(slide.id, spec, xy, coverage, tile_l0, stride_l0, origin, level.index, read_px, read_scale, upsampled, total)
 
 
-def _check_resolution(slide: Slide, spec: TileSpec) -> float:
+def check_resolution(slide: Slide, spec: TileSpec) -> float:
+    """By how much a slide is coarser than the tiles asked for, if at all: 1, or the factor.
+
+    Raises
+    ------
+    ResolutionError : by more than `spec.max_upsampling`
+    """
     assert spec.mpp
     coarser = max(slide.mpp) / spec.mpp
     if coarser > spec.max_upsampling:
+        remedy = f"Use an encoder for coarser tiles, or accept upsampling with --max-upsampling {np.ceil(coarser * 10) / 10:g}."
+        if coarser > MOST_UPSAMPLING:
+            remedy = (
+                f"That is {coarser:.0f} times too coarse: look whether its pixel size ({slide.mpp_source}) is true, and correct it with "
+                "--mpp (about 0.25 for a scan at 40x, 0.5 at 20x)."
+            )
         raise ResolutionError(
             slide.path,
-            f"its sharpest level has {max(slide.mpp):g} um per pixel, and the encoder needs {spec.mpp:g}. "
-            "Use an encoder for coarser tiles, or accept upsampling with --max-upsampling "
-            f"{np.ceil(coarser * 10) / 10:g}.",
+            f"its sharpest level has {max(slide.mpp):g} um per pixel, and the encoder needs {spec.mpp:g}. {remedy}",
         )
     return float(coarser) if coarser > 1 + spec.snap_tolerance else 1.0
 
@@ -149,6 +161,10 @@ def _tissue_tiles(
     columns = int((bounds.width - tile_l0[0] + 1e-6) // stride_l0[0]) + 1 if bounds.width >= tile_l0[0] - 1e-6 else 0
     rows = int((bounds.height - tile_l0[1] + 1e-6) // stride_l0[1]) + 1 if bounds.height >= tile_l0[1] - 1e-6 else 0
     table = integral_image(mask.tissue)
+    # A tile over the edge of a scanned region would hold pixels that were never there; the mask knows the edge to a pixel of its own.
+    beyond = (
+        None if mask.scanned.all() else integral_image(cv2.dilate((~mask.scanned).view(np.uint8), np.ones((3, 3), np.uint8)) > 0)
+    )
     scale = np.asarray(mask.downsample)
     size_mask = (tile_l0[0] / scale[0], tile_l0[1] / scale[1])
     x_l0 = np.rint(bounds.x + np.arange(columns) * stride_l0[0]).astype(np.int64)
@@ -159,6 +175,8 @@ def _tissue_tiles(
         xy = np.stack(np.meshgrid(x_l0, y_l0), axis=-1).reshape(-1, 2)  # row-major
         coverage = box_fraction(table, xy / scale, size_mask)
         enough = (coverage >= min_coverage) & (coverage > 0)
+        if beyond is not None:
+            enough &= box_fraction(beyond, xy / scale, size_mask) == 0
         kept_xy.append(xy[enough])
         kept_coverage.append(coverage[enough])
     return np.concatenate(kept_xy), np.concatenate(kept_coverage)

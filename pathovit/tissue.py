@@ -14,6 +14,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from math import ceil
 
 import cv2
 import numpy as np
@@ -23,7 +24,7 @@ from skimage import measure
 
 from pathovit.device import allowed_cores
 from pathovit.errors import NoTissueError, ResolutionError, TileReadError
-from pathovit.geometry import XY, area_mm2
+from pathovit.geometry import XY, Box, area_mm2
 from pathovit.readers import RGB
 from pathovit.settings import TissueSettings
 from pathovit.slide import Level, Slide
@@ -157,9 +158,19 @@ def read_overview(slide: Slide, mpp: float) -> tuple[RGB, Mask, Mask, XY]:
     -------
     uint8 (H, W, 3); bool (H, W) scanned; bool (H, W) unreadable; level-0 pixels per overview pixel
     """
+    picture, scanned, unread, scale, _ = read_part(slide, mpp, Box(0, 0, *slide.size))
+    return picture, scanned, unread, scale
+
+
+def read_part(slide: Slide, mpp: float, box: Box) -> tuple[RGB, Mask, Mask, XY, XY]:
+    """The same of a rectangle of level-0 pixels, as far as pixels of the overview go; last, its level-0 corner."""
     level = slide.best_level((mpp, mpp), tolerance=0.0, exact=False)
     shrink = max(1, round(mpp / max(level.mpp)))
-    shape = -(-level.size[1] // shrink), -(-level.size[0] // shrink)
+    scale = level.downsample[0] * shrink, level.downsample[1] * shrink
+    whole = -(-level.size[0] // shrink), -(-level.size[1] // shrink)
+    first = int(box.x // scale[0]), int(box.y // scale[1])
+    last = min(whole[0], ceil((box.x + box.width) / scale[0])), min(whole[1], ceil((box.y + box.height) / scale[1]))
+    shape = last[1] - first[1], last[0] - first[0]
     if shape[0] * shape[1] > MOST_OVERVIEW_PX:
         raise ResolutionError(
             slide.path,
@@ -169,11 +180,11 @@ def read_overview(slide: Slide, mpp: float) -> tuple[RGB, Mask, Mask, XY]:
     overview[:] = slide.background
     scanned = np.zeros(shape, bool)
     unread = np.zeros(shape, bool)
-    step = BAND_PX // shrink
+    step = max(1, BAND_PX // shrink)
 
     def read(corner: tuple[int, int]) -> None:
         rows, columns = (slice(at, min(at + step, side)) for at, side in zip(corner, shape, strict=True))
-        block = _read_block(slide, level, shrink, rows, columns)
+        block = _read_block(slide, level, shrink, _moved(rows, first[1]), _moved(columns, first[0]))
         if block is None:
             unread[rows, columns] = True
         else:
@@ -181,7 +192,11 @@ def read_overview(slide: Slide, mpp: float) -> tuple[RGB, Mask, Mask, XY]:
 
     with ThreadPoolExecutor(min(4, allowed_cores())) as pool:
         list(pool.map(read, itertools.product(range(0, shape[0], step), range(0, shape[1], step))))
-    return overview, scanned, unread, (level.downsample[0] * shrink, level.downsample[1] * shrink)
+    return overview, scanned, unread, scale, (first[0] * scale[0], first[1] * scale[1])
+
+
+def _moved(part: slice, by: int) -> slice:
+    return slice(part.start + by, part.stop + by)
 
 
 def _read_block(slide: Slide, level: Level, shrink: int, rows: slice, columns: slice) -> tuple[RGB, Mask] | None:
@@ -272,7 +287,7 @@ def find_glass(rgb: RGB, scanned: Mask, texture: NDArray[np.uint8]) -> tuple[NDA
 
 def _peaks(pixels: RGB, seen: int) -> list[tuple[NDArray[np.float32], float]]:
     """Colours (3,) that many of the pixels (n, 3) have, with their share of those seen; the brightest first."""
-    found = []
+    found: list[tuple[NDArray[np.float32], float]] = []
     rest = pixels
     while len(rest) >= GLASS_SHARE * seen and len(found) < MOST_PEAKS:
         brightness = rest.astype(np.uint16).sum(-1)

@@ -15,8 +15,9 @@ from rich.text import Text
 from pathovit.cli import app, options
 from pathovit.encoders.records import known_record
 from pathovit.errors import SlideError
+from pathovit.features import trial_of
 from pathovit.settings import Settings
-from pathovit.text import duration, plain, size
+from pathovit.text import duration, plain, say_left_out, size
 
 if TYPE_CHECKING:
     from pathovit.pipeline import SlideJob
@@ -64,10 +65,15 @@ def describe(job: SlideJob, settings: Settings) -> dict[str, Any]:
 
     record = known_record(settings.embed.encoder)
     try:
-        plan, slide, _ = plan_slide(job, settings, record)
+        plan, slide, grid, _ = plan_slide(job, settings, record)
         slide.close()
     except SlideError as error:
         return {"file": job.path.name, "reason": error.reason}
+    except MemoryError as error:
+        return {
+            "file": job.path.name,
+            "reason": f"it needs more memory than there is ({error}). Look whether its pixel size is true.",
+        }
     return {
         "file": job.path.name,
         "slide_id": plan.slide_id,
@@ -77,6 +83,8 @@ def describe(job: SlideJob, settings: Settings) -> dict[str, Any]:
         "mpp_source": plan.mpp_source,
         "reader": plan.reader,
         "tissue_mm2": round(plan.tissue_mm2, 3),
+        "left_out_mm2": plan.left_out_mm2,
+        "remarks": [*plan.remarks, *([trial_of(plan.tiles, grid.total)] if grid.total > plan.tiles else [])],
         "tiles": plan.tiles,
         "upsampled": plan.upsampled,
         "estimated_seconds": round(plan.tiles / TILES_PER_S.get(record.name, OTHER_TILES_PER_S), 1),
@@ -105,6 +113,9 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
         if "reason" in row:
             console.print(Text(f"{plain(row['file'])}: {plain(row['reason'])}", "red"), soft_wrap=True)
     good = [row for row in rows if "reason" not in row]
+    for row in good:
+        for said in [*row["remarks"], *([f"left out: {say_left_out(row['left_out_mm2'])}"] if row["left_out_mm2"] else [])]:
+            console.print(Text(f"{plain(row['file'])}: {plain(said)}", "yellow"), soft_wrap=True)
     seconds, stored = sum(row["estimated_seconds"] for row in good), sum(row["estimated_bytes"] for row in good)
     console.print(
         f"{len(good)} of {len(rows)} slides can be done: {sum(row['tiles'] for row in good):,} tiles, "

@@ -12,6 +12,8 @@ import typer
 
 from pathovit import RESEARCH_USE
 from pathovit.cli import app, options
+from pathovit.cli.progress import Steps
+from pathovit.device import threads_for, wait_passively
 from pathovit.errors import NoSlidesError
 from pathovit.settings import Settings, settings_from_dict
 
@@ -24,25 +26,34 @@ def predict(
     features: Features, model: ModelFolder = "reference", error_rate: options.ErrorRate = None, as_json: options.Json = False
 ) -> None:
     """Slide-level answers from stored features, as CSV on stdout; slides themselves are not needed."""
+    from pathovit.report import cell
     from pathovit.slide_model import load_model
 
+    wait_passively()
     sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
     settings = options.merge_settings(None, error_rate=error_rate)
     loaded = load_model(model)
     rows: list[dict[str, Any]] = []
     damaged: list[str] = []
+    steps, total = Steps(), len(list((features / "slides").glob("*")))
     for done, slide in options.stored_slides(features, damaged):
-        answer = loaded.predict(slide, settings.answer.error_rate)
+        steps("slides answered", len(rows), total)
+        with threads_for(len(slide.xy)):
+            answer = loaded.predict(slide, settings.answer.error_rate)
         numbers = {name: float(f"{value:.7g}") for name, value in answer.columns().items()}
         novelty = answer.to_dict()["novelty"]
-        who = {"slide_id": slide.slide_id, "patient": done["slide"]["patient"] or ""}
-        rows.append({**who, "answer": answer.answer, **numbers, "novelty": novelty, "tiles": int(slide.ok.sum())})
+        strange = f"unlike the slides the model knows (novelty {answer.novelty:.2f})" if answer.strange else ""
+        said = filter(None, [strange, slide.trial, *done["slide"]["remarks"], *loaded.remarks(slide)])
+        who = {"slide_id": slide.slide_id, "file": done["slide"]["file"], "patient": done["slide"]["patient"] or ""}
+        told = {"novelty": novelty, "tiles": int(slide.ok.sum()), "trial": slide.trial, "reason": "; ".join(said)}
+        rows.append({**who, "answer": answer.answer, **numbers, **told})
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
     elif rows:
-        writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
+        names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in told]
+        writer = csv.DictWriter(sys.stdout, [*names, *told], restval="", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({key: cell(value) for key, value in row.items()} for row in rows)
     if damaged:
         sys.exit(3)
 

@@ -73,7 +73,7 @@ def run(
         precision=precision, engine=engine, batch_tiles=batch_tiles, reader=reader, device=device, workers=workers, readers=readers,
         scheduler=scheduler, scheduler_file=scheduler_file,
     )  # fmt: skip
-    settings, folder = match_model(settings, encoder is not None, model is not None)
+    settings, folder = match_model(settings, settings.embed.encoder != REFERENCE or encoder is not None, model is not None)
     jobs = options.find_jobs(slides, mpp, manifest)
     if dry_run:
         from pathovit.cli.info import show_plan
@@ -126,7 +126,7 @@ def match_model(settings: Settings, encoder_given: bool, model_given: bool) -> t
     from pathovit.errors import SettingsError
     from pathovit.model_card import NO_EVIDENCE, read_card
 
-    if not model_given and settings.embed.encoder != REFERENCE:
+    if not model_given and settings.heatmap.model == REFERENCE and settings.embed.encoder != REFERENCE:
         sys.stderr.write(
             f"pathovit: no slide model for encoder {settings.embed.encoder!r} was given: features only. "
             "Train one with `pathovit train LABELS.csv`, then use --model.\n"
@@ -163,13 +163,14 @@ def _carry_out(jobs: Sequence[SlideJob], out: Path, settings: Settings, model: s
     from pathovit.errors import PathovitError, StorageError
     from pathovit.model_card import model_digest, read_card
     from pathovit.provenance import run_record
-    from pathovit.report import Failure, write_predictions, write_report
+    from pathovit.report import TRAIN_HINT, Failure, Twin, write_predictions, write_report
     from pathovit.store import to_json, write_atomically
 
     sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
     settings = options.weights_path(settings)
     weights_sha256 = check_weights(settings)
-    model_sha256 = model_digest(read_card(model)[1]) if model is not None else None
+    card = read_card(model)[1] if model is not None else {}
+    model_sha256 = model_digest(card) if card else None
     started, began = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.monotonic()
     record = run_record(
         command=sys.argv[1:],
@@ -178,6 +179,7 @@ def _carry_out(jobs: Sequence[SlideJob], out: Path, settings: Settings, model: s
         weights_sha256=weights_sha256,
         model=model,
         model_sha256=model_sha256,
+        demonstration=card.get("demonstration", False),
         slides=[str(job.path) for job in jobs],
     )
     write_atomically(out / "run.json", to_json({**record, "exit_code": None}))
@@ -197,7 +199,8 @@ def _carry_out(jobs: Sequence[SlideJob], out: Path, settings: Settings, model: s
         for state in states
         if state.stage == "failed"
     ]
-    write_predictions(out, failures)
+    twins = [Twin(state.job.path.name, state.plan.slide_id) for state in states if state.twin and state.plan]
+    write_predictions(out, failures, twins)
     code = stop.code or exit_code(states)
     finished = {"seconds": round(time.monotonic() - began, 1), "exit_code": code}
     outcomes = [
@@ -206,8 +209,10 @@ def _carry_out(jobs: Sequence[SlideJob], out: Path, settings: Settings, model: s
     ]
     record |= {"finished": finished, "outcomes": outcomes}
     write_atomically(out / "run.json", to_json({**record, "exit_code": code}))
-    report = write_report(out, failures, record)
+    report = write_report(out, failures, record, twins)
     _say_goodbye(states, failures, out, report, code, time.monotonic() - began)
+    if card.get("demonstration") and any(state.done for state in states):
+        sys.stderr.write(f"\n{TRAIN_HINT}\n")
     if as_json:
         typer.echo(json.dumps({"exit_code": code, "out": str(out), "slides": [_as_json(state) for state in states]}, indent=1))
     return code
@@ -230,6 +235,18 @@ def _as_json(state: SlideState) -> dict[str, Any]:
     return found
 
 
+def _said_unsure(states: Sequence[SlideState]) -> str:
+    """One sentence for all slides that got no answer, and why; nothing if all have one."""
+    answers = [state.done["prediction"] for state in states if state.done and state.done["prediction"]]
+    unsure = [answer for answer in answers if answer["answer"] == "unsure"]
+    if not unsure:
+        return ""
+    strange = sum(answer["strange"] for answer in unsure)
+    why = [f"{strange} unlike the slides the model knows"] if strange else []
+    why += [f"{len(unsure) - strange} between its classes"] if len(unsure) > strange else []
+    return f"{len(unsure)} of {len(answers)} answers are unsure: {', '.join(why)}.\n"
+
+
 def _say_goodbye(
     states: Sequence[SlideState], failures: Sequence[Failure], out: Path, report: Path, code: int, seconds: float
 ) -> None:
@@ -240,6 +257,7 @@ def _say_goodbye(
     for state in states:
         if state.internal:
             sys.stderr.write(state.reason + "\n")
+    sys.stderr.write(_said_unsure(states))
     if code in SIGNALS.values():
         sys.stderr.write("Interrupted. The same command goes on where it stopped.\n")
     sys.stderr.write(f"Report:       {report}\nPredictions:  {out / 'predictions.csv'}\nPer slide:    {out / 'slides'}\n")

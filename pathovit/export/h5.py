@@ -21,7 +21,7 @@ def write_trident(folder: Path, slide: SlideFeatures) -> Path:
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         features = file.create_dataset("features", data=slide.features[ok].astype(np.float32))
-        features.attrs.update({"name": slide.slide_id, "savetodir": "", "encoder": encoder})
+        features.attrs.update({"name": slide.slide_id, "savetodir": "", "encoder": encoder, "trial": slide.trial})
         coords = file.create_dataset("coords", data=slide.xy[ok])
         mpp = slide.attributes["mpp"]
         coords.attrs.update(

@@ -16,8 +16,8 @@ TILE_PX = 256
 SMALLEST_PX = 32  # the pyramid ends when the longer side is below twice this
 
 
-def write_ome_tiff(path: Path, heatmap: Heatmap) -> None:
-    """Write a heatmap. Its first pixel begins at the corner of the scanned bounds, where QuPath's view begins."""
+def write_ome_tiff(path: Path, heatmap: Heatmap, trial: str = "") -> None:
+    """Write a heatmap; `trial` says so if it is one. Its first pixel begins at the corner of the scanned bounds, where QuPath's view begins."""
     import tifffile
 
     names = [*heatmap.names, "unread"]
@@ -29,7 +29,7 @@ def write_ome_tiff(path: Path, heatmap: Heatmap) -> None:
     metadata = {
         "axes": "CYX",
         "Name": "pathovit heatmap",
-        "Description": f"{RESEARCH_USE} Level-0 origin {heatmap.origin}, cell {heatmap.cell_l0} level-0 pixels.",
+        "Description": f"{RESEARCH_USE} {trial and f'This is {trial}. '}Level-0 origin {heatmap.origin}, cell {heatmap.cell_l0} level-0 pixels.",
         "PhysicalSizeX": width_um,
         "PhysicalSizeXUnit": "µm",
         "PhysicalSizeY": height_um,

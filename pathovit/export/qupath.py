@@ -62,7 +62,12 @@ def write_geojson(
         numbers = {"Mean score": float(np.mean(inside)), "Highest score": max(inside), "Area mm^2": area}
         features.append(_feature(slide.slide_id, region, "annotation", name, HOT_COLOUR, numbers))
         regions += 1
-    collection = {"type": "FeatureCollection", "pathovit": RESEARCH_USE, "features": features}
+    collection = {
+        "type": "FeatureCollection",
+        "pathovit": RESEARCH_USE,
+        **({"trial": slide.trial} if slide.trial else {}),
+        "features": features,
+    }
     write_atomically(path, to_json(collection))
     return regions
 
