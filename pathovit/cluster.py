@@ -1,16 +1,14 @@
-"""Many slides over many workers: steps, retries, progress. The one door to Dask.
+"""Many slides over many workers: steps, retries, progress.
 
 A worker has three slots: two parts of slides are embedded at a time, so that the device finds the next part read when
 one ends, and beside them a slide is planned or finished. When a worker dies, every step it was at is under suspicion
-and is tried again with the whole worker to itself; the one that kills it again fails alone, and the others go on.
-Everything listens on the loopback interface, behind TLS.
+and is tried again with the whole worker to itself; the one that kills it again fails alone, and the others go on. No step
+is suspect where the worker was killed from outside: by the system's guard of its memory, or by a person.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import threading
 import time
 import traceback
@@ -22,9 +20,11 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pathovit.dask_cluster import SLOTS, death_of, open_client, slots_of
 from pathovit.device import give_back_memory, keep_freed_memory, worker_cores
 from pathovit.errors import PathovitError, SettingsError, SlideError, StorageError
 from pathovit.pipeline import SlideJob, SlidePlan, batch_tiles, embed_part, finish_slide, make_embedder, start_slide
+from pathovit.preflight import check_kind
 from pathovit.settings import Settings
 from pathovit.watchdog import Watchdog
 
@@ -33,15 +33,8 @@ if TYPE_CHECKING:
 
 TOPIC = "pathovit-progress"
 REPORT_EVERY_S = 0.5
-SLOTS = {"embed": 2, "other": 1}  # Dask resources of a worker: steps of each sort at a time
 STEP_READS = 15  # a step that reads a whole slide may take as long as so many tiles
-QUIET = {  # no chatter, no web routes; a worker near its limit goes on (its nanny ends it at 95 %), for a paused one never wakes
-    "DASK_LOGGING__DISTRIBUTED": "error",
-    "DASK_DISTRIBUTED__WORKER__HTTP__ROUTES": "[]",
-    "DASK_DISTRIBUTED__WORKER__MEMORY__SPILL": "False",
-    "DASK_DISTRIBUTED__WORKER__MEMORY__TARGET": "False",
-    "DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE": "False",
-}
+MOST_KILLS = 5  # of workers that a slide's steps were at, from outside and one after the other, before it is given up
 
 
 @dataclass(frozen=True)
@@ -76,6 +69,7 @@ class SlideState:
     plan: SlidePlan | None = None
     parts_left: deque[int] = field(default_factory=deque)
     suspects: list[Step] = field(default_factory=list)  # steps that were running when their worker died
+    kills: set[str] = field(default_factory=set)  # workers that were killed from outside at its steps, since one ended well
     began: float = 0.0  # when its first part was handed out
     spans: list[Span] = field(default_factory=list)  # when a device was at work for it
     parts_running: int = 0
@@ -99,6 +93,7 @@ class SlideState:
 
 
 Listener = Callable[[SlideState], None]
+Say = Callable[[str], None]
 
 
 # Steps, as they run inside a worker ------------------------------------------------------------------------------
@@ -196,6 +191,10 @@ def _guarded(step: Callable[..., Any], *arguments: Any) -> tuple[str, Any]:
         return "ok", step(*arguments)
     except PathovitError as error:
         return "error", error
+    except MemoryError as error:
+        return "error", SlideError(
+            Path("slide"), f"it needs more memory than there is ({error}). Look whether its pixel size is true."
+        )
     except Exception as error:  # a fault of ours: this slide fails with it, and the exit code says so
         return "fault", f"internal error: {error!r}\n{traceback.format_exc()}"
 
@@ -203,105 +202,41 @@ def _guarded(step: Callable[..., Any], *arguments: Any) -> tuple[str, Any]:
 # The scheduler's side --------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def open_client(settings: Settings) -> Iterator[Any]:
-    """A Dask client with at least one worker: our own cluster on this machine, or a running one."""
-    os.environ.update(QUIET)  # before Dask is imported, and inherited by the workers
-    import dask
-    from distributed import Client
-
-    run = settings.run
-    dask.config.set({"distributed.scheduler.allowed-failures": 0, "distributed.scheduler.http.routes": []})
-    # Of several arenas only the first can hold large tensors, and the encoder's thread must not be given another.
-    dask.config.set({"distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1})
-    if run.scheduler or run.scheduler_file:
-        options = {"scheduler_file": run.scheduler_file} if run.scheduler_file else {"address": run.scheduler}
-        try:
-            remote = Client(**options, timeout="30s")
-            remote.wait_for_workers(1, timeout=300)
-        except (OSError, TimeoutError) as error:
-            raise SettingsError(f"The Dask scheduler {run.scheduler or run.scheduler_file} does not answer ({error}).") from error
-        with remote:
-            if not any(slots.total() for slots in _slots(remote).values()):
-                raise SettingsError(
-                    f"The workers of {run.scheduler or run.scheduler_file} have no slots for our steps. "
-                    f'Start them with: dask worker --nthreads {sum(SLOTS.values())} --resources "{_said(SLOTS)}"'
-                )
-            yield remote
-        return
-    with (
-        _local_cluster(run.workers, run.device if settings.embed.engine == "torch" else "cpu") as (cluster, workers),
-        Client(cluster) as client,
-    ):
-        client.wait_for_workers(workers, timeout=300)
-        yield client
-
-
-@contextmanager
-def _local_cluster(wanted: int | None, device: str) -> Iterator[tuple[Any, int]]:
-    """Worker processes on this machine: one per GPU, or one."""
-    from distributed import Nanny, Scheduler, SpecCluster
-    from distributed.security import Security
-    from distributed.system import MEMORY_LIMIT
-
-    gpus = _visible_gpus() if device in ("auto", "cuda") else []
-    workers = wanted or max(1, len(gpus))
-    security = Security.temporary()
-    listen = {"security": security, "host": "127.0.0.1", "protocol": "tls://", "dashboard": False}
-    specs: dict[int, dict[str, Any]] = {}
-    for index in range(workers):
-        environment = {"PATHOVIT_WORKERS": str(workers)}
-        if gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
-        specs[index] = {
-            "cls": Nanny,
-            "options": {
-                **listen,
-                "nthreads": sum(SLOTS.values()),
-                "resources": SLOTS,
-                "env": environment,
-                "dashboard_address": "127.0.0.1:0",
-                "memory_limit": MEMORY_LIMIT // workers,
-            },
-        }
-    scheduler = {"cls": Scheduler, "options": {**listen, "port": 0, "dashboard_address": "127.0.0.1:0"}}
-    with SpecCluster(workers=specs, scheduler=scheduler, security=security, silence_logs=50) as cluster:
-        yield cluster, workers
-
-
-def _said(slots: dict[str, int]) -> str:
-    """As `dask worker --resources` takes them."""
-    return " ".join(f"{name}={count}" for name, count in slots.items())
-
-
-def _visible_gpus() -> list[str]:
-    """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES takes them."""
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if listed is not None:
-        return [name for name in listed.split(",") if name.strip()]
-    if shutil.which("nvidia-smi") is None:
-        return []  # asking torch would cost this process seconds, and hundreds of megabytes
-    found = subprocess.run(["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True)
-    return found.stdout.split() if found.returncode == 0 else []
-
-
-def run_slides(jobs: Sequence[SlideJob], work: Work, changed: Listener, stop: threading.Event) -> list[SlideState]:
+def run_slides(
+    jobs: Sequence[SlideJob], work: Work, changed: Listener, stop: threading.Event, say: Say = lambda text: None
+) -> list[SlideState]:
     """Carry all slides through their steps; a slide that fails becomes a row, the others go on.
 
     Parameters
     ----------
     changed : called with a slide's state whenever it changes
     stop : when set, no more steps are handed out and the function returns
+    say : called with a sentence on what happens to workers
 
     Raises
     ------
     SettingsError, StorageError : what no slide can get past
     """
     states = [SlideState(index, job) for index, job in enumerate(jobs)]
-    with open_client(work.settings) as client:
-        client.subscribe_topic(TOPIC, lambda event: _note_progress(states, event[1], changed))
-        _drive(client, states, work, changed, stop)
+    refuse_at_sight(states, changed)
+    if all(state.over for state in states):
+        return states
+    with open_client(work.settings, stop) as client:
+        if client is not None:
+            say("workers are ready; the first loads the encoder")
+            client.subscribe_topic(TOPIC, lambda event: _note_progress(states, event[1], changed))
+            _drive(client, states, work, changed, stop, say)
     return states
+
+
+def refuse_at_sight(states: Sequence[SlideState], changed: Listener) -> None:
+    """Fail what is no slide by its look, before workers are started for it."""
+    for state in states:
+        try:
+            check_kind(state.job.path)
+        except SlideError as error:
+            state.stage, state.reason = "failed", error.reason
+            changed(state)
 
 
 def _note_progress(states: list[SlideState], message: dict[str, int], changed: Listener) -> None:
@@ -311,13 +246,13 @@ def _note_progress(states: list[SlideState], message: dict[str, int], changed: L
         changed(state)
 
 
-def _drive(client: Any, states: list[SlideState], work: Work, changed: Listener, stop: threading.Event) -> None:
+def _drive(client: Any, states: list[SlideState], work: Work, changed: Listener, stop: threading.Event, say: Say) -> None:
     from distributed import as_completed
 
     running: dict[Any, tuple[SlideState, Step, str | None]] = {}
     queue = as_completed()
     while not stop.is_set():
-        slots = _slots(client)
+        slots = {at: Counter(count) for at, count in slots_of(client).items()}
         while (found := _next_step(states, work, Free(slots, ((at, step) for _, step, at in running.values())))) is not None:
             state, step, worker = found
             future = client.submit(
@@ -336,14 +271,8 @@ def _drive(client: Any, states: list[SlideState], work: Work, changed: Listener,
             return
         future = next(queue)
         state, step, _ = running.pop(future)
-        _advance(state, step, future, states, work)
+        _advance(state, step, future, states, work, say)
         changed(state)
-
-
-def _slots(client: Any) -> dict[str, Counter[str]]:
-    """Slots of every worker there is now: nodes of a cluster come and go."""
-    workers = client.scheduler_info(n_workers=-1)["workers"]
-    return {at: Counter({name: int(worker["resources"].get(name, 0)) for name in SLOTS}) for at, worker in workers.items()}
 
 
 class Free:
@@ -399,19 +328,16 @@ def _next_step(states: list[SlideState], work: Work, free: Free) -> tuple[SlideS
     return None
 
 
-def _advance(state: SlideState, step: Step, future: Any, states: list[SlideState], work: Work) -> None:
+def _advance(state: SlideState, step: Step, future: Any, states: list[SlideState], work: Work, say: Say) -> None:
     """Take a step's result into the slide's state."""
     from distributed import CancelledError, KilledWorker
 
     try:
         kind, value = future.result()
-    except KilledWorker:
-        if step.slots != SLOTS:  # it was not alone: another step may have done it
-            if not state.over:
-                state.suspects.append(step)
+    except KilledWorker as error:
+        kind, value = _judge_death(state, step, error.last_worker.address, say)
+        if kind == "again":
             return
-        reason = "reading it crashed, hung or ran out of memory twice. The file may be damaged; copy or export it again."
-        kind, value = "error", SlideError(state.job.path, reason)
     except CancelledError as error:
         kind, value = "fault", f"internal error: {error!r}"
     if state.over:  # another part of it has failed
@@ -427,7 +353,44 @@ def _advance(state: SlideState, step: Step, future: Any, states: list[SlideState
     state.suspects.clear()
 
 
+def _judge_death(state: SlideState, step: Step, worker: str, say: Say) -> tuple[str, Any]:
+    """What to make of a worker's death: the step is done again, alone if it may be guilty, or the slide fails."""
+    death = death_of(worker)
+    if worker not in _told_deaths:
+        _told_deaths.add(worker)
+        say(
+            f"{death.cause.replace('its worker', 'a worker').replace('reading it', f'reading {state.job.path.name}')}; it is replaced"
+        )
+    if state.over:
+        return "again", None
+    if not death.slide:
+        state.kills.add(worker)
+        if len(state.kills) < MOST_KILLS:
+            _hand_out_again(state, step)
+            return "again", None
+        reason = f"{death.cause} {len(state.kills)} times. Look at the machine's memory; the slide may be sound."
+    elif step.slots != SLOTS:  # it was not alone: another step may have done it
+        state.suspects.append(step)
+        return "again", None
+    else:
+        reason = f"{death.cause}, twice. The file may be damaged; copy or export it again."
+    return "error", SlideError(state.job.path, reason)
+
+
+_told_deaths: set[str] = set()
+
+
+def _hand_out_again(state: SlideState, step: Step) -> None:
+    """As if the step had not been begun."""
+    if step.name == "embed":
+        state.parts_running -= 1
+        state.parts_left.appendleft(step.arguments[1])
+    else:
+        state.stage = {"start": "waiting", "finish": "embedding"}[step.name]
+
+
 def _proceed(state: SlideState, step: str, value: Any, states: list[SlideState], work: Work) -> None:
+    state.kills.clear()
     if step == "start":
         state.plan = value
         twin = next(

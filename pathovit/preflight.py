@@ -126,31 +126,40 @@ def dicom_series(path: Path) -> str:
     return match.group(1).decode("ascii") if match else ""
 
 
+def check_kind(path: Path) -> None:
+    """Refuse what is no slide at first sight.
+
+    Raises
+    ------
+    SlideOpenError : missing, not a regular file, unreadable, empty, or a file of another kind by its name
+    """
+    with slide_errors(path):
+        if not path.exists():
+            raise SlideOpenError(path, "there is no such file. Check the path; a link may point nowhere.")
+        found = tried_again(path.stat)
+        if stat.S_ISDIR(found.st_mode):
+            raise SlideOpenError(path, "this is a folder. Give a slide file.")
+        if not stat.S_ISREG(found.st_mode):
+            raise SlideOpenError(path, "not a regular file (a pipe, socket or device). Give a slide file.")
+        if kind := NOT_SLIDES.get(path.suffix.lower()):
+            raise SlideOpenError(path, f"this is {kind}")
+    if found.st_size == 0:
+        raise SlideOpenError(path, "the file is empty (0 bytes). Copy it again from its source.")
+
+
 def check_file(path: Path) -> None:
     """Refuse what must not reach a decoder.
 
     Raises
     ------
-    SlideOpenError : missing, not a regular file, unreadable, empty, truncated, or of absurd dimensions
+    SlideOpenError : as `check_kind`, or truncated, or of absurd dimensions
     """
+    check_kind(path)
     with slide_errors(path):
-        if not path.exists():
-            raise SlideOpenError(path, "there is no such file. Check the path; a link may point nowhere.")
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise SlideOpenError(path, "this is a folder. Give a slide file.")
-        if not stat.S_ISREG(mode):
-            raise SlideOpenError(path, "not a regular file (a pipe, socket or device). Give a slide file.")
-        if kind := NOT_SLIDES.get(path.suffix.lower()):
-            raise SlideOpenError(path, f"this is {kind}")
         with open_patiently(path) as file:
             head = file.read(4)
-        size = path.stat().st_size
-    if size == 0:
-        raise SlideOpenError(path, "the file is empty (0 bytes). Copy it again from its source.")
-    if head in TIFF_HEADS:
-        with slide_errors(path):
-            _check_tiff(path, size)
+        if head in TIFF_HEADS:
+            _check_tiff(path, path.stat().st_size)
 
 
 def _check_tiff(path: Path, file_bytes: int) -> None:

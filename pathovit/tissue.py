@@ -210,16 +210,16 @@ def _read_block(slide: Slide, level: Level, shrink: int, rows: slice, columns: s
         inside = min(width * factor, candidate.size[0] - x), min(height * factor, candidate.size[1] - y)
         rgb = np.empty((height * factor, width * factor, 3), np.uint8)
         rgb[:] = slide.background
-        seen = np.ones(rgb.shape[:2], bool)
         try:
             with nullcontext() if candidate is level else SHARPER:
                 part, scanned = slide.read_scanned(candidate, x, y, *inside)
         except TileReadError:
             continue
         rgb[: inside[1], : inside[0]] = part
-        if scanned is not None:
-            seen[: inside[1], : inside[0]] = scanned
         small = np.asarray(cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+        if scanned is None:
+            return small, np.ones((height, width), bool)
+        seen = np.pad(scanned, ((0, rgb.shape[0] - inside[1]), (0, rgb.shape[1] - inside[0])), "edge")
         return small, cv2.resize(seen.view(np.uint8) * 255, (width, height), interpolation=cv2.INTER_AREA) > 127
     return None
 

@@ -7,6 +7,8 @@ import sys
 import threading
 import time
 
+TOOK_TOO_LONG = 75  # exit code of a worker that ends itself
+
 
 class Watchdog:
     """Ends this process if something takes too long: a hanging decoder cannot be interrupted otherwise.
@@ -27,7 +29,7 @@ class Watchdog:
             if any(now - started > self.timeout_s for started in tuple(self._started.values())):
                 sys.stderr.write(f"pathovit: reading took longer than {self.timeout_s:g} s; this worker ends itself.\n")
                 sys.stderr.flush()
-                os._exit(75)
+                os._exit(TOOK_TOO_LONG)
 
     def __enter__(self) -> None:
         self._started[threading.get_ident()] = time.monotonic()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pathovit.cluster import SlideState
 
 LINE_EVERY_S = 60.0
+FIRST_LINES_S = 10.0  # until a slide is done, lines come sooner
 STEP_EVERY_S = 5.0  # lines of a step that is counted
 ROWS = 14  # slides shown at a time
 STYLES = {"done": "green", "failed": "red", "degraded": "yellow"}
@@ -50,6 +52,7 @@ class Progress:
         self._told: set[int] = set()
         self._last_line = time.monotonic()
         self._lock = threading.Lock()
+        self._over = threading.Event()
         self._embedded_since: float | None = None
         self._live = (
             Live(console=self.console, refresh_per_second=4, get_renderable=self._table) if self.console.is_terminal else None
@@ -60,9 +63,18 @@ class Progress:
             self._live.__enter__()
         else:
             self._say(f"{self.total} slide{'s' if self.total != 1 else ''}; starting workers")
+            threading.Thread(target=self._tick, daemon=True, name="progress").start()
         return self
 
+    def _tick(self) -> None:
+        """A line now and then, also while nothing changes."""
+        while not self._over.wait(1.0):
+            with self._lock:
+                if time.monotonic() - self._last_line > (LINE_EVERY_S if self._told else FIRST_LINES_S):
+                    self._say(self._summary())
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._over.set()
         if self._live:
             self._live.__exit__(kind, error, trace)
 
@@ -76,8 +88,14 @@ class Progress:
             if state.over and state.index not in self._told:
                 self._told.add(state.index)
                 self._say(f"[{len(self._told)}/{self.total}] {plain(state.job.path.name)}: {outcome(state)}")
-            elif time.monotonic() - self._last_line > LINE_EVERY_S:
-                self._say(self._summary())
+
+    def say(self, text: str) -> None:
+        """A sentence beside the table."""
+        if self._live:
+            self.console.print(Text(plain(text)))
+        else:
+            with self._lock:
+                self._say(plain(text))
 
     def _say(self, line: str) -> None:
         self._last_line = time.monotonic()
@@ -87,6 +105,8 @@ class Progress:
     def _summary(self) -> str:
         states = list(self._states.values())
         over = sum(state.over for state in states)
+        busy = Counter(state.stage for state in states if not state.over and state.stage != "waiting")
+        doing = "".join(f", {count} {stage}" for stage, count in busy.items())
         tiles = sum(state.tiles_done for state in states if not state.skipped)
         rate = tiles / max(time.monotonic() - self._embedded_since, 1e-3) if self._embedded_since else 0.0
         left = sum(state.plan.tiles - state.tiles_done for state in states if state.plan and not state.over)
@@ -94,7 +114,7 @@ class Progress:
         planned = [state.plan.tiles for state in states if state.plan]
         left += int(unplanned * sum(planned) / len(planned)) if planned else 0
         eta = f", about {duration(left / rate)} left" if rate > 0 and over < self.total else ""
-        return f"{over} of {self.total} slides, {tiles:,} tiles, {rate:.0f} tiles/s{eta}"
+        return f"{over} of {self.total} slides{doing}, {tiles:,} tiles, {rate:.0f} tiles/s{eta}"
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False, caption=self._summary(), caption_justify="left")

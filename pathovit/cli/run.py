@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -153,7 +154,10 @@ def carry_out(jobs: Sequence[SlideJob], out: Path, settings: Settings, model: st
     from pathovit.lease import lease
 
     with lease(out):
-        return _carry_out(jobs, out, settings, model, overwrite, as_json)
+        code = _carry_out(jobs, out, settings, model, overwrite, as_json)
+        if code in SIGNALS.values():
+            leave(code)
+        return code
 
 
 def _carry_out(jobs: Sequence[SlideJob], out: Path, settings: Settings, model: str | None, overwrite: bool, as_json: bool) -> int:
@@ -186,7 +190,7 @@ def _carry_out(jobs: Sequence[SlideJob], out: Path, settings: Settings, model: s
     work = Work(out.resolve(), settings, weights_sha256, model, model_sha256, overwrite)
     try:
         with stoppable() as stop, Progress(len(jobs)) as progress:
-            states = run_slides(jobs, work, progress.changed, stop.event)
+            states = run_slides(jobs, work, progress.changed, stop.event, progress.say)
     except StorageError:
         raise  # nothing can be written there
     except PathovitError as error:
@@ -263,6 +267,13 @@ def _say_goodbye(
     sys.stderr.write(f"Report:       {report}\nPredictions:  {out / 'predictions.csv'}\nPer slide:    {out / 'slides'}\n")
 
 
+def leave(code: int) -> NoReturn:
+    """End at once, without closing what was interrupted in order: on a busy machine that takes long, and complains."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 class Stop:
     """Set by a signal; a second signal ends the process at once."""
 
@@ -272,7 +283,7 @@ class Stop:
 
     def __call__(self, number: int, frame: object) -> None:
         if self.event.is_set():
-            raise SystemExit(SIGNALS[signal.Signals(number)])
+            leave(SIGNALS[signal.Signals(number)])
         self.code = SIGNALS[signal.Signals(number)]
         self.event.set()
         sys.stderr.write("\npathovit: stopping; what is stored stays.\n")
