@@ -20,7 +20,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pathovit.dask_cluster import SLOTS, death_of, open_client, slots_of
+from pathovit.dask_cluster import SLOTS, Death, death_of, open_client, slots_of
 from pathovit.device import give_back_memory, keep_freed_memory, worker_cores
 from pathovit.errors import PathovitError, SettingsError, SlideError, StorageError
 from pathovit.pipeline import SlideJob, SlidePlan, batch_tiles, embed_part, finish_slide, make_embedder, start_slide
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 TOPIC = "pathovit-progress"
 REPORT_EVERY_S = 0.5
+RESULT_S = 2.0  # to fetch a result of a few bytes, before it is looked whether its worker is still there
 STEP_READS = 15  # a step that reads a whole slide may take as long as so many tiles
 MOST_KILLS = 5  # of workers that a slide's steps were at, from outside and one after the other, before it is given up
 
@@ -270,8 +271,8 @@ def _drive(client: Any, states: list[SlideState], work: Work, changed: Listener,
             client.cancel(list(running), force=True)
             return
         future = next(queue)
-        state, step, _ = running.pop(future)
-        _advance(state, step, future, states, work, say)
+        state, step, worker = running.pop(future)
+        _advance(client, state, step, worker, future, states, work, say)
         changed(state)
 
 
@@ -328,12 +329,33 @@ def _next_step(states: list[SlideState], work: Work, free: Free) -> tuple[SlideS
     return None
 
 
-def _advance(state: SlideState, step: Step, future: Any, states: list[SlideState], work: Work, say: Say) -> None:
+class _ResultLost(Exception):
+    """The worker died after a step had ended, and before its result was fetched."""
+
+
+def _result(client: Any, future: Any, worker: str | None) -> Any:
+    while True:
+        try:
+            return future.result(timeout=RESULT_S)
+        except TimeoutError:
+            if worker not in slots_of(client):
+                future.cancel(force=True)
+                raise _ResultLost from None
+
+
+def _advance(
+    client: Any, state: SlideState, step: Step, worker: str | None, future: Any, states: list[SlideState], work: Work, say: Say
+) -> None:
     """Take a step's result into the slide's state."""
     from distributed import CancelledError, KilledWorker
 
     try:
-        kind, value = future.result()
+        kind, value = _result(client, future, worker)
+    except _ResultLost:
+        if worker:
+            _tell_of(worker, state, say)
+        _hand_out_again(state, step)  # what it did lies on disk, and is recognised
+        return
     except KilledWorker as error:
         kind, value = _judge_death(state, step, error.last_worker.address, say)
         if kind == "again":
@@ -380,8 +402,20 @@ def _judge_death(state: SlideState, step: Step, worker: str, say: Say) -> tuple[
 _told_deaths: set[str] = set()
 
 
+def _tell_of(worker: str, state: SlideState, say: Say) -> Death:
+    """What a worker died of, said once."""
+    death = death_of(worker)
+    if worker not in _told_deaths:
+        _told_deaths.add(worker)
+        cause = death.cause.replace("its worker", "a worker").replace("reading it", f"reading {state.job.path.name}")
+        say(f"{cause}; the worker is replaced")
+    return death
+
+
 def _hand_out_again(state: SlideState, step: Step) -> None:
     """As if the step had not been begun."""
+    if state.over:
+        return
     if step.name == "embed":
         state.parts_running -= 1
         state.parts_left.appendleft(step.arguments[1])

@@ -7,6 +7,7 @@ its workers die of is kept, so that a slide is not blamed for what was done to i
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import shutil
 import signal
@@ -83,6 +84,7 @@ def open_client(settings: Settings, stop: threading.Event) -> Iterator[Any | Non
             yield client
         return
     _leave_lost_folder()
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of tasks that wait for a worker that is gone
     with own_configuration(), ExitStack() as stack:
         device = run.device if settings.embed.engine == "torch" else "cpu"
         started = _Background(lambda: stack.enter_context(_local_cluster(run.workers, device)))

@@ -24,6 +24,7 @@ from pathovit.device import worker_cores
 from pathovit.encoders.records import EncoderRecord
 from pathovit.errors import SettingsError, StoreError
 from pathovit.features import Verdict, differing
+from pathovit.files import tried_again
 from pathovit.geometry import XY
 from pathovit.preflight import FileState, check_file, content_sha256, file_state, require_unchanged, slide_id
 from pathovit.provenance import STEP_VERSIONS, versions
@@ -395,11 +396,22 @@ def _write_done(folder: Path, done: dict[str, Any], roots: list[Path]) -> None:
 
 
 def read_done(folder: Path) -> dict[str, Any] | None:
-    """slide.json of a slide folder; None if there is none, or it is damaged. Its finish_recipe is None until all is drawn."""
+    """slide.json of a slide folder; None if there is none, or it is damaged, or speaks of another folder.
+
+    Its finish_recipe is None until all is drawn.
+    """
     try:
-        return dict(json.loads((folder / DONE).read_bytes()))
+        done = dict(json.loads(tried_again((folder / DONE).read_bytes)))
     except (OSError, ValueError):
         return None
+    return done if is_of(folder, done) else None
+
+
+def is_of(folder: Path, done: dict[str, Any]) -> bool:
+    """Whether a record speaks of its own folder alone: a folder from elsewhere must not lead us out of it."""
+    named = [*done.get("products", {}), *(tile.get("file", "") for tile in done.get("top_tiles", []))]
+    inside = all(not Path(name).is_absolute() and ".." not in Path(name).parts for name in named)
+    return inside and done.get("slide", {}).get("slide_id", folder.name) == folder.name
 
 
 def products_exist(folder: Path, done: dict[str, Any]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import json
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pathovit import RESEARCH_USE, __version__
-from pathovit.pipeline import read_done, superseded
+from pathovit.pipeline import DONE, is_of, read_done, superseded
 from pathovit.store import write_atomically
 from pathovit.text import plain, say_left_out
 
@@ -41,9 +42,27 @@ class Twin:
     slide_id: str
 
 
+def slide_folders(out: Path) -> list[Path]:
+    """The folders of the slides of an output folder."""
+    return sorted(folder for folder in (out / "slides").glob("*") if folder.is_dir() and not folder.is_symlink())
+
+
+def refused_records(out: Path) -> list[str]:
+    """Names of slide folders whose record leads out of them: what somebody else wrote, and is not read."""
+    found = []
+    for folder in slide_folders(out):
+        try:
+            done = json.loads((folder / DONE).read_bytes())
+        except (OSError, ValueError):
+            continue
+        if not is_of(folder, done):
+            found.append(folder.name)
+    return found
+
+
 def done_slides(out: Path) -> list[dict[str, Any]]:
     """slide.json of every finished slide of a folder, in order of id."""
-    found = (read_done(folder) for folder in sorted((out / "slides").glob("*")) if folder.is_dir())
+    found = (read_done(folder) for folder in slide_folders(out))
     return [done for done in found if done is not None and done["finish_recipe"] is not None]
 
 

@@ -11,7 +11,7 @@ import difflib
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from pathovit.errors import SettingsError
 
@@ -177,11 +177,25 @@ def settings_from_dict(tables: dict[str, Any], origin: str) -> Settings:
             raise SettingsError(f"{origin}: [{name}] must be a table.")
         known = {f.name for f in dataclasses.fields(record)}  # type: ignore[arg-type]  # a dataclass type, by construction
         _refuse_unknown(set(values), known, f"{origin}, [{name}]", "setting")
-        try:
-            made[name] = record(**values)
-        except TypeError as error:
-            raise SettingsError(f"{origin}, [{name}]: a value has the wrong type ({error}).") from error
+        hints = get_type_hints(record)
+        made[name] = record(**{key: _typed(value, hints[key], f"{origin}, [{name}] {key}") for key, value in values.items()})
     return Settings(**made)
+
+
+def _typed(value: Any, hint: Any, origin: str) -> Any:
+    """The value, if it is of one of the types of a hint (`int | None`); a whole number serves as any number."""
+    kinds = get_args(hint) or (hint,)
+    if type(value) in kinds:
+        return value
+    if float in kinds and type(value) is int:
+        return float(value)
+    if value is None and type(None) in kinds:
+        return None
+    said = " or ".join(NAMES[kind] for kind in kinds if kind in NAMES)
+    raise SettingsError(f"{origin} is {value!r}, expected {said}.")
+
+
+NAMES = {int: "a whole number", float: "a number", str: "a text in quotes", bool: "true or false"}
 
 
 def _refuse_unknown(given: set[str], known: set[str], origin: str, kind: str) -> None:

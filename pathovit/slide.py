@@ -223,7 +223,8 @@ def _open_source(path: Path) -> tuple[PixelSource, str, dict[str, str]]:
     except SlideOpenError:
         if path.suffix.lower() not in (".tif", ".tiff"):
             raise
-        return FlatSource(path), FLAT, {}
+        flat = FlatSource(path)
+        return flat, FLAT, flat.properties
     return source, source.properties.get("openslide.vendor", "unknown"), source.properties
 
 

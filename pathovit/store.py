@@ -29,9 +29,11 @@ from zarr.codecs import ZstdCodec
 
 from pathovit.errors import SettingsError, StorageError, StoreError
 from pathovit.features import SlideFeatures, Verdict
+from pathovit.files import open_patiently, tried_again
 from pathovit.tiling import TileGrid
 
 ARRAYS = ("features", "xy", "coverage", "verdict")
+CODECS = {"bytes", "zstd"}  # of our own stores
 TISSUE_CHUNK = (1024, 1024)
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
@@ -86,7 +88,7 @@ def _fsync(path: Path) -> None:
 
 
 def file_digest(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_patiently(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -157,14 +159,36 @@ class FeatureStore:
             temporary.rename(self.zarr_path)
             _fsync(self.folder)
 
+    def _refuse_foreign(self) -> None:
+        """Look at a store before a byte of it is decoded: a codec of an older format can run code of its writer's choice."""
+        for about in [self.zarr_path / "zarr.json", *(self.zarr_path / name / "zarr.json" for name in (*ARRAYS, "tissue"))]:
+            if not about.is_file():
+                continue
+            try:
+                found = json.loads(tried_again(about.read_bytes))
+                codecs = {codec["name"] for codec in found.get("codecs", [])}
+                known = found["zarr_format"] == 3 and codecs <= CODECS
+            except (ValueError, KeyError, TypeError):
+                known = False
+            if not known:
+                raise StoreError(
+                    self.path, f"{self.zarr_path} was not written by pathovit, and is not read. Embed the slide again."
+                )
+        for older in (".zgroup", ".zarray", ".zattrs", ".zmetadata"):
+            if next(self.zarr_path.rglob(older), None):
+                raise StoreError(
+                    self.path, f"{self.zarr_path} holds a store of Zarr 2, which is not read. Embed the slide again."
+                )
+
     def _group(self, mode: str) -> zarr.Group:
+        self._refuse_foreign()
         try:
-            return zarr.open_group(self.zarr_path, mode=mode)
+            return tried_again(lambda: zarr.open_group(self.zarr_path, mode=mode))
         except (OSError, ValueError, KeyError) as error:
             raise StoreError(self.path, f"{self.zarr_path} is damaged ({error}). Run again with --overwrite.") from error
 
     def _array(self, group: zarr.Group, name: str) -> zarr.Array[Any]:
-        array = group.get(name)
+        array = tried_again(lambda: group.get(name))
         if not isinstance(array, zarr.Array):
             raise StoreError(self.path, f"{self.zarr_path} is damaged (its {name} are missing). Run again with --overwrite.")
         return array
@@ -179,11 +203,11 @@ class FeatureStore:
 
     def grid_xy(self) -> NDArray[np.int64]:
         self._check_chunks(("xy",))
-        return np.asarray(self._array(self._group("r"), "xy")[:], np.int64)
+        return tried_again(lambda: np.asarray(self._array(self._group("r"), "xy")[:], np.int64))
 
     def tissue(self) -> NDArray[np.uint8]:
         """(H, W) what every pixel of the overview is: numbers of `tissue.KINDS`. Raises StoreError if it was not kept."""
-        return np.asarray(self._array(self._group("r"), "tissue")[:], np.uint8)
+        return tried_again(lambda: np.asarray(self._array(self._group("r"), "tissue")[:], np.uint8))
 
     def chunk_files(self, chunk: int) -> list[Path]:
         """Files of one chunk that embedding writes."""
@@ -192,12 +216,7 @@ class FeatureStore:
     def write_chunk(self, chunk: int, features: NDArray[np.float16], verdict: NDArray[np.uint8]) -> None:
         """Commit one chunk: features (n, D) and verdicts (n,)."""
         with storage_errors(self.zarr_path):
-            group = self._group("r+")
-            size = self._array(group, "features").chunks[0]
-            rows = slice(chunk * size, chunk * size + len(features))
-            with _every_chunk():
-                self._array(group, "features")[rows] = features
-                self._array(group, "verdict")[rows] = verdict
+            tried_again(lambda: self._put(chunk, features, verdict))
             files = self.chunk_files(chunk)
             for file in files:
                 _fsync(file)
@@ -206,11 +225,19 @@ class FeatureStore:
             self._journal.mkdir(exist_ok=True)
             write_atomically(self._journal / f"{chunk:06d}.json", line.encode())
 
+    def _put(self, chunk: int, features: NDArray[np.float16], verdict: NDArray[np.uint8]) -> None:
+        group = zarr.open_group(self.zarr_path, mode="r+")
+        size = self._array(group, "features").chunks[0]
+        rows = slice(chunk * size, chunk * size + len(features))
+        with _every_chunk():
+            self._array(group, "features")[rows] = features
+            self._array(group, "verdict")[rows] = verdict
+
     def committed(self) -> set[int]:
         """Chunks that are vouched for by the journal and whose files still have the digests written there."""
         done = set()
         for entry in sorted(self._journal.glob("[0-9]*.json")) if self._journal.is_dir() else []:
-            line = json.loads(entry.read_bytes())
+            line = json.loads(tried_again(entry.read_bytes))
             files = self.chunk_files(line["chunk"])
             if all(file.is_file() for file in files) and [file_digest(file) for file in files] == line["sha256"]:
                 done.add(int(line["chunk"]))
@@ -232,7 +259,7 @@ class FeatureStore:
         group = self._group("r")
         self._check_chunks(ARRAYS)
         try:
-            arrays = {name: np.asarray(self._array(group, name)[:]) for name in ARRAYS}
+            arrays = tried_again(lambda: {name: np.asarray(self._array(group, name)[:]) for name in ARRAYS})
         except StoreError:
             raise
         except Exception as error:  # codecs raise their own kinds; whatever it is, the stored bytes are wrong

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -26,13 +27,27 @@ def _top(version: bool = typer.Option(False, "--version", help="Print the versio
         raise typer.Exit
 
 
+def _folder_is_gone() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
+
+
 def main() -> None:
     """Entry point: errors become one line on stderr and the exit code of the design."""
     from pathovit.cli import commands  # noqa: F401  # registers them
     from pathovit.text import plain
 
+    os.environ.pop("MPLBACKEND", None)  # of a notebook around us: our pictures are files
     try:
         app()
+    except FileNotFoundError:
+        if not _folder_is_gone():
+            raise
+        sys.stderr.write("pathovit: the folder you are in has been deleted. Change to another one, or give whole paths.\n")
+        sys.exit(2)
     except PathovitError as error:
         sys.stderr.write(f"pathovit: {plain(str(error))}\n")
         sys.exit(error.exit_code)

@@ -69,7 +69,7 @@ def doctor() -> None:
     typer.echo(f"{'device':18} {device}, {str(pick_precision('auto', device)).removeprefix('torch.')}")
     typer.echo(f"{'cores allowed':18} {allowed_cores()}")
     folder, card = read_card("reference")
-    typer.echo(f"{'bundled model':18} {folder.name}, {' / '.join(card['config']['classes'])}")
+    typer.echo(f"{'bundled model':18} {folder.name}, {' / '.join(card['target']['classes'])}")
     if faults:
         raise SettingsError("\n".join(faults))
 

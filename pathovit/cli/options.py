@@ -154,11 +154,14 @@ def stored_slides(features: Path, damaged: list[str]) -> Iterator[tuple[dict[str
     ------
     NoSlidesError : there is none
     """
-    from pathovit.report import done_slides
+    from pathovit.report import done_slides, refused_records
     from pathovit.store import FeatureStore
 
     slides = done_slides(features)
-    if not slides:
+    for slide_id in refused_records(features):
+        damaged.append(slide_id)
+        note(f"{slide_id}: its slide.json leads out of its own folder; it was not written by pathovit, and is not read")
+    if not slides and not damaged:
         raise NoSlidesError(f"{features}: no finished slide in it. Make some with: pathovit embed SLIDES --out {features}")
     for done in slides:
         slide_id = done["slide"]["slide_id"]

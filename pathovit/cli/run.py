@@ -139,6 +139,8 @@ def match_model(settings: Settings, encoder_given: bool, model_given: bool) -> t
             f"{settings.heatmap.model}: a {card['config']['kind']} model says nothing of single tiles, so there is no heatmap to draw. "
             "Use it with predict and evaluate, or train a slide_transformer."
         )
+    if settings.heatmap.model != REFERENCE:  # `heatmap` may be called from another folder later
+        settings = replace(settings, heatmap=replace(settings.heatmap, model=str(folder)))
     trained = card["encoder"]
     if not encoder_given:
         settings = replace(settings, embed=replace(settings.embed, encoder=trained["encoder"]))
@@ -146,7 +148,21 @@ def match_model(settings: Settings, encoder_given: bool, model_given: bool) -> t
     settings = replace(
         settings, tiles=replace(tiles, tile_px=tiles.tile_px or trained["tile_px"], mpp=tiles.mpp or trained["mpp"])
     )
+    _refuse_misfit(settings, trained, settings.heatmap.model)
     return settings, str(folder)
+
+
+def _refuse_misfit(settings: Settings, trained: dict[str, Any], model: str) -> None:
+    """Refuse tiles and encoders that the model was not made for; before workers are started."""
+    from pathovit.errors import SettingsError
+
+    asked = {"encoder": settings.embed.encoder, "tile_px": settings.tiles.tile_px, "mpp": settings.tiles.mpp}
+    for key, option in (("encoder", "--encoder"), ("tile_px", "--tile-px"), ("mpp", "--tile-mpp")):
+        if asked[key] != trained[key]:
+            raise SettingsError(
+                f"{option} {asked[key]}: the model {Path(model).name!r} was made for {trained[key]}. Leave out {option}; or store features with "
+                "`pathovit embed`, train a model on them, and give that with --model."
+            )
 
 
 def carry_out(jobs: Sequence[SlideJob], out: Path, settings: Settings, model: str | None, overwrite: bool, as_json: bool) -> int:
@@ -167,7 +183,7 @@ def _carry_out(jobs: Sequence[SlideJob], out: Path, settings: Settings, model: s
     from pathovit.errors import PathovitError, StorageError
     from pathovit.model_card import model_digest, read_card
     from pathovit.provenance import run_record
-    from pathovit.report import TRAIN_HINT, Failure, Twin, write_predictions, write_report
+    from pathovit.report import TRAIN_HINT, Failure, Twin, refused_records, write_predictions, write_report
     from pathovit.store import to_json, write_atomically
 
     sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
@@ -203,6 +219,8 @@ def _carry_out(jobs: Sequence[SlideJob], out: Path, settings: Settings, model: s
         for state in states
         if state.stage == "failed"
     ]
+    for slide_id in refused_records(out):
+        options.note(f"{slide_id}: its slide.json leads out of its own folder; it was not written by pathovit, and is not read")
     twins = [Twin(state.job.path.name, state.plan.slide_id) for state in states if state.twin and state.plan]
     write_predictions(out, failures, twins)
     code = stop.code or exit_code(states)

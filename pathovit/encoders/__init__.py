@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathovit.device import pick_device, pick_precision, worker_cores
-from pathovit.encoders.records import HALF, IMAGENET_MEAN, IMAGENET_STD, RECORDS, EncoderRecord
+from pathovit.encoders.records import HALF, IMAGENET_MEAN, IMAGENET_STD, RECORDS, EncoderRecord, unknown_encoder
 from pathovit.encoders.weights import file_sha256, find_weights, read_safetensors
 from pathovit.errors import WeightsError
 
@@ -177,9 +176,7 @@ def find_record(name: str) -> EncoderRecord:
     import timm
 
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, [*RECORDS, *timm.list_models()], n=3)
-        hint = f" Did you mean {' or '.join(near)}?" if near else " `pathovit encoders` lists them."
-        raise WeightsError(f"Unknown encoder {name!r}.{hint}")
+        raise unknown_encoder(name, timm.list_models())
     config = timm.get_pretrained_cfg(name)
     model = timm.create_model(name, pretrained=False, num_classes=0)
     size = config.input_size[-1] if config else 224

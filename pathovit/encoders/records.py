@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
+import importlib.util
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any
+
+from pathovit.errors import WeightsError
 
 Colour = tuple[float, float, float]
 IMAGENET_MEAN: Colour = (0.485, 0.456, 0.406)
@@ -38,9 +46,37 @@ def known_record(name: str) -> EncoderRecord:
     """The record of any name; torch and timm are only loaded for one that the table does not have."""
     if name in RECORDS:
         return RECORDS[name]
+    architectures = timm_architectures()
+    if architectures and name.split(".")[0] not in architectures:  # said at once: to import timm takes seconds
+        raise unknown_encoder(name, architectures)
     from pathovit.encoders import find_record
 
     return find_record(name)
+
+
+def unknown_encoder(name: str, architectures: Iterable[str]) -> WeightsError:
+    """The error for a name that nobody knows, with the nearest ones."""
+    near = difflib.get_close_matches(name, [*RECORDS, *architectures], n=3)
+    hint = f" Did you mean {' or '.join(near)}?" if near else " `pathovit encoders` lists them."
+    return WeightsError(f"Unknown encoder {name!r}.{hint}")
+
+
+@cache
+def timm_architectures() -> frozenset[str]:
+    """Names that timm registers, read from its sources; empty where these look otherwise than expected."""
+    spec = importlib.util.find_spec("timm")
+    if spec is None or not spec.submodule_search_locations:
+        return frozenset()
+    found: set[str] = set()
+    for source in (Path(spec.submodule_search_locations[0]) / "models").glob("*.py"):
+        text = source.read_text("utf-8")
+        found.update(re.findall(r"@register_model\s+def (\w+)\(", text))
+        found.update(
+            re.findall(
+                r"'(\w+)':\s*'\w+", "".join(re.findall(r"register_model_deprecations\(__name__, \{(.*?)\}\)", text, re.DOTALL))
+            )
+        )
+    return frozenset(found)
 
 
 _H_OPTIMUS_MEAN: Colour = (0.707223, 0.578729, 0.703617)

@@ -13,6 +13,7 @@ from pathovit.files import open_patiently
 from pathovit.readers import RGB, composite, without_path
 
 MAX_FLAT_PX = 600_000_000
+COARSEST_UM = 10.0  # per pixel; 300 dots per inch are 85 um, and say how large to print
 SEPARATE = 2  # TIFF's planar configuration
 TRANSPARENT = "every pixel is transparent: its fourth channel is 0 everywhere. Save it without that channel."
 PLAIN_PHOTOMETRICS = (1, 2, 6)  # black is zero, RGB, YCbCr
@@ -24,6 +25,7 @@ class FlatSource:
 
     def __init__(self, path: Path) -> None:
         image = _load_flat(path)
+        self.properties = _pixel_size(path) if path.suffix.lower() in (".tif", ".tiff") else {}
         self._images = [image]
         while max(image.shape[:2]) > 2048:
             half = Image.fromarray(image).reduce(2)
@@ -81,6 +83,20 @@ def _load_tiff(path: Path) -> NDArray[np.uint8]:
             pixels = np.moveaxis(pixels, 0, 2)
         turned = page.tags["Orientation"].value if "Orientation" in page.tags else 1
     return _upright(pixels, int(turned))
+
+
+def _pixel_size(path: Path) -> dict[str, str]:
+    """um per pixel, as OpenSlide would find it in a tiled TIFF; nothing where the tags speak of a printer."""
+    import tifffile
+
+    with open_patiently(path) as file, tifffile.TiffFile(file) as tiff:
+        page = tiff.pages.first
+        unit_um = {2: 25_400.0, 3: 10_000.0}.get(int(page.resolutionunit or 0))
+        sides = [page.tags[name].value if name in page.tags else None for name in ("XResolution", "YResolution")]
+    if unit_um is None or any(not side or not side[0] for side in sides):
+        return {}
+    x, y = (unit_um * side[1] / side[0] for side in sides if side)
+    return {"openslide.mpp-x": repr(x), "openslide.mpp-y": repr(y)} if max(x, y) <= COARSEST_UM else {}
 
 
 def _load_picture(path: Path) -> NDArray[np.uint8]:
