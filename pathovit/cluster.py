@@ -377,12 +377,7 @@ def _advance(
 
 def _judge_death(state: SlideState, step: Step, worker: str, say: Say) -> tuple[str, Any]:
     """What to make of a worker's death: the step is done again, alone if it may be guilty, or the slide fails."""
-    death = death_of(worker)
-    if worker not in _told_deaths:
-        _told_deaths.add(worker)
-        say(
-            f"{death.cause.replace('its worker', 'a worker').replace('reading it', f'reading {state.job.path.name}')}; it is replaced"
-        )
+    death = _tell_of(worker, state, say)
     if state.over:
         return "again", None
     if not death.slide:

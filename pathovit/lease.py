@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -37,7 +38,7 @@ def lease(out: Path, option: str = "--out") -> Iterator[None]:
     except (StorageError, SettingsError):
         raise
     except OSError as error:
-        if (out / ".lock").is_symlink():
+        if error.errno == errno.ELOOP:
             raise SettingsError(
                 f"{out / '.lock'} is a link, and is not followed. Remove it, or choose another {option}."
             ) from error

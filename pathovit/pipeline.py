@@ -156,7 +156,7 @@ def fingerprint(path: Path, out: Path) -> tuple[str, FileState]:
             return str(known["sha256"]), state
         before = [*known.get("before", []), known["sha256"]]
     digest = content_sha256(path)
-    require_unchanged(path, state, digest)
+    state = require_unchanged(path, state, digest)
     earlier = [old for old in dict.fromkeys(before) if old != digest]
     write_atomically(note, json.dumps({"state": state, "sha256": digest, "before": earlier}).encode())
     return digest, state
@@ -275,6 +275,7 @@ def embed_part(
     todo = [chunk for chunk in chunks if chunk not in committed]
     on_batch(sum(min(embed.chunk_tiles, plan.tiles - chunk * embed.chunk_tiles) for chunk in chunks if chunk in committed))
     spans: list[Span] = []
+    state = plan.state
     if todo:
         with (
             open_slide(plan.job.path, plan.mpp, plan.mpp_source, plan.sha256, settings.embed.reader) as slide,
@@ -290,7 +291,7 @@ def embed_part(
                 for chunk, features, verdict in stream:
                     if writing:
                         writing.result()
-                    require_unchanged(plan.job.path, plan.state, plan.sha256)
+                    state = require_unchanged(plan.job.path, state, plan.sha256)
                     writing = writer.submit(store.write_chunk, chunk, features, verdict)
             if writing:
                 writing.result()

@@ -301,9 +301,10 @@ def file_state(path: Path) -> FileState:
     return tuple((s.st_size, s.st_mtime_ns, s.st_ino) for s in stats)
 
 
-def require_unchanged(path: Path, state: FileState, sha256: str) -> None:
-    """Raises SlideOpenError for a slide whose files are not those that were looked at first."""
-    if file_state(path) != state and content_sha256(path) != sha256:  # a file may be touched, and be the same
+def require_unchanged(path: Path, state: FileState, sha256: str) -> FileState:
+    """The state of a slide's files, which hold what they held. Raises SlideOpenError where they are others than those looked at first."""
+    now = file_state(path)
+    if now != state and content_sha256(path) != sha256:  # a file may be touched, and be the same
         raise SlideOpenError(
             path,
             "changed while it was read: it was replaced, or is still being copied. Run the same command again when it is whole.",

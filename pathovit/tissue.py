@@ -31,6 +31,7 @@ from pathovit.slide import Level, Slide
 
 SAMPLE_PX = 1_000_000  # pixels that tell the colour and the noise of the glass
 BAND_PX = 2048  # side of the blocks in which a level is read: bounds the memory
+SMALLEST_BLOCK = 8  # overview pixels on a side, down to which a block with damage in it is divided
 SHARPER = threading.Lock()  # held while a damaged block is read from a sharper level, which takes up to 16 times as much
 BAND_ROWS = 256  # of the overview, whose density is found at a time
 PEN_MPP = 16.0  # pen marks are looked for at this resolution
@@ -116,7 +117,16 @@ def find_tissue(slide: Slide, settings: TissueSettings) -> TissueMask:
         remedy = ink if found.pen.any() else "Look at the slide; if there is some, report it with the slide's stain."
         raise NoTissueError(slide.path, f"no tissue found. {remedy}")
     return TissueMask(
-        tissue, found.pen, unread, downsample, mpp, overview, scanned, found.flat, found.grey, (*slide.remarks, *found.remarks)
+        tissue,
+        found.pen,
+        unread,
+        downsample,
+        mpp,
+        overview,
+        scanned | unread,
+        found.flat,
+        found.grey,
+        (*slide.remarks, *found.remarks),
     )
 
 
@@ -182,13 +192,17 @@ def read_part(slide: Slide, mpp: float, box: Box) -> tuple[RGB, Mask, Mask, XY, 
     unread = np.zeros(shape, bool)
     step = max(1, BAND_PX // shrink)
 
-    def read(corner: tuple[int, int]) -> None:
+    def read(corner: tuple[int, int], step: int = step) -> None:
         rows, columns = (slice(at, min(at + step, side)) for at, side in zip(corner, shape, strict=True))
         block = _read_block(slide, level, shrink, _moved(rows, first[1]), _moved(columns, first[0]))
-        if block is None:
-            unread[rows, columns] = True
-        else:
+        if block is not None:
             overview[rows, columns], scanned[rows, columns] = block
+        elif step <= SMALLEST_BLOCK:
+            unread[rows, columns] = True
+        else:  # a damaged tile must not take all around it along
+            half = -(-step // 2)
+            for part in itertools.product(range(rows.start, rows.stop, half), range(columns.start, columns.stop, half)):
+                read(part, half)
 
     with ThreadPoolExecutor(min(4, allowed_cores())) as pool:
         list(pool.map(read, itertools.product(range(0, shape[0], step), range(0, shape[1], step))))

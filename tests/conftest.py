@@ -131,7 +131,7 @@ class MeanColourEncoder:
 
     def __init__(self, tile_px: int = 128, mpp: float = MPP) -> None:
         self.dim, self.tile_px, self.mpp, self.name = 3, tile_px, mpp, "mean_colour"
-        self.record = SimpleNamespace(tile_px=tile_px, mpp=mpp, name=self.name)
+        self.record = SimpleNamespace(tile_px=tile_px, mpp=mpp, name=self.name, scaled_decoding=True)
         self.device = SimpleNamespace(type="cpu", index=None)
         self.compiled, self.batch_tiles, self.lanes = None, 32, 2
 

@@ -29,6 +29,7 @@ def write_slide(
     weights: str = "w",
     file: str = "",
     total: int = 0,
+    shift: float = 0.0,
     **recipe: Any,
 ) -> None:
     """A stored slide of 64 tiles; a tumour slide has a few tiles with a marked feature."""
@@ -37,7 +38,7 @@ def write_slide(
     spec = TileSpec(tile_px=96, mpp=1.0, stride_px=96)
     ones = np.ones(tiles, np.float32)
     grid = TileGrid(name, spec, place, ones, (96.0, 96.0), (96.0, 96.0), (0, 0), 0, (96, 96), 1, 1.0, total or tiles)
-    values = chance.normal(size=(tiles, DIM))
+    values = chance.normal(size=(tiles, DIM)) + shift
     if tumour:
         values[chance.integers(0, tiles, 12), 0] += 6
     file = file or f"{name}.svs"
@@ -49,7 +50,10 @@ def write_slide(
     store.create(grid, DIM, CHUNK, {"recipe": recipe, "mpp_x": 1.0, "mpp_y": 1.0, **grid.describe()})
     for chunk in range(tiles // CHUNK):
         store.write_chunk(chunk, values[chunk * CHUNK : (chunk + 1) * CHUNK].astype(np.float16), np.zeros(CHUNK, np.uint8))
-    write_atomically(store.folder / "slide.json", to_json({"slide": {"file": file}, "finish_recipe": {}}))
+    write_atomically(
+        store.folder / "slide.json",
+        to_json({"slide": {"file": file, "slide_id": name, "patient": None, "remarks": []}, "finish_recipe": {}}),
+    )
 
 
 def write_table(path: Path, rows: list[dict[str, str]]) -> Path:

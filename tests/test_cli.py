@@ -1,15 +1,30 @@
 """The command line, as a user meets it: real processes, real exit codes."""
 
+import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import MPP, squares_picture, write_tiff
+from made_cohort import ONCE, study, write_slide, write_table
+from typer.testing import CliRunner
 
+import pathovit.cli.commands  # registers them
+from pathovit.cli import app
+from pathovit.cli.progress import Progress, Steps
+from pathovit.cli.run import match_model
+from pathovit.cluster import SlideState
+from pathovit.encoders.records import timm_architectures
+from pathovit.errors import SettingsError
+from pathovit.pipeline import SlideJob
 from pathovit.settings import Settings, load_settings
 
 PATHOVIT = [sys.executable, "-c", "from pathovit.cli import main; main()"]
@@ -75,6 +90,11 @@ def test_a_manifest_gives_pixel_sizes_and_an_option_gives_the_rest(make_squares:
         (["run", "x.svs", "--no-such-option"], 2, "No such option"),
         (["run", "x.svs", "--device", "cuda:99x"], 2, "no such device"),
         (["train", "nowhere.csv"], 2, "Give an existing CSV file"),
+        (["run", "x.svs", "--tile-px", "224"], 2, "the model 'reference' was made for 96"),
+        (["run", "x.svs", "--mpp", "40"], 2, "looks like a magnification"),
+        (["run", "labels.csv"], 3, "this is a table. Give tables with --manifest"),
+        (["run", "x.svs", "--out", "/proc/nowhere/out"], 2, "there can be no such folder"),
+        (["run", "x.svs", "--settings", "typed.toml"], 2, "[tiles] tile_px is '224', expected a whole number"),
         (["export", "nowhere"], 4, "no finished slide"),
         (["verify", "nowhere"], 4, "no slide in it"),
     ],
@@ -83,6 +103,8 @@ def test_a_manifest_gives_pixel_sizes_and_an_option_gives_the_rest(make_squares:
 def test_a_wrong_call_gets_its_exit_code_and_a_remedy(arguments: list[str], code: int, message: str, tmp_path: Path) -> None:
     (tmp_path / "x.svs").write_text("no slide")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "labels.csv").write_text("slide,label\na,b\n")
+    (tmp_path / "typed.toml").write_text('[tiles]\ntile_px = "224"\n')
     done = subprocess.run([*PATHOVIT, *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert done.returncode == code, done.stderr
     assert message in done.stderr + done.stdout
@@ -116,3 +138,100 @@ def test_encoders_are_listed_with_licence_and_state() -> None:
     out = pathovit("encoders").stdout
     assert re.search(r"reference +256 +96 px at 1 µm +Apache-2.0 +here", out)
     assert re.search(r"uni2_h .*gated", out)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[tissue]\ndrop_pen = "no"\n', "drop_pen is 'no', expected true or false"),
+        ("[tissue]\nmask_mpp = true\n", "mask_mpp is True, expected a number"),
+        ("[embed]\nencoder = 5\n", "encoder is 5, expected a text in quotes"),
+        ("[run]\nworkers = 1.5\n", "workers is 1.5, expected a whole number"),
+    ],
+)
+def test_types_of_settings_are_checked(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "s.toml").write_text(text)
+    with pytest.raises(SettingsError, match=re.escape(said)):
+        load_settings(tmp_path / "s.toml")
+    (tmp_path / "s.toml").write_text("[tissue]\nmask_mpp = 4\n")  # a whole number serves as any number
+    assert load_settings(tmp_path / "s.toml").tissue.mask_mpp == 4.0
+
+
+def test_a_model_named_in_the_settings_is_used_with_any_encoder(tmp_path: Path, cohort: Path) -> None:
+    """Also by `heatmap`, which takes the settings of the last run."""
+    study(cohort / "labels.csv", cohort / "features", tmp_path / "m", ONCE)
+    settings = Settings()
+    settings = replace(
+        settings, embed=replace(settings.embed, encoder="e"), heatmap=replace(settings.heatmap, model=str(tmp_path / "m"))
+    )
+    found, folder = match_model(settings, encoder_given=True, model_given=False)
+    assert folder == str(tmp_path / "m")
+    assert (found.tiles.tile_px, found.heatmap.model) == (96, str(tmp_path / "m"))
+    assert (
+        match_model(replace(settings, heatmap=Settings().heatmap), True, False)[1] is None
+    )  # the bundled one is made for its own
+
+
+def test_a_deleted_folder_is_named_or_not_needed(tmp_path: Path, squares: Path) -> None:
+    gone = "import os, sys; os.makedirs('gone'); os.chdir('gone'); os.rmdir('../gone'); from pathovit.cli import main; sys.argv = ['pathovit', {}]; main()"
+    commands = {
+        f"'info', {str(squares)!r}": (0, ""),
+        "'run', 'x.svs'": (4, "no such file"),
+        "'info', '--manifest', 'm.csv'": (2, "existing CSV"),
+    }
+    for arguments, (code, said) in commands.items():
+        done = subprocess.run([sys.executable, "-c", gone.format(arguments)], capture_output=True, text=True, cwd=tmp_path)
+        assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+        assert said in done.stderr
+
+
+def test_a_typed_encoder_name_is_answered_without_loading_timm() -> None:
+    code = "import sys\nfrom pathovit.encoders.records import known_record, timm_architectures\ntry: known_record('vit_smal')\n"
+    code += "except Exception as error: print(error)\nprint('timm' in sys.modules, len(timm_architectures()) > 800)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "Did you mean vit_small" in out
+    assert out.strip().endswith("False True")
+
+
+def test_every_name_of_timm_is_known_from_its_sources() -> None:
+    import timm
+
+    assert {name.split(".")[0] for name in timm.list_models()} <= timm_architectures()
+
+
+def test_answers_of_a_measurement_have_all_their_columns(tmp_path: Path, cohort: Path) -> None:
+    """The first slide is strange and has no interval; the others do."""
+    rows = [{"slide": f"slide-{i:02d}.svs", "age": str(40 + 30 * (i % 2) + i / 10)} for i in range(28)]
+    study(write_table(tmp_path / "l.csv", rows), cohort / "features", tmp_path / "m", ONCE, target="age")
+    features = tmp_path / "features" / "slides"
+    shutil.copytree(cohort / "features" / "slides" / "slide-03", features / "slide-03")
+    write_slide(tmp_path / "features", "a-strange", True, np.random.default_rng(0), shift=50.0)
+    done = CliRunner().invoke(app, ["predict", str(tmp_path / "features"), "--model", str(tmp_path / "m"), "--error-rate", "0.5"])
+    assert done.exit_code == 0, done.exception
+    found = list(csv.DictReader(done.stdout.splitlines()))
+    assert [row["file"] for row in found] == ["a-strange.svs", "slide-03.svs"]
+    assert (found[0]["low_age"], "unlike the slides" in found[0]["reason"]) == ("", True)
+    assert float(found[1]["low_age"]) < float(found[1]["predicted_age"]) < float(found[1]["high_age"])
+
+
+def test_counted_steps_say_how_much_of_what_is_done(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps()
+    steps("reading features", 1, 400)
+    monkeypatch.setattr("pathovit.cli.progress.STEP_EVERY_S", 0)
+    steps("reading features", 120, 400)
+    assert capsys.readouterr().err == "reading features: 120 of 400\n"
+
+
+def test_a_batch_job_is_not_silent_until_its_first_slide(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pathovit.cli.progress.FIRST_LINES_S", 0.1)
+    progress = Progress(3)
+    state = SlideState(0, SlideJob(Path("a.svs")), stage="embedding")
+    with progress:
+        progress.say("workers are ready")
+        progress.changed(state)
+        time.sleep(2.2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == ["3 slides; starting workers", "workers are ready"]
+    assert lines[2].startswith("0 of 3 slides, 1 embedding")

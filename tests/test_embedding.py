@@ -1,6 +1,7 @@
 import gc
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ from conftest import PINK, PURPLE, MeanColourEncoder, squares_picture, write_tif
 from test_tiling import exact_mask
 
 from pathovit.embedding import Embedder, judge_tile
-from pathovit.errors import SettingsError, WeightsError
+from pathovit.errors import SettingsError, SlideOpenError, WeightsError
 from pathovit.features import Verdict
-from pathovit.settings import TileSpec
+from pathovit.pipeline import SlideJob, embed_part, fingerprint, finish_slide, make_embedder, start_slide, superseded
+from pathovit.preflight import content_sha256
+from pathovit.settings import Settings, TileSpec
 from pathovit.slide import Slide, open_slide
+from pathovit.store import FeatureStore
 from pathovit.tiling import TileGrid, fill_spec, lay_grid
 
 
@@ -168,3 +172,72 @@ def test_the_embedder_says_when_the_device_was_at_work(squares: Path) -> None:
     assert len(spans) == 4
     assert all(begun <= ended for begun, ended in spans)
     assert spans == sorted(spans)
+
+
+def small_parts() -> Settings:
+    settings = Settings()
+    return replace(
+        settings,
+        embed=replace(settings.embed, batch_tiles=4, chunk_tiles=8, part_tiles=16),
+        tiles=replace(settings.tiles, min_coverage=0.5),
+    )
+
+
+@pytest.mark.parametrize("how", ["replaced", "grown", "touched"])
+def test_a_slide_that_changes_while_it_is_read_is_not_stored_as_what_it_was(
+    squares: Path, tmp_path: Path, mean_colour: MeanColourEncoder, how: str
+) -> None:
+    settings, out, whole = small_parts(), tmp_path / "out", squares.read_bytes()
+    plan = start_slide(SlideJob(squares), out, settings, mean_colour, None, overwrite=False)
+
+    def change(tiles: int) -> None:
+        if how == "replaced":
+            squares.with_suffix(".new").write_bytes(whole[:-1] + b"x")
+            squares.with_suffix(".new").replace(squares)
+        elif how == "grown":
+            squares.write_bytes(whole + b"more")
+        else:
+            squares.touch()
+
+    with make_embedder(mean_colour, settings) as embedder:
+        if how == "touched":  # another time, the same content
+            embed_part(plan, 0, out, settings, embedder, change)
+            return
+        with pytest.raises(SlideOpenError, match="changed while it was read: it was replaced, or is still being copied"):
+            embed_part(plan, 0, out, settings, embedder, change)
+    assert len(FeatureStore(out / "slides" / plan.slide_id, squares).committed()) < 2
+    assert fingerprint(squares, out)[0] != plan.sha256
+    assert superseded(out) == {plan.sha256}
+
+
+def test_a_slide_that_is_still_being_copied_is_not_begun(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(path: Path) -> str:
+        digest = content_sha256(path)
+        with path.open("ab") as file:
+            file.write(b"more")
+        return digest
+
+    monkeypatch.setattr("pathovit.pipeline.content_sha256", slow)
+    with pytest.raises(SlideOpenError, match="still being copied"):
+        fingerprint(squares, tmp_path / "out")
+
+
+def test_what_a_slide_leaves_out_and_what_must_be_said_of_it_reach_its_record(
+    tmp_path: Path, mean_colour: MeanColourEncoder
+) -> None:
+    picture = squares_picture()
+    picture[:, 1750:] = (255, 0, 255)
+    path, settings, out = write_tiff(tmp_path / "filled.tif", picture), small_parts(), tmp_path / "out"
+    settings = replace(settings, embed=replace(settings.embed, max_tiles=20))
+    plan = start_slide(SlideJob(path), out, settings, mean_colour, None, overwrite=False)
+    with make_embedder(mean_colour, settings) as embedder:
+        for part in range(plan.parts(settings.embed.part_tiles)):
+            embed_part(plan, part, out, settings, embedder, lambda tiles: None)
+    done = finish_slide(plan, out, settings, None, 1.0)
+    assert done["slide"]["left_out_mm2"] == {"one flat colour": pytest.approx(298 * 1536 * 0.25e-6, rel=0.05)}
+    assert done["reason"] == done["trial"]
+    assert done["trial"].startswith("a trial on 20 of ")
+    kinds = FeatureStore(out / "slides" / plan.slide_id, path).tissue()
+    assert set(np.unique(kinds)) == {0, 1, 3}
+    again = start_slide(SlideJob(path), out, settings, mean_colour, None, overwrite=False)
+    assert again.left_out_mm2 == plan.left_out_mm2

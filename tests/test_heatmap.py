@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -12,12 +14,16 @@ import pytest
 import tifffile
 from shapely.geometry import shape
 
+from pathovit.canvas import drawable
 from pathovit.export.h5 import write_clam, write_trident
 from pathovit.export.ome_tiff import halve, write_ome_tiff
 from pathovit.export.qupath import write_geojson
 from pathovit.features import SlideFeatures, Verdict
+from pathovit.geometry import Box
 from pathovit.heatmap import Heatmap
-from pathovit.report import Failure, _cell, prediction_rows
+from pathovit.overview import Kinds, Said, View, draw_overview, scanned_parts
+from pathovit.report import Failure, Twin, cell, prediction_rows
+from pathovit.tissue import KINDS
 
 CASES = {  # name: (mpp, exact tile side in level-0 pixels, bounds or None)
     "plain": (0.5, 192.0, None),
@@ -43,7 +49,7 @@ def planted(case: str, stride: float = 1.0) -> tuple[SlideFeatures, np.ndarray, 
         "has_bounds": bounds is not None, "tile_px": 96, "stride_px": round(96 * stride), "mpp": 1.0, "level0_size": [30_000, 30_000],
         "recipe": {"encoder": {"encoder": "e"}},
     }  # fmt: skip
-    tiles = len(xy)
+    tiles = attributes["total_tiles"] = len(xy)
     slide = SlideFeatures(
         "s-1", np.ones((tiles, 4), np.float16), xy, np.ones(tiles, np.float32), np.zeros(tiles, np.uint8), attributes
     )
@@ -146,7 +152,7 @@ def test_too_many_tiles_are_dissolved_into_bands(tmp_path: Path) -> None:
     assert sum(shape(f["geometry"]).area for f in tiles) == pytest.approx(COLUMNS * ROWS * 192**2)
 
 
-def test_overlapping_tiles_are_averaged_and_unread_cells_are_marked() -> None:
+def test_overlapping_tiles_are_averaged_and_unreadcells_are_marked() -> None:
     slide, scores, _ = planted("plain", stride=0.5)
     scores[:] = np.arange(len(scores)) % COLUMNS / COLUMNS
     made = heat(slide, scores)
@@ -181,6 +187,108 @@ def test_a_failed_slide_is_a_row_and_formulas_are_defused() -> None:
     names, rows = prediction_rows([], [Failure("=cmd|'/c calc'!A0.svs", "truncated")])
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, names, restval="")
-    writer.writerow({key: _cell(value) for key, value in rows[0].items()})
+    writer.writerow({key: cell(value) for key, value in rows[0].items()})
     assert buffer.getvalue().split(",")[1].startswith("'=cmd")
     assert rows[0]["verdict"] == "failed"
+
+
+def done_row(slide_id: str = "a-1", **more: Any) -> dict[str, Any]:
+    """What slide.json holds of a slide, as far as a table shows it."""
+    slide = {
+        "slide_id": slide_id, "sha256": slide_id, "file": "a.svs", "patient": None, "tiles": 8, "tissue_mm2": 1.0, "mpp": [0.5, 0.5],
+        "mpp_source": "manifest", "left_out_mm2": {"ink": 1.8, "grey": 0.2},
+    }  # fmt: skip
+    tiles = {"missing": 0, "unreadable": 0}
+    return {
+        "slide": slide,
+        "prediction": None,
+        "verdict": "ok",
+        "trial": "",
+        "tiles": tiles,
+        "seconds": 1.0,
+        "reason": "",
+        **more,
+    }
+
+
+def test_a_table_says_what_was_left_out_what_is_a_trial_and_what_is_older() -> None:
+    trial = done_row("b-2", trial="a trial on 8 of 100 tiles (--max-tiles)", reason="a trial on 8 of 100 tiles (--max-tiles)")
+    _, rows = prediction_rows([done_row(), trial], [], older={"a-1"})
+    assert rows[0]["left_out_mm2"] == 2.0
+    assert rows[0]["reason"] == "an older answer: the file has other content now"
+    assert rows[1]["trial"] == "a trial on 8 of 100 tiles (--max-tiles)"
+
+
+def test_the_second_name_of_a_slide_has_a_row_of_its_own() -> None:
+    _, rows = prediction_rows([done_row()], [], [Twin("copy.svs", "a-1")])
+    assert [(row["file"], row["slide_id"]) for row in rows] == [("a.svs", "a-1"), ("copy.svs", "a-1")]
+    assert rows[1]["reason"] == "the same slide as a.svs, done once"
+
+
+def test_letters_that_the_font_lacks_are_not_drawn_as_boxes() -> None:
+    assert drawable("übel_Ж.svs", "a-1") == "übel_Ж.svs"
+    assert drawable("肿瘤.svs", "a-1") == "a-1"
+
+
+@pytest.mark.parametrize("size", [(60, 400), (300, 300)])
+def test_panels_of_an_overview_are_aligned_and_everything_on_it_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    """Wide slides have their panels above each other; ink is outlined; no warning is made."""
+    slide, scores, _ = planted("plain")
+    height, width = size
+    what = np.ones(size, np.uint8)
+    what[10:20, 10:40] = KINDS.index("ink")
+    l0 = 30.0
+    view = View(np.zeros((height, width, 3), np.uint8), (0, width * l0, height * l0, 0))
+    job = SimpleNamespace(path=Path("肿瘤.svs"))
+    plan = SimpleNamespace(
+        job=job, slide_id="slide-1", tissue_mm2=1.0, tiles=len(scores), mpp=(0.5, 0.5), left_out_mm2={"ink": 0.3}
+    )
+    figures: list[Any] = []
+    monkeypatch.setattr("pathovit.overview.save", lambda figure, path: figures.append(figure))
+    with warnings.catch_warnings(action="error"):
+        draw_overview(
+            tmp_path / "o.png",
+            [view],
+            heat(slide, scores),
+            0,
+            Kinds(what, (l0, l0)),
+            plan,
+            "tile score",
+            Said("unsure", "x" * 300),
+        )
+        (figure,) = figures
+        figure.canvas.draw()
+    first, second = (axes.get_window_extent() for axes in figure.axes[:2])
+    if width > 1.5 * height:
+        assert (first.x0, first.x1) == pytest.approx((second.x0, second.x1), abs=0.5)
+    else:
+        assert (first.y0, first.y1) == pytest.approx((second.y0, second.y1), abs=0.5)
+    assert figure.get_suptitle().startswith("slide-1")
+    assert "Outlined: left out (0.3 mm² ink)" in figure.get_supxlabel()
+    bar = figure.axes[0].lines[0]
+    assert bar.get_path_effects()  # a white edge: black alone is not seen on black
+
+
+def test_only_what_was_scanned_is_shown() -> None:
+    what = np.full((200, 300), KINDS.index("never scanned"), np.uint8)
+    what[20:60, 30:70] = KINDS.index("tissue")
+    bounds = Box(300, 200, 2000, 1500)
+    slide = SimpleNamespace(bounds=bounds)
+    assert scanned_parts(slide, Kinds(what, (10.0, 10.0))) == [bounds]  # one part: the bounds, as the file states them
+    what[150:180, 200:260] = KINDS.index("glass")
+    assert scanned_parts(slide, Kinds(what, (10.0, 10.0))) == [Box(300, 200, 400, 400), Box(2000, 1500, 600, 300)]
+
+
+def test_a_trial_is_marked_in_what_other_programs_read(tmp_path: Path) -> None:
+    slide, scores, _ = planted("plain")
+    slide.attributes["total_tiles"] = 10 * len(scores)
+    assert slide.trial == f"a trial on {len(scores):,} of {10 * len(scores):,} tiles (--max-tiles)"
+    write_geojson(tmp_path / "h.geojson", slide, scores, {}, "tumour", hot_score=0.5, max_tiles=20_000)
+    assert json.loads((tmp_path / "h.geojson").read_text())["trial"] == slide.trial
+    write_ome_tiff(tmp_path / "h.ome.tiff", heat(slide, scores), slide.trial)
+    with tifffile.TiffFile(tmp_path / "h.ome.tiff") as tiff:
+        assert slide.trial in tiff.ome_metadata
+    with h5py.File(write_trident(tmp_path, slide)) as file:
+        assert file["features"].attrs["trial"] == slide.trial

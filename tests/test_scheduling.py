@@ -1,13 +1,17 @@
 """Which step is handed out next, and to which worker; without Dask, which carries it out (test_run.py)."""
 
+import os
+import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pathovit.cluster import SLOTS, Free, SlideState, Step, Work, _next_step
+from pathovit.cluster import MOST_KILLS, Free, SlideState, Step, Work, _judge_death, _next_step, run_slides
+from pathovit.dask_cluster import SLOTS, Death, _cause, own_configuration
 from pathovit.pipeline import SlideJob
 from pathovit.settings import Settings
 
@@ -77,3 +81,73 @@ def test_a_suspect_gets_a_whole_worker(running: list[tuple[str | None, Step]], w
 def test_with_no_worker_there_one_step_waits_for_one() -> None:
     assert given([slide(0), slide(1)], [], workers=0) == (0, "start", None)
     assert given([slide(0, "planning"), slide(1)], [(None, OTHER)], workers=0) is None
+
+
+@pytest.mark.parametrize(
+    ("exitcode", "out_of_memory", "cause", "slide"),
+    [
+        (-9, False, "its worker was killed from outside (SIGKILL)", False),
+        (-15, False, "its worker was killed from outside (SIGTERM)", False),
+        (-15, True, "it outgrew the memory of its worker", True),
+        (-11, False, "reading it crashed (SIGSEGV)", True),
+        (75, False, "reading it hung", True),
+        (1, False, "reading it crashed (exit code 1)", True),
+    ],
+)
+def test_what_a_worker_died_of_is_known(exitcode: int, out_of_memory: bool, cause: str, slide: bool) -> None:
+    assert _cause(exitcode, out_of_memory) == Death(cause, slide)
+
+
+def test_a_kill_from_outside_blames_no_slide_and_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pathovit.cluster.death_of", lambda worker: _cause(-9, False))
+    said: list[str] = []
+    state = slide(0, "embedding")
+    for kill in range(MOST_KILLS - 1):
+        state.parts_running = 1
+        part = Step("embed", None, (None, 3, WORK), {"embed": 1})
+        assert _judge_death(state, part, f"w{kill}", said.append)[0] == "again"
+        assert (state.parts_left.popleft(), state.parts_running, state.suspects) == (3, 0, [])
+    kind, error = _judge_death(state, part, "w-last", said.append)
+    assert kind == "error"
+    assert "killed from outside (SIGKILL) 5 times. Look at the machine's memory; the slide may be sound" in str(error)
+    assert said[0] == "a worker was killed from outside (SIGKILL); the worker is replaced"
+    assert len(said) == MOST_KILLS
+
+
+def test_a_crash_is_tried_again_alone_and_then_the_slide_fails_with_its_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pathovit.cluster.death_of", lambda worker: _cause(-11, False))
+    state = slide(0, "embedding")
+    assert _judge_death(state, EMBED, "a", lambda text: None)[0] == "again"
+    assert state.suspects == [EMBED]
+    kind, error = _judge_death(state, replace(EMBED, slots=SLOTS), "b", lambda text: None)
+    assert kind == "error"
+    assert "reading it crashed (SIGSEGV), twice" in str(error)
+
+
+def test_what_is_no_slide_starts_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "labels.csv").write_text("slide,label")
+    monkeypatch.setattr("pathovit.cluster.open_client", pytest.fail)
+    jobs = [SlideJob(tmp_path / "labels.csv"), SlideJob(tmp_path / "gone.svs")]
+    states = run_slides(jobs, WORK, lambda state: None, threading.Event())
+    assert [state.stage for state in states] == ["failed", "failed"]
+    assert "this is a table" in states[0].reason
+
+
+def test_the_users_dask_settings_do_not_reach_our_cluster_and_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    import dask
+
+    theirs = {
+        "DASK_TEMPORARY_DIRECTORY": "/proc/gone",
+        "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "1ms",
+        "MPLBACKEND": "module://nowhere",
+    }
+    for name, value in theirs.items():
+        monkeypatch.setenv(name, value)
+    dask.config.set({"distributed.comm.timeouts.connect": "1ms"})
+    with own_configuration():
+        assert dask.config.get("temporary-directory") is None
+        assert dask.config.get("distributed.comm.timeouts.connect") == "30s"
+        assert not theirs.keys() & os.environ.keys()
+    assert dask.config.get("distributed.comm.timeouts.connect") == "1ms"
+    assert all(os.environ[name] == value for name, value in theirs.items())
+    dask.config.set({"distributed.comm.timeouts.connect": "30s"})

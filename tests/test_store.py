@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pathovit.errors import StoreError
+from pathovit.errors import SettingsError, StoreError
 from pathovit.features import Verdict
+from pathovit.lease import lease
+from pathovit.pipeline import read_done
+from pathovit.report import refused_records
 from pathovit.settings import TileSpec
 from pathovit.store import FeatureStore, to_json, write_atomically
 from pathovit.tiling import TileGrid
@@ -143,3 +146,53 @@ def test_a_slide_of_one_tile_at_its_corner_is_stored(tmp_path: Path) -> None:
 def test_json_never_holds_nan() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         to_json({"a": float("nan")})
+
+
+def test_a_store_that_is_not_ours_is_refused_before_a_byte_is_decoded(store: FeatureStore) -> None:
+    write_all(store)
+    about = store.zarr_path / "features" / "zarr.json"
+    known = about.read_text()
+    about.write_text(known.replace('"name": "zstd"', '"name": "pickle"'))
+    with pytest.raises(StoreError, match="was not written by pathovit"):
+        store.read("s")
+    about.write_text(known)
+    (store.zarr_path / "features" / ".zarray").write_text("{}")
+    with pytest.raises(StoreError, match="a store of Zarr 2"):
+        store.read("s")
+
+
+def test_a_record_that_leads_out_of_its_folder_is_no_record(tmp_path: Path) -> None:
+    folder = tmp_path / "slides" / "a-1"
+    folder.mkdir(parents=True)
+    good = {
+        "slide": {"slide_id": "a-1"},
+        "products": {"overview.png": ""},
+        "top_tiles": [{"file": "top_tiles/01.jpg"}],
+        "finish_recipe": {},
+    }
+    (folder / "slide.json").write_bytes(to_json(good))
+    assert read_done(folder) is not None
+    assert refused_records(tmp_path) == []
+    for bad in (
+        {"slide": {"slide_id": "../b"}},
+        {"top_tiles": [{"file": "../../private.txt"}]},
+        {"products": {"/etc/passwd": ""}},
+    ):
+        (folder / "slide.json").write_bytes(to_json(good | bad))
+        assert read_done(folder) is None
+        assert refused_records(tmp_path) == ["a-1"]
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim.txt").write_text("precious")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".lock").symlink_to("../victim.txt")
+    with pytest.raises(SettingsError, match="is a link, and is not followed"), lease(tmp_path / "out"):
+        pass
+    assert (tmp_path / "victim.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["/proc/nowhere/out", "x" * 300, "a\x01/../" + "y" * 300])
+def test_a_folder_that_cannot_be_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SettingsError, match="there can be no such folder"), lease(tmp_path / name):
+        pass

@@ -43,14 +43,14 @@ def main() -> None:
     os.environ.pop("MPLBACKEND", None)  # of a notebook around us: our pictures are files
     try:
         app()
+    except PathovitError as error:
+        sys.stderr.write(f"pathovit: {plain(str(error))}\n")
+        sys.exit(error.exit_code)
     except FileNotFoundError:
         if not _folder_is_gone():
             raise
         sys.stderr.write("pathovit: the folder you are in has been deleted. Change to another one, or give whole paths.\n")
         sys.exit(2)
-    except PathovitError as error:
-        sys.stderr.write(f"pathovit: {plain(str(error))}\n")
-        sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)

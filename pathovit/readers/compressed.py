@@ -34,6 +34,7 @@ LOSSLESS: dict[int, Callable[[bytes], bytes | bytearray]] = {  # by TIFF's numbe
     32946: imagecodecs.zlib_decode,
     50000: imagecodecs.zstd_decode,
 }
+DAMAGED_BLOCKS = 12  # of a JPEG 2000 tile: more that a decoder complains of are the encoder's way
 SAMPLES, TRIED = 2, 8  # tiles of a level that are compared with OpenSlide, of so many most detailed ones
 LIKENESS = 0.7  # correlation of the same tile read by OpenSlide, which may move it by half a pixel and soften it
 RGB_PAGE = 2  # TIFF's photometric tag
@@ -225,8 +226,7 @@ class CompressedTiles:
         tiled = self.levels.get(level)
         if tiled is None:
             return False
-        if tiled.compression in JPEG_2000 and self._check_ends:
-            self._check_ends = not self._ends_otherwise(tiled)
+        self.judge_ends(level)
         compared = 0
         for box in self.detailed(level, TRIED):
             theirs = read(level, *box)
@@ -245,16 +245,25 @@ class CompressedTiles:
                 break
         return compared > 0
 
+    def judge_ends(self, level: int) -> None:
+        """Leave out the check of block ends, where an encoder ends them otherwise."""
+        tiled = self.levels[level]
+        if tiled.compression in JPEG_2000 and self._check_ends:
+            self._check_ends = not self._ends_otherwise(tiled)
+
     def _ends_otherwise(self, tiled: TiledLevel) -> bool:
-        """Whether the encoder ended its blocks in a way that the check does not know: most tiles would count as damaged."""
+        """Whether the encoder ended its blocks in a way that the check does not know: it then complains of most blocks of most tiles.
+
+        Damage is a block or two of a tile.
+        """
         found = [coded for index in np.argsort(tiled.lengths)[-TRIED:] if (coded := self.bytes_of(tiled, int(index)))]
-        complaints = 0
+        complaints = []
         for coded in found:
             try:
                 self._decoded(tiled, coded, *tiled.tile)
-            except ValueError:
-                complaints += 1
-        return complaints > len(found) / 2
+            except openjpeg.Damaged as damaged:
+                complaints.append(damaged.complaints)
+        return sum(count > DAMAGED_BLOCKS for count in complaints) > len(found) / 2
 
     def detailed(self, level: int, count: int) -> list[tuple[int, int, int, int]]:
         """x, y, width, height of the whole tiles of a level that take most bytes."""

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from pathovit.errors import SlideOpenError
+from pathovit.errors import SlideOpenError, TileReadError
 from pathovit.files import open_patiently
 from pathovit.readers import RGB, composite, without_path
+from pathovit.readers.compressed import JPEG_2000, CompressedTiles, TiledLevel, locate_tiles
 
 MAX_FLAT_PX = 600_000_000
 COARSEST_UM = 10.0  # per pixel; 300 dots per inch are 85 um, and say how large to print
@@ -24,7 +25,8 @@ class FlatSource:
     """A PNG, JPEG or plain TIFF held in memory, with a pyramid of halves above it."""
 
     def __init__(self, path: Path) -> None:
-        image = _load_flat(path)
+        self._path = path
+        image, self._damaged = _load_flat(path)
         self.properties = _pixel_size(path) if path.suffix.lower() in (".tif", ".tiff") else {}
         self._images = [image]
         while max(image.shape[:2]) > 2048:
@@ -35,6 +37,7 @@ class FlatSource:
 
     def read(self, level: int, x_level: int, y_level: int, width: int, height: int) -> NDArray[np.uint8]:
         image = self._images[level]
+        self._refuse_damaged(level, x_level, y_level, width, height)
         rgba = np.zeros((height, width, 4), np.uint8)
         x0, y0 = max(x_level, 0), max(y_level, 0)
         part = image[y0 : max(y_level + height, 0), x0 : max(x_level + width, 0)]
@@ -44,14 +47,31 @@ class FlatSource:
         rgba[rows, columns, 3] = 255
         return rgba
 
+    def _refuse_damaged(self, level: int, x: int, y: int, width: int, height: int) -> None:
+        if not len(self._damaged):
+            return
+        scale = self.sizes[0][0] / self.sizes[level][0]
+        left, top, right, bottom = self._damaged.T
+        hit = (left < (x + width) * scale) & (right > x * scale) & (top < (y + height) * scale) & (bottom > y * scale)
+        if hit.any():
+            raise TileReadError(self._path, f"a tile of it at {left[hit][0]}, {top[hit][0]} is damaged.")
+
     def close(self) -> None:
         self._images.clear()
 
 
-def _load_flat(path: Path) -> RGB:
-    """uint8 (H, W, 3) of a flat image, upright; alpha is laid on white."""
+Boxes = NDArray[np.int64]  # (n, 4) left, top, right, bottom, in pixels
+NONE: Boxes = np.empty((0, 4), np.int64)
+
+
+def _load_flat(path: Path) -> tuple[RGB, Boxes]:
+    """uint8 (H, W, 3) of a flat image, upright, alpha laid on white; and the parts of it that are damaged."""
+    damaged = NONE
     try:
-        pixels = _load_tiff(path) if path.suffix.lower() in (".tif", ".tiff") else _load_picture(path)
+        if path.suffix.lower() in (".tif", ".tiff"):
+            pixels, damaged = _load_tiff(path)
+        else:
+            pixels = _load_picture(path)
     except SlideOpenError:
         raise
     except Exception as error:  # decoders raise what they like; the file is refused with its reason
@@ -66,11 +86,11 @@ def _load_flat(path: Path) -> RGB:
     if pixels.shape[2] == 4:
         if not pixels[..., 3].any():
             raise SlideOpenError(path, TRANSPARENT)
-        return composite(pixels, (255, 255, 255))[0]
-    return np.ascontiguousarray(pixels)
+        return composite(pixels, (255, 255, 255))[0], damaged
+    return np.ascontiguousarray(pixels), damaged
 
 
-def _load_tiff(path: Path) -> NDArray[np.uint8]:
+def _load_tiff(path: Path) -> tuple[NDArray[np.uint8], Boxes]:
     import tifffile
 
     with open_patiently(path) as file, tifffile.TiffFile(file) as tiff:
@@ -78,11 +98,36 @@ def _load_tiff(path: Path) -> NDArray[np.uint8]:
         _refuse_huge(path, page.imagewidth, page.imagelength)
         if page.photometric not in PLAIN_PHOTOMETRICS:
             raise SlideOpenError(path, f"its colours are {page.photometric.name}; RGB is needed. Convert it.")
+        strict = page.is_tiled and page.compression in JPEG_2000
+        located = locate_tiles(path, [(page.imagewidth, page.imagelength)]) if strict else {}
+        if 0 in located:
+            return _load_strictly(path, located[0])
         pixels = np.asarray(page.asarray())
         if pixels.ndim == 3 and page.planarconfig == SEPARATE:  # (3, H, W): each colour for itself
             pixels = np.moveaxis(pixels, 0, 2)
         turned = page.tags["Orientation"].value if "Orientation" in page.tags else 1
-    return _upright(pixels, int(turned))
+    return _upright(pixels, int(turned)), NONE
+
+
+def _load_strictly(path: Path, tiled: TiledLevel) -> tuple[RGB, Boxes]:
+    """All tiles of a JPEG 2000 file, and those that their decoder complains of."""
+    tiles = CompressedTiles(path, {0: tiled})
+    pixels = np.full((tiled.size[1], tiled.size[0], 3), 255, np.uint8)
+    damaged = []
+    try:
+        tiles.judge_ends(0)
+        for x, y, width, height in tiled.pieces(0, 0, *tiled.size):
+            try:
+                found = tiles.read(0, x, y, width, height)
+            except TileReadError:
+                found = None
+            if found is None:
+                damaged.append((x, y, x + width, y + height))
+            else:
+                pixels[y : y + height, x : x + width] = found
+    finally:
+        tiles.close()
+    return pixels, np.array(damaged, np.int64).reshape(-1, 4)
 
 
 def _pixel_size(path: Path) -> dict[str, str]:

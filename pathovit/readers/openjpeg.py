@@ -31,7 +31,11 @@ PARAMETERS_BYTES = 2**15  # more than any version's opj_dparameters_t
 
 
 class Damaged(ValueError):
-    """The decoder complains of the data."""
+    """The decoder complains of the data, so many times."""
+
+    def __init__(self, complaint: str, complaints: int = 1) -> None:
+        super().__init__(complaint)
+        self.complaints = complaints
 
 
 class _Component(ctypes.Structure):
@@ -164,7 +168,7 @@ def decode(coded: bytes, check_ends: bool = True) -> RGB:
         good = lib.opj_setup_decoder(codec, parameters) and lib.opj_read_header(stream, codec, byref(image))
         good = good and lib.opj_decode(codec, stream, image) and lib.opj_end_decompress(codec, stream)
         if not good or complaints:
-            raise Damaged(complaints[0] if complaints else "it cannot be decoded")
+            raise Damaged(complaints[0] if complaints else "it cannot be decoded", len(complaints))
         return _pixels(image.contents)
     finally:
         if image:
