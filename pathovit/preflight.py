@@ -309,6 +309,7 @@ def require_unchanged(path: Path, state: FileState, sha256: str) -> FileState:
             path,
             "changed while it was read: it was replaced, or is still being copied. Run the same command again when it is whole.",
         )
+    return now
 
 
 def content_sha256(path: Path) -> str:

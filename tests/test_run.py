@@ -7,6 +7,8 @@ import fcntl
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,12 +18,18 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import tifffile
 import zarr
 from conftest import squares_picture, write_tiff, zero_tiles
 from PIL import Image
 from test_cli import PATHOVIT, pathovit
+from typer.testing import CliRunner
+
+from pathovit.cli import app
+from pathovit.cli import commands as _registered  # noqa: F401
+from pathovit.cli.maintenance import slide_maker
 
 HOSTILE = 'it\'s [b]a<img src=x onerror=alert(1)>  "ü" slide'
 
@@ -138,8 +146,6 @@ def test_the_same_command_again_does_nothing_twice(finished: Path, slides: list[
 
 
 def test_every_stored_byte_is_checked(finished: Path, tmp_path: Path) -> None:
-    import shutil
-
     out = tmp_path / "copy"
     shutil.copytree(finished, out)
     assert pathovit("verify", out).returncode == 0
@@ -163,8 +169,6 @@ def test_export_and_predict_need_no_slides(finished: Path, tmp_path: Path) -> No
 
 
 def test_the_heatmap_is_checked_and_the_report_says_so(finished: Path, slides: list[Path], tmp_path: Path) -> None:
-    import shutil
-
     out = tmp_path / "copy"
     shutil.copytree(finished, out)
     done = pathovit("heatmap", *slides, "--out", out, "--check", "--error-rate", "0.2")
@@ -188,8 +192,6 @@ def test_every_output_names_answer_and_novelty(finished: Path) -> None:
 
 
 def test_a_damaged_slide_does_not_stop_the_answers_of_the_others(finished: Path, tmp_path: Path) -> None:
-    import shutil
-
     out = tmp_path / "copy"
     shutil.copytree(finished, out)
     shutil.rmtree(folder_of(out, "two") / "features.zarr" / "features")
@@ -202,13 +204,15 @@ def test_a_damaged_slide_does_not_stop_the_answers_of_the_others(finished: Path,
     assert "2 slides written" in done.stderr
 
 
-def test_another_recipe_is_refused_by_name_until_overwriting_is_asked_for(slides: list[Path], tmp_path: Path) -> None:
+def test_another_recipe_is_refused_by_name_until_overwriting_is_asked_for(squares: Path, tmp_path: Path) -> None:
+    """So a pixel size that was given by mistake can be taken back, too."""
     out = tmp_path / "out"
-    assert pathovit("embed", slides[0], "--out", out, "--max-tiles", 8).returncode == 0
-    done = pathovit("embed", slides[0], "--out", out, "--max-tiles", 9)
+    assert pathovit("embed", squares, "--out", out, "--mpp", 0.6, "--max-tiles", 8).returncode == 0
+    done = pathovit("embed", squares, "--out", out, "--max-tiles", 9)
     assert done.returncode == 2
     assert "embed.max_tiles: 8 there, 9 now" in done.stderr
-    assert pathovit("embed", slides[0], "--out", out, "--max-tiles", 9, "--overwrite").returncode == 0
+    assert "mpp: [0.6, 0.6] there, [0.5" in done.stderr
+    assert pathovit("embed", squares, "--out", out, "--max-tiles", 9, "--overwrite").returncode == 0
 
 
 def test_good_slides_finish_and_each_bad_one_has_its_own_reason(slides: list[Path], tmp_path: Path) -> None:
@@ -251,21 +255,8 @@ def test_good_slides_finish_and_each_bad_one_has_its_own_reason(slides: list[Pat
         rows = {row["file"]: row for row in csv.DictReader(file)}
     assert len(rows) == 9
     assert int(rows["zeroed.tif"]["tiles_unread"]) > 0
-
-
-def test_a_degraded_slide_stays_degraded_when_it_is_skipped(tmp_path: Path) -> None:
-    path = write_tiff(tmp_path / "zeroed.tif", squares_picture(), jpeg=True)
-    zero_tiles(path, [18, 19])
-    codes = [pathovit("run", path, "--out", tmp_path / "out").returncode for _ in range(2)]
-    assert codes == [3, 3]
-
-
-def test_a_pixel_size_given_by_mistake_can_be_taken_back(squares: Path, tmp_path: Path) -> None:
-    assert pathovit("embed", squares, "--out", tmp_path / "out", "--mpp", 0.6).returncode == 0
-    done = pathovit("embed", squares, "--out", tmp_path / "out")
-    assert done.returncode == 2
-    assert "mpp: [0.6, 0.6] there, [0.5" in done.stderr
-    assert pathovit("embed", squares, "--out", tmp_path / "out", "--overwrite").returncode == 0
+    again = pathovit("run", zeroed, folder / "good.svs", "--out", tmp_path / "out")
+    assert again.returncode == 3  # a degraded slide stays degraded when it is skipped
 
 
 def test_a_slide_that_kills_its_worker_fails_alone(slides: list[Path], squares: Path, tmp_path: Path) -> None:
@@ -274,7 +265,7 @@ def test_a_slide_that_kills_its_worker_fails_alone(slides: list[Path], squares: 
     done = pathovit("embed", squares, "--out", tmp_path / "out", "--settings", tmp_path / "s.toml", "--json")
     assert done.returncode == 3, done.stderr
     (slide,) = json.loads(done.stdout)["slides"]
-    assert "crashed, hung or ran out of memory twice" in slide["reason"]
+    assert "reading it hung, twice" in slide["reason"]
 
 
 def test_a_slide_given_twice_is_done_once(slides: list[Path], tmp_path: Path) -> None:
@@ -330,6 +321,73 @@ def test_a_running_scheduler_is_used(slides: list[Path], tmp_path: Path) -> None
         for process in processes:
             process.terminate()
             process.wait()
+
+
+def test_every_command_of_the_readme_works_on_real_files(
+    finished: Path, slides: list[Path], cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row of its table; in this process, but with real workers."""
+    out, model, judged = tmp_path / "out", tmp_path / "model", tmp_path / "judged"
+    shutil.copytree(finished, out)
+    labels, features = cohort / "labels.csv", cohort / "features"
+    maker = slide_maker()
+    small = [maker.SampleSpec(name="demo", seed=1, size=(1500, 1500), tumour_fraction=0.3)]
+    monkeypatch.setattr(maker, "demo_specs", lambda count, seed: small)
+    monkeypatch.setattr("pathovit.cli.maintenance.slide_maker", lambda: maker)
+    calls = {
+        "run": ["run", slides[0], "--out", out],
+        "info": ["info", *slides],
+        "embed": ["embed", slides[0], "--out", tmp_path / "embedded", "--max-tiles", 8],
+        "train": ["train", labels, "--features", features, "--model", model, "--epochs", 1, "--kind", "mean", "--folds", 0],
+        "evaluate": ["evaluate", model, labels, "--features", features, "--out", judged],
+        "compare": ["compare", judged, judged],
+        "predict": ["predict", out],
+        "heatmap": ["heatmap", slides[0], "--out", out, "--hot-score", 0.6],
+        "export": ["export", out, "--to", "h5", "--folder", tmp_path / "h5"],
+        "encoders": ["encoders"],
+        "verify": ["verify", out],
+        "doctor": ["doctor"],
+        "bench": ["bench", slides[1], "--runs", 1, "--max-tiles", 8],
+        "demo": ["demo", tmp_path / "demo"],
+    }
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    commands = re.findall(r"^\| `pathovit (\w+)", readme, re.MULTILINE)
+    assert sorted(commands) == sorted(calls)
+    for name in commands:
+        done = CliRunner().invoke(app, [str(word) for word in calls[name]])
+        assert done.exit_code == 0, (name, done.output, done.exception)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_noticed_while_workers_start(slides: list[Path], tmp_path: Path, number: signal.Signals) -> None:
+    command = [*PATHOVIT, "embed", str(slides[0]), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout
+    said = ""
+    while "starting workers" not in said:
+        said += process.stdout.readline()
+    process.send_signal(number)
+    begun = time.monotonic()
+    said += process.communicate(timeout=30)[0]
+    assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}[number]
+    assert time.monotonic() - begun < 20
+    assert "Traceback" not in said
+    assert "The same command goes on where it stopped" in said
+
+
+def test_a_worker_that_is_killed_from_outside_costs_no_slide(slides: list[Path], tmp_path: Path) -> None:
+    small_chunks(tmp_path)
+    command = [*PATHOVIT, "embed", *map(str, slides[:1]), "--out", str(tmp_path / "out"), "--settings", str(tmp_path / "s.toml")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not list((tmp_path / "out").glob("slides/*/journal/*.json")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    for child in psutil.Process(process.pid).children():
+        if "spawn_main" in " ".join(child.cmdline()):
+            child.kill()
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, said
+    assert "a worker was killed from outside (SIGKILL); the worker is replaced" in said
 
 
 def start(slides: list[Path], out: Path, *more: str) -> subprocess.Popen[bytes]:
