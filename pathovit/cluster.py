@@ -377,13 +377,16 @@ def _advance(
 
 def _judge_death(state: SlideState, step: Step, worker: str, say: Say) -> tuple[str, Any]:
     """What to make of a worker's death: the step is done again, alone if it may be guilty, or the slide fails."""
-    death = _tell_of(worker, state, say)
+    death = _tell_of(worker, state, say, alone=step.slots == SLOTS)
     if state.over:
         return "again", None
     if not death.slide:
         state.kills.add(worker)
         if len(state.kills) < MOST_KILLS:
-            _hand_out_again(state, step)
+            if len(state.kills) > 1:  # perhaps it is what fills the memory: alone it cannot take others along
+                state.suspects.append(step)
+            else:
+                _hand_out_again(state, step)
             return "again", None
         reason = f"{death.cause} {len(state.kills)} times. Look at the machine's memory; the slide may be sound."
     elif step.slots != SLOTS:  # it was not alone: another step may have done it
@@ -397,12 +400,17 @@ def _judge_death(state: SlideState, step: Step, worker: str, say: Say) -> tuple[
 _told_deaths: set[str] = set()
 
 
-def _tell_of(worker: str, state: SlideState, say: Say) -> Death:
+def _tell_of(worker: str, state: SlideState, say: Say, alone: bool = False) -> Death:
     """What a worker died of, said once."""
     death = death_of(worker)
     if worker not in _told_deaths:
         _told_deaths.add(worker)
-        cause = death.cause.replace("its worker", "a worker").replace("reading it", f"reading {state.job.path.name}")
+        which = state.job.path.name if alone else "a slide"
+        cause = (
+            death.cause.replace("its worker", "a worker")
+            .replace("reading it", f"reading {which}")
+            .replace("it outgrew", f"{which} outgrew")
+        )
         say(f"{cause}; the worker is replaced")
     return death
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,10 +85,11 @@ def load_cohort(
         say(f"no column of patients (found: {columns}): every slide counts as a patient of its own")
     folders = find_features(rows, features, say)
     by_patient: dict[str, list[ManifestRow]] = {}
-    for row in rows:
-        by_patient.setdefault(row.patient or slide_stem(row.slide.name), []).append(row)
+    for row, patient in zip(rows, _patient_names(rows, folders), strict=True):
+        by_patient.setdefault(patient, []).append(row)
     taken: dict[Path, int] = {}
     shape: dict[str, Any] = {}  # what the first slide shares with all others
+    caps: list[tuple[ManifestRow, int | None, int]] = []
     like, bags, read = "", [], 0
     for patient, members in sorted(by_patient.items()):
         label = _shared(patient, members, "label", [tuple(truth[row.line].tolist()) for row in members])
@@ -108,13 +110,23 @@ def load_cohort(
             if not shape:
                 like, shape = row.slide.name, slide.shaping()
             _refuse_other_shaping(like, shape, slide, row)
+            caps.append((row, slide.cap, len(slide.verdict)))
             slides.append(slide)
             read += 1
             on_slide(read, len(rows))
         bags.append(make_bag(patient, slides, np.array(label, np.float32), site))
-    if trial := shape["max_tiles"]:
+    shape["max_tiles"] = trial = _shared_cap(caps)
+    if trial:
         say(f"these features are a trial: at most {trial} tiles of each slide (--max-tiles); so is a model of them")
     return Cohort(tuple(bags), target, shape, _fixed_parts(by_patient))
+
+
+def _patient_names(rows: Sequence[ManifestRow], folders: dict[int, Path]) -> list[str]:
+    """The patient of every row; a slide without one is a patient of its own, by its name or, where that is taken, by its slide_id."""
+    taken = Counter(slide_stem(row.slide.name) for row in rows if not row.patient)
+    taken.update({row.patient for row in rows if row.patient})
+    stems = [slide_stem(row.slide.name) for row in rows]
+    return [row.patient or (stem if taken[stem] == 1 else folders[row.line].name) for row, stem in zip(rows, stems, strict=True)]
 
 
 def _shared(patient: str, members: Sequence[ManifestRow], what: str, values: Sequence[Any]) -> Any:
@@ -143,7 +155,9 @@ def find_features(rows: Sequence[ManifestRow], features: Path, say: Say) -> dict
     """
     names = Names(_stored_names(features))
     found: dict[int, Path] = {}
-    missing, loose, elsewhere = [], [], 0
+    missing: list[ManifestRow] = []
+    loose: list[str] = []
+    elsewhere = 0
     for row in rows:
         fitting, exact = names.find(row.slide.name)
         if row.in_folder and fitting:
@@ -154,17 +168,20 @@ def find_features(rows: Sequence[ManifestRow], features: Path, say: Say) -> dict
                 digest = known or content_sha256(row.slide)
                 fitting = [folder for folder in fitting if folder.name.endswith(digest[:12])]
         if len(fitting) > 1:
-            said = ", ".join(folder.name for folder in fitting[:4])
-            raise SettingsError(f"Line {row.line}: {row.slide.name} can mean {said}. Name it by its slide_id.")
+            both = ", ".join(folder.name for folder in fitting[:4])
+            raise SettingsError(f"Line {row.line}: {row.slide.name} can mean {both}. Name it by its slide_id.")
         if not fitting:
-            missing.append(f"line {row.line}: {row.slide.name}{names.near(row.slide.name)}")
+            missing.append(row)
             continue
         found[row.line] = fitting[0]
         if not exact:
             loose.append(f"line {row.line}, {row.slide.name}: {fitting[0].name}")
     if missing:
+        said = [f"line {row.line}: {row.slide.name}{names.near(row.slide.name)}" for row in missing[:SHOWN]]
         count = "1 slide has" if len(missing) == 1 else f"{len(missing)} slides have"
-        raise SettingsError(f"{count} no finished features in {features}: {some(missing)}. Embed them first with: pathovit embed")
+        raise SettingsError(
+            f"{count} no finished features in {features}: {some(said, len(missing))}. Embed them first with: pathovit embed"
+        )
     if loose:
         say(f"{len(loose)} rows are matched in another spelling: {some(loose)}")
     if elsewhere:
@@ -187,6 +204,21 @@ def _embedded_from(path: Path, features: Path) -> str | None:
     """Digest of the slide that was embedded from this path; None if none was."""
     note = fingerprint_note(path, features)
     return str(json.loads(note.read_bytes())["sha256"]) if note.is_file() else None
+
+
+def _shared_cap(caps: Sequence[tuple[ManifestRow, int | None, int]]) -> int | None:
+    """The cap on tiles that all slides share: of those that it cut, and of those that have no more tiles than it allows."""
+    cut = [(row, cap) for row, cap, _ in caps if cap is not None]
+    if not cut:
+        return None
+    first, shared = cut[0]
+    for row, cap, tiles in caps:
+        if cap != shared and (cap is not None or tiles > shared):
+            raise SettingsError(
+                f"Line {row.line}: the features of {row.slide.name} were made otherwise than those of {first.slide.name} (max_tiles: {shared} in "
+                f"{first.slide.name}, {cap} in {row.slide.name}). Embed all slides of a table with the same settings, or take it out."
+            )
+    return shared
 
 
 def _refuse_other_shaping(name: str, shape: dict[str, Any], slide: SlideFeatures, row: ManifestRow) -> None:

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,9 +136,11 @@ def own_configuration() -> Iterator[None]:
                 "distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1,
             }
         )
-        yield
-        dask.config.config.clear()
-        dask.config.config.update(before)
+        try:
+            yield
+        finally:
+            dask.config.config.clear()
+            dask.config.config.update(before)
     finally:
         for name in QUIET:
             os.environ.pop(name, None)
@@ -169,7 +171,8 @@ class _Background:
 @contextmanager
 def _running_cluster(settings: Settings, stop: threading.Event) -> Iterator[Any | None]:
     """A client of a scheduler that somebody started; with the user's Dask settings, which may hold its certificates."""
-    os.environ.update(QUIET)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     from distributed import Client
 
     run = settings.run
@@ -248,10 +251,10 @@ def _watching_nanny() -> Any:
                 deaths.setdefault(self.worker_address, _cause(exitcode, out_of_memory))
             super()._on_worker_exit_sync(exitcode)
 
-        async def restart(self, *arguments: Any, **options: Any) -> Any:
-            if self.worker_address:  # the scheduler has not heard from it
+        async def kill(self, timeout: float = 5, reason: str = "nanny-kill") -> None:
+            if self.worker_address and "ttl" in reason:  # the scheduler has not heard from it
                 deaths[self.worker_address] = Death(f"its worker did not answer for {SILENT_S} s", True)
-            return await super().restart(*arguments, **options)
+            await super().kill(timeout=timeout, reason=reason)
 
     return WatchingNanny
 
@@ -259,7 +262,12 @@ def _watching_nanny() -> Any:
 def _nannies() -> list[Any]:
     from distributed import Nanny
 
-    return [nanny for nanny in Nanny._instances if type(nanny).__name__ == "WatchingNanny"]
+    for _ in range(10):  # the set may grow while workers start
+        try:
+            return [nanny for nanny in tuple(Nanny._instances) if type(nanny).__name__ == "WatchingNanny"]
+        except RuntimeError:
+            continue
+    return []
 
 
 def kill_workers() -> None:
@@ -269,7 +277,8 @@ def kill_workers() -> None:
     for nanny in _nannies():
         pid, nanny.status = nanny.pid, Status.closing_gracefully
         if pid:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has just ended by itself
+                os.kill(pid, signal.SIGKILL)
 
 
 def _said(slots: dict[str, int]) -> str:

@@ -71,8 +71,12 @@ class SlideFeatures:
         return {
             **{key: recipe[key] for key in ("encoder", "tissue", "steps") if key in recipe},
             "tiles": tiles,
-            "max_tiles": recipe["embed"]["max_tiles"] if self.trial else None,
         }
+
+    @property
+    def cap(self) -> int | None:
+        """At most so many tiles were taken, where that left some out."""
+        return int(self.attributes["recipe"]["embed"]["max_tiles"]) if self.trial else None
 
 
 def trial_of(kept: int, total: int) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path, PureWindowsPath
@@ -40,18 +41,19 @@ class ManifestRow:
         return next((value for name, value in self.labels if plain_name(name) == plain_name(column)), None)
 
 
-def read_manifest(path: Path, say: Say = lambda text: None) -> list[ManifestRow]:
+def read_manifest(path: Path, say: Say = lambda text: None, asked: Collection[str] = ()) -> list[ManifestRow]:
     """Rows of a manifest; slide paths are relative to the manifest's folder.
 
     Parameters
     ----------
     say : called with a sentence for everything that was understood and not written in so many words
+    asked : columns that are asked for by name, and so are nothing else
 
     Raises
     ------
     SettingsError : missing file or column, a value that is no number, a slide named twice; the line is named
     """
-    table = read_table(path, say)
+    table = read_table(path, say, asked)
     patients = _patients(table, say)
     rows = [_row(table, line, cells, patients[line]) for line, cells in table.rows]
     seen: dict[Path, int] = {}
@@ -121,7 +123,7 @@ def _patients(table: Table, say: Say) -> dict[int, str | None]:
     spelled: dict[str, dict[str, int]] = defaultdict(dict)
     for line, cell in known.items():
         if cell is not None:
-            spelled[spelling(cell)].setdefault(cell, line)
+            spelled[re.sub(r"^(\d+)\.0+$", r"\1", " ".join(cell.casefold().split()))].setdefault(cell, line)
     for ways in spelled.values():
         if len(ways) > 1:
             (a, line_a), (b, line_b) = list(ways.items())[:2]
@@ -179,12 +181,10 @@ def rows_of_slides(rows: Sequence[ManifestRow], slides: Sequence[Path], manifest
     resolved = {slide.resolve(): slide for slide in slides}
     found: dict[Path, ManifestRow] = {}
     unused, loose = [], []
-    for row in rows:
-        exact = True
-        if row.in_folder:
-            fitting = [resolved[at]] if (at := row.slide.resolve()) in resolved else []
-        else:
-            fitting, exact = names.find(row.slide.name)
+    looked_up = [(row, *_slides_of(row, names, resolved)) for row in rows]
+    for row, fitting, exact in sorted(looked_up, key=lambda found: not found[2]):  # to the letter first
+        if not exact:
+            fitting = [slide for slide in fitting if slide not in found]
         if len(fitting) > 1:
             both = " and ".join(str(slide) for slide in fitting[:2])
             raise SettingsError(f"{manifest}, line {row.line}: {row.slide.name} can mean {both}. Name its folder, too.")
@@ -206,6 +206,12 @@ def rows_of_slides(rows: Sequence[ManifestRow], slides: Sequence[Path], manifest
         without = [slide.name for slide in slides if slide not in found]
         say(f"{manifest.name}: {len(without)} of {len(slides)} slides have no row: {some(without)}")
     return found
+
+
+def _slides_of(row: ManifestRow, names: Names, resolved: Mapping[Path, Path]) -> tuple[list[Path], bool]:
+    if not row.in_folder:
+        return names.find(row.slide.name)
+    return ([resolved[at]] if (at := row.slide.resolve()) in resolved else []), True
 
 
 def existing_slide(row: ManifestRow) -> Path:

@@ -405,14 +405,19 @@ def read_done(folder: Path) -> dict[str, Any] | None:
         done = dict(json.loads(tried_again((folder / DONE).read_bytes)))
     except (OSError, ValueError):
         return None
-    return done if is_of(folder, done) else None
+    return None if fault_of(folder, done) else done
 
 
-def is_of(folder: Path, done: dict[str, Any]) -> bool:
-    """Whether a record speaks of its own folder alone: a folder from elsewhere must not lead us out of it."""
+def fault_of(folder: Path, done: dict[str, Any]) -> str:
+    """Why a record is not read: it leads out of its own folder, or another version wrote it; nothing for a good one."""
+    slide = done.get("slide", {})
     named = [*done.get("products", {}), *(tile.get("file", "") for tile in done.get("top_tiles", []))]
     inside = all(not Path(name).is_absolute() and ".." not in Path(name).parts for name in named)
-    return inside and done.get("slide", {}).get("slide_id", folder.name) == folder.name
+    if not inside or slide.get("slide_id", folder.name) != folder.name:
+        return f"its {DONE} leads out of its own folder, and is not read"
+    if "finish_recipe" not in done or "trial" not in done or "left_out_mm2" not in slide:
+        return f"its {DONE} was written by another version, and is not read: run it again"
+    return ""
 
 
 def products_exist(folder: Path, done: dict[str, Any]) -> bool:

@@ -39,7 +39,7 @@ NOT_SLIDES = {
     **dict.fromkeys((".pt", ".pth", ".safetensors", ".h5", ".npy"), "numbers, not pixels. Give the slide itself."),
 }
 OWN_OUTPUTS = {"run.json", "slide.json"}
-OWN_PICTURES = ".ome.tiff"  # a heatmap is no slide
+OWN_PICTURES = "heatmap.ome.tiff"  # is no slide
 
 
 def find_slides(paths: Iterable[Path]) -> list[Path]:
@@ -84,7 +84,7 @@ def _slides_in(folder: Path) -> Iterator[Path]:
             if Path(root) != folder:
                 folders.clear()
                 continue
-            files = [name for name in files if not name.endswith(OWN_PICTURES)]
+            files = [name for name in files if name != OWN_PICTURES]
         mirax_data = {Path(name).stem for name in files if name.lower().endswith(".mrxs")}
         folders[:] = sorted(name for name in folders if name not in mirax_data and not name.endswith(".zarr"))
         for name in sorted(files):
@@ -233,9 +233,8 @@ def check_picture(path: Path) -> None:
         file.seek(0)
         with tifffile.TiffFile(file) as tiff:
             page = tiff.pages.first
-            turned = {
-                p.tags["Orientation"].value for p in tiff.pages if isinstance(p, tifffile.TiffPage) and "Orientation" in p.tags
-            }
+            tiled = [p for p in tiff.pages if isinstance(p, tifffile.TiffPage) and p.is_tiled]
+            turned = {p.tags["Orientation"].value for p in tiled if "Orientation" in p.tags}
             grey = sum(1 for p in tiff.pages if p.shape[:2] == page.shape[:2]) if page.samplesperpixel == 1 else 0
     if page.is_tiled and (odd := turned - {1, 0}):
         raise SlideOpenError(

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pathovit import RESEARCH_USE, __version__
-from pathovit.pipeline import DONE, is_of, read_done, superseded
+from pathovit.pipeline import DONE, fault_of, read_done, superseded
 from pathovit.store import write_atomically
 from pathovit.text import plain, say_left_out
 
@@ -40,6 +40,7 @@ class Twin:
 
     file: str
     slide_id: str
+    patient: str | None = None
 
 
 def slide_folders(out: Path) -> list[Path]:
@@ -47,16 +48,16 @@ def slide_folders(out: Path) -> list[Path]:
     return sorted(folder for folder in (out / "slides").glob("*") if folder.is_dir() and not folder.is_symlink())
 
 
-def refused_records(out: Path) -> list[str]:
-    """Names of slide folders whose record leads out of them: what somebody else wrote, and is not read."""
-    found = []
+def refused_records(out: Path) -> dict[str, str]:
+    """Slide folders whose record is not read, and why."""
+    found = {}
     for folder in slide_folders(out):
         try:
             done = json.loads((folder / DONE).read_bytes())
         except (OSError, ValueError):
             continue
-        if not is_of(folder, done):
-            found.append(folder.name)
+        if fault := fault_of(folder, done):
+            found[folder.name] = fault
     return found
 
 
@@ -119,7 +120,10 @@ def prediction_rows(
     for twin in twins:
         if first := by_id.get(twin.slide_id):
             said = "; ".join(filter(None, [f"the same slide as {first['file']}, done once", first["reason"]]))
-            rows.append(first | {"file": twin.file, "reason": said})
+            rows.append(first | {"file": twin.file, "patient": twin.patient or first["patient"], "reason": said})
+        else:
+            said = "the same slide as one that failed"
+            rows.append({"slide_id": twin.slide_id, "file": twin.file, "verdict": "failed", "reason": said})
     rows += [{"slide_id": f.slide_id, "file": f.file, "verdict": "failed", "reason": f.reason} for f in failures]
     return names, rows
 

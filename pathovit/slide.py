@@ -248,9 +248,10 @@ def _open_tiles(path: Path, source: PixelSource, levels: tuple[Level, ...]) -> C
 
     agrees = False
     try:
-        agrees = tiles.compare(0, read, exactly=True)
+        agrees = tiles.compare(0, read, exactly=True) is True
         for level in levels[1:] if agrees else ():
-            if level.index in located and not tiles.compare(level.index, read, exactly=not _interpolates(source, level)):
+            exactly = not _interpolates(source, level)
+            if level.index in located and tiles.compare(level.index, read, exactly) is False:
                 del located[level.index]
     finally:
         if not agrees:
@@ -274,18 +275,22 @@ def _shows_the_same(tiles: CompressedTiles, sharp: Level, level: Level) -> bool 
     """Whether a detailed place of a level shows what the sharper one shows there; None where neither can be read."""
     if level.index not in tiles.levels or sharp.index not in tiles.levels:
         return None
-    factor = round(level.downsample[0] / sharp.downsample[0])
+    ratio = level.downsample[0] / sharp.downsample[0], level.downsample[1] / sharp.downsample[1]
+    found: list[bool] = []
     for x, y, width, height in tiles.detailed(level.index, COMPARED_PLACES):
         side = min(COMPARED_PX, width, height)
         left, top = x + (width - side) // 2, y + (height - side) // 2
+        box = round(left * ratio[0]), round(top * ratio[1]), round(side * ratio[0]), round(side * ratio[1])
         try:
             ours = tiles.read(level.index, left, top, side, side)
-            theirs = tiles.read(sharp.index, left * factor, top * factor, side * factor, side * factor)
+            theirs = tiles.read(sharp.index, *box)
         except TileReadError:
             continue
         if ours is not None and theirs is not None and ours.std() > 3:  # glass tells nothing
-            return alike(ours, average(theirs, (side, side)))
-    return None
+            found.append(alike(ours, average(theirs, (side, side))))
+            if len(found) == 3 or found[-1]:
+                break
+    return any(found) if found else None
 
 
 def _find_mpp(path: Path, mpp: float | XY | None, mpp_source: str, properties: dict[str, str]) -> tuple[XY, str]:

@@ -167,15 +167,15 @@ class FeatureStore:
             try:
                 found = json.loads(tried_again(about.read_bytes))
                 codecs = {codec["name"] for codec in found.get("codecs", [])}
-                known = found["zarr_format"] == 3 and codecs <= CODECS
+                known = found["zarr_format"] == 3 and codecs <= CODECS and not found.get("consolidated_metadata")
             except (ValueError, KeyError, TypeError):
                 known = False
             if not known:
                 raise StoreError(
                     self.path, f"{self.zarr_path} was not written by pathovit, and is not read. Embed the slide again."
                 )
-        for older in (".zgroup", ".zarray", ".zattrs", ".zmetadata"):
-            if next(self.zarr_path.rglob(older), None):
+        for folder in (self.zarr_path, *(self.zarr_path / name for name in (*ARRAYS, "tissue"))):
+            if any((folder / older).exists() for older in (".zgroup", ".zarray", ".zattrs", ".zmetadata")):
                 raise StoreError(
                     self.path, f"{self.zarr_path} holds a store of Zarr 2, which is not read. Embed the slide again."
                 )

@@ -80,7 +80,7 @@ def train_model(
         raise SettingsError(f"--folds is {folds}, expected 0 (no cross-validation) or at least 2.")
     elif folds and cohort.fixed:
         raise SettingsError("The table has a column `split`, and --folds makes its own. Leave out one of the two.")
-    wanted, folds = folds, possible_folds(cohort.bags, cohort.target, folds)
+    wanted, folds = folds, _workable_folds(cohort, settings, folds)
     if folds < wanted:
         say(
             f"too few patients for {wanted} folds: {f'{folds} are made' if folds else 'none is made, and no figure is of unseen patients'}"
@@ -90,6 +90,20 @@ def train_model(
         crossed = cross_validate(cohort, folder, settings, folds, on_epoch, say, on_step) if folds else None
         say("model of all patients" if folds else "model")
         return _train_one(cohort, folder, settings, parts, on_epoch, on_step, crossed)
+
+
+def _workable_folds(cohort: Cohort, settings: TrainSettings, wanted: int) -> int:
+    """Folds, at most those wanted, of which each leaves patients of every class to learn from and to stop by; 0 for none."""
+    for folds in range(possible_folds(cohort.bags, cohort.target, wanted), 1, -1):
+        place = assign_folds(cohort.bags, cohort.target, folds, settings.seed)
+        try:
+            for fold in range(folds):
+                rest = replace(cohort, bags=tuple(bag for bag, at in zip(cohort.bags, place, strict=True) if at != fold))
+                split_patients(rest, settings.validation_share, 0.0, settings.seed)
+        except SettingsError:
+            continue
+        return folds
+    return 0
 
 
 def cross_validate(

@@ -12,8 +12,9 @@ import io
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 from pathovit.errors import SettingsError
@@ -32,7 +33,8 @@ KNOWN = {
     "mpp_y": ("mppy",),
     "split": ("split", "part", "partition", "subset"),
 }  # fmt: skip
-LIKE_MPP = re.compile(r"mpp|micron|pixelsize|pixelspacing|umper")
+LIKE_MPP = re.compile(r"^mpp|mpp$|microns?per|^pixelsize|^pixelspacing|^umper")
+PART_NAMES = ("train", "training", "validation", "val", "valid", "dev", "tune", "test", "testing", "holdout")
 LIKENESS = 0.84  # of two names, as difflib counts it: a slip of the finger, not another word
 
 
@@ -51,8 +53,9 @@ def number(text: str) -> float | None:
 
 def spelling(text: str) -> str:
     """Equal for cells that a person takes for the same: `Benign` and `benign`, `0` and `0.0`, `1,5` and `1.5`."""
-    found = number(text)
-    return f"{found:.12g}" if found is not None else " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    if number(text) is not None:
+        return format(Decimal(text.replace(",", ".")).normalize(), "f")
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def refuse_thousands(texts: Iterable[str], column: str) -> None:
@@ -79,12 +82,13 @@ class Table:
         return [cells.get(self.roles.get(role, ""), "") for _, cells in self.rows]
 
 
-def read_table(path: Path, say: Say = lambda text: None) -> Table:
+def read_table(path: Path, say: Say = lambda text: None, asked: Collection[str] = ()) -> Table:
     """A table with one slide a row.
 
     Parameters
     ----------
     say : called with a sentence for everything that was understood and not written in so many words
+    asked : columns that are asked for by name, and so are nothing else
 
     Raises
     ------
@@ -107,7 +111,7 @@ def read_table(path: Path, say: Say = lambda text: None) -> Table:
     if not found:
         raise SettingsError(f"{path}: the file is empty.")
     columns = tuple(found[0][1])
-    roles = _roles(path, columns, separator, found[1:], say)
+    roles = _roles(path, columns, separator, found[1:], say, {plain_name(name) for name in asked})
     rows = []
     for line, row in found[1:]:
         if len(row) != len(columns):
@@ -151,14 +155,18 @@ def _said(separator: str) -> str:
     return SEPARATORS.get(separator, repr(separator))
 
 
-def _roles(path: Path, columns: Sequence[str], separator: str, rows: Sequence[tuple[int, list[str]]], say: Say) -> dict[str, str]:
+def _roles(
+    path: Path, columns: Sequence[str], separator: str, rows: Sequence[tuple[int, list[str]]], say: Say, asked: Collection[str]
+) -> dict[str, str]:
     """Which column is the slide, the patient, the pixel size, the part."""
     twice = [name for name in columns if columns.count(name) > 1 and name]
     if twice:
         raise SettingsError(f"{path}: two columns are named {twice[0]!r}. Name each once.")
     roles: dict[str, str] = {}
     for role, known in KNOWN.items():
-        fitting = [name for name in columns if plain_name(name) in known]
+        fitting = [name for name in columns if plain_name(name) in known and plain_name(name) not in asked]
+        if role == "split":  # `part` may also be a part of the specimen
+            fitting = [name for name in fitting if name == role or _holds_parts(rows, columns.index(name))]
         if role in fitting:  # our own name
             roles[role] = role
         elif fitting:
@@ -171,7 +179,8 @@ def _roles(path: Path, columns: Sequence[str], separator: str, rows: Sequence[tu
             f"{said}. Name one of them `slide` in the first line, as in: slide,patient,label"
         )
     for name in columns:
-        _refuse_lookalike(path, name, roles)
+        if plain_name(name) not in asked:
+            _refuse_lookalike(path, name, roles)
     for role, name in roles.items():
         if name != role:
             say(f"{path.name}: {SAID[role]} from column {name}")
@@ -179,6 +188,11 @@ def _roles(path: Path, columns: Sequence[str], separator: str, rows: Sequence[tu
 
 
 SAID = {"slide": "slides", "patient": "patients", "mpp": "um per pixel", "mpp_y": "um per pixel in y", "split": "parts"}
+
+
+def _holds_parts(rows: Sequence[tuple[int, list[str]]], place: int) -> bool:
+    known = {*PART_NAMES, *NO_VALUE, ""}
+    return all(plain_name(row[place]) in known for _, row in rows if place < len(row))
 
 
 def _refuse_two(
@@ -200,6 +214,7 @@ def _refuse_lookalike(path: Path, name: str, roles: dict[str, str]) -> None:
         if role in roles or found in KNOWN["mpp_y"]:
             continue
         near = difflib.get_close_matches(found, [known for known in KNOWN[role] if len(known) >= 5], n=1, cutoff=LIKENESS)
+        near = [known for known in near if known[0] == found[:1]]  # an inpatient is no patient
         if near or (role == "mpp" and LIKE_MPP.search(found)):
             raise SettingsError(f"{path}: column {name!r} looks like `{role}`, and is not. Name it `{role}`, or otherwise.")
     if found in KNOWN["mpp_y"] and "mpp" not in roles:

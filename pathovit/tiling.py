@@ -176,7 +176,7 @@ def _tissue_tiles(
         coverage = box_fraction(table, xy / scale, size_mask)
         enough = (coverage >= min_coverage) & (coverage > 0)
         if beyond is not None:
-            enough &= box_fraction(beyond, xy / scale, size_mask) == 0
+            enough &= box_fraction(beyond, xy / scale, size_mask) < 1e-6
         kept_xy.append(xy[enough])
         kept_coverage.append(coverage[enough])
     return np.concatenate(kept_xy), np.concatenate(kept_coverage)

@@ -39,7 +39,9 @@ WINDOW_PX = 5  # side of the window in which texture is looked for
 SMOOTH = 8  # grey levels that the noise of glass spans in that window, at most
 GLASS_SHARE = 0.003  # of the scanned pixels that must look like glass before it is believed
 BRIGHTER_SHARE = 0.03  # of the pixels that may be brighter than the glass
+FILLED_UM2, FILLED_EDGE_UM2 = 1_000_000.0, 20_000.0  # area of one exact colour from which on it was filled in
 LARGE_SHARE = 0.1  # a smooth area as large as this is glass even if its colour could be a stain
+GREEN_TAKEN = 4  # grey levels that green lies below red and blue in pale tissue
 NEUTRAL, BRIGHT = 28, 190  # usual glass: the spread of its channels at most, its lowest channel at least
 DARKEST = 60  # nothing darker than this is believed to be glass
 ON_GLASS = 0.3  # share of the surroundings of ink that is glass
@@ -109,8 +111,9 @@ def find_tissue(slide: Slide, settings: TissueSettings) -> TissueMask:
     mpp = (slide.mpp[0] * downsample[0], slide.mpp[1] * downsample[1])
     if not (scanned | unread).any():
         raise NoTissueError(slide.path, "every pixel is transparent. If it has a fourth channel, save it without that.")
-    _refuse_grey(slide, overview, scanned)
-    found = segment(overview, scanned, mpp, settings)
+    texture = _texture(overview)
+    _refuse_grey(slide, overview, scanned & (texture > 0), settings.min_area_um2 / (mpp[0] * mpp[1]))
+    found = segment(overview, scanned, mpp, settings, texture)
     tissue = found.tissue | unread
     if not tissue.any():
         ink = "What is dark on it looks like pen ink: if it is stained tissue, set tissue.drop_pen = false."
@@ -130,31 +133,27 @@ def find_tissue(slide: Slide, settings: TissueSettings) -> TissueMask:
     )
 
 
-def _refuse_grey(slide: Slide, overview: RGB, scanned: Mask) -> None:
-    """A picture without any colour is no stained slide, or not all of it."""
-    pixels = overview[scanned]
+def _refuse_grey(slide: Slide, overview: RGB, alive: Mask, least_px: float) -> None:
+    """A picture without any colour is no stained slide, or not all of it. `alive` are pixels that were not filled in."""
+    pixels = overview[alive]
     if not len(pixels):
         return
-    sample = pixels[:: max(1, len(pixels) // SAMPLE_PX)].astype(np.int16)
+    step = max(1, len(pixels) // SAMPLE_PX)
+    sample = pixels[::step].astype(np.int16)
     spread, brightness = sample.max(-1) - sample.min(-1), sample.max(-1)
-    if np.percentile(spread, 99.9) <= COLOURLESS and np.ptp(np.percentile(brightness, [1, 99])) > 4 * COLOURLESS:
+    coloured = int((spread > COLOURLESS).sum()) * step
+    if coloured < least_px and np.ptp(np.percentile(brightness, [1, 99])) > 4 * COLOURLESS:
         raise NoTissueError(
             slide.path, "its picture is grey: it has light and dark, and no colour. A stained slide needs its colours."
         )
-    if np.median(brightness) < DARKEST and np.percentile(brightness, 99) < DARK_PICTURE:
+    if np.percentile(brightness, 99) < DARK_PICTURE:
         raise NoTissueError(
             slide.path,
             f"its picture is dark (nearly all of it below {DARK_PICTURE} of 255): fluorescence, inverted, or pixels of more than 8 bits "
             "that were cut. Stained tissue on bright glass is needed.",
         )
-    if np.median(brightness) < DARKEST and float((brightness < DARKEST).mean()) > 0.5 and _is_inverted(sample):
+    if float((brightness < DARKEST).mean()) > 0.5:
         raise NoTissueError(slide.path, "its background is black and its tissue bright: inverted, or fluorescence. Invert it.")
-
-
-def _is_inverted(pixels: NDArray[np.int16]) -> bool:
-    """Whether light parts are nowhere neutral, as glass would be."""
-    light = pixels[pixels.max(-1) >= BRIGHT]
-    return not len(light) or float(((light.max(-1) - light.min(-1) <= NEUTRAL) & (light.min(-1) >= BRIGHT)).mean()) < GLASS_SHARE
 
 
 COLOURLESS = 6  # grey levels between channels that compression alone makes
@@ -238,13 +237,12 @@ def _read_block(slide: Slide, level: Level, shrink: int, rows: slice, columns: s
     return None
 
 
-def segment(rgb: RGB, scanned: Mask, mpp: XY, settings: TissueSettings) -> Segments:
-    """What the pixels of an overview picture uint8 (H, W, 3) at `mpp` are."""
+def segment(rgb: RGB, scanned: Mask, mpp: XY, settings: TissueSettings, texture: NDArray[np.uint8] | None = None) -> Segments:
+    """What the pixels of an overview picture uint8 (H, W, 3) at `mpp` are; its `texture`, if it is known."""
     um = float(np.sqrt(mpp[0] * mpp[1]))
-    texture = _texture(rgb)
+    texture = _texture(rgb) if texture is None else texture
     glass, remarks = find_glass(rgb, scanned, texture)
-    flat = cv2.dilate(((texture == 0) & scanned).view(np.uint8), np.ones((WINDOW_PX, WINDOW_PX), np.uint8)).view(bool)
-    flat &= np.abs(rgb.astype(np.int16) - glass.astype(np.int16)).max(-1) > 2 * SMOOTH
+    flat = _filled_in((texture == 0) & scanned, um) & _unlike(rgb, glass)
     strength, colour = _stain(rgb, glass)
     stained, dark = _find_stained(strength, colour, scanned & ~flat)
     pen = np.zeros(scanned.shape, bool)
@@ -253,7 +251,6 @@ def segment(rgb: RGB, scanned: Mask, mpp: XY, settings: TissueSettings) -> Segme
     near = _within(stained & ~pen, NEAR_UM / um) if dark.any() else dark
     tissue = _close_and_clean((stained | (dark & near)) & ~pen, um, settings) & scanned & ~pen & ~flat
     grey = _without_small(dark & ~near & ~tissue & ~pen, settings.min_area_um2 / um**2)
-    flat = _without_small(flat, settings.min_area_um2 / um**2)
     return Segments(np.asarray(tissue), pen, flat, grey, (int(glass[0]), int(glass[1]), int(glass[2])), remarks)
 
 
@@ -266,6 +263,26 @@ def _texture(rgb: RGB) -> NDArray[np.uint8]:
     window = np.ones((WINDOW_PX, WINDOW_PX), np.uint8)
     spans = [cv2.subtract(cv2.dilate(channel, window), cv2.erode(channel, window)) for channel in cv2.split(rgb)]
     return np.asarray(cv2.max(cv2.max(spans[0], spans[1]), spans[2]), np.uint8)
+
+
+def _filled_in(exact: Mask, um: float) -> Mask:
+    """Large areas of one exact colour, of pixels around which there is no texture; smaller ones too, at the picture's edge.
+
+    A block of a JPEG may be of one colour as well, where tissue is smooth: such spots are small.
+    """
+    labels, boxes = _components(exact)
+    at_edge = (boxes[:, :2] <= WINDOW_PX).any(1) | (boxes[:, :2] + boxes[:, 2:4] >= np.array(exact.shape[::-1]) - WINDOW_PX).any(
+        1
+    )
+    large = boxes[:, 4] * um**2 > np.where(at_edge, FILLED_EDGE_UM2, FILLED_UM2)
+    large[0] = False
+    return cv2.dilate(large[labels].view(np.uint8), np.ones((WINDOW_PX, WINDOW_PX), np.uint8)).view(bool)
+
+
+def _unlike(rgb: RGB, glass: NDArray[np.float32]) -> Mask:
+    """Pixels that have not the colour of the glass."""
+    low, high = (np.clip(glass.astype(np.float64) + side * 2 * SMOOTH, 0, 255) for side in (-1, 1))
+    return np.asarray(cv2.inRange(rgb, low, high) == 0)
 
 
 def find_glass(rgb: RGB, scanned: Mask, texture: NDArray[np.uint8]) -> tuple[NDArray[np.float32], tuple[str, ...]]:
@@ -285,7 +302,8 @@ def find_glass(rgb: RGB, scanned: Mask, texture: NDArray[np.uint8]) -> tuple[NDA
     has_usual = len(usual) >= GLASS_SHARE * max(len(pixels), 1)
     for glass, share in _peaks(smooth, max(len(seen), 1)):
         neutral = float(np.ptp(glass)) <= NEUTRAL
-        stain_like = not neutral and int(glass.argmin()) == 1  # haematoxylin and eosin take green most
+        # Haematoxylin and eosin take green most: where there is usual glass, too, such a colour is pale tissue.
+        stain_like = float(glass[1]) < min(float(glass[0]), float(glass[2])) - GREEN_TAKEN
         if (stain_like and (has_usual or share < LARGE_SHARE)) or glass.min() < DARKEST:
             continue
         brighter = ((seen.astype(np.int16) - glass.astype(np.int16)).max(-1) > 2.5 * SMOOTH).mean()

@@ -50,10 +50,12 @@ def write_slide(
     store.create(grid, DIM, CHUNK, {"recipe": recipe, "mpp_x": 1.0, "mpp_y": 1.0, **grid.describe()})
     for chunk in range(tiles // CHUNK):
         store.write_chunk(chunk, values[chunk * CHUNK : (chunk + 1) * CHUNK].astype(np.float16), np.zeros(CHUNK, np.uint8))
-    write_atomically(
-        store.folder / "slide.json",
-        to_json({"slide": {"file": file, "slide_id": name, "patient": None, "remarks": []}, "finish_recipe": {}}),
-    )
+    done = {
+        "slide": {"file": file, "slide_id": name, "patient": None, "remarks": [], "left_out_mm2": {}},
+        "finish_recipe": {},
+        "trial": "",
+    }
+    write_atomically(store.folder / "slide.json", to_json(done))
 
 
 def write_table(path: Path, rows: list[dict[str, str]]) -> Path:

@@ -225,7 +225,6 @@ def test_a_row_with_a_folder_means_the_slide_that_was_embedded_from_there(tmp_pa
     [
         ({"tissue": {"drop_pen": False}}, r"tissue.drop_pen: True in s0.svs, False in s4.svs"),
         ({"tiles": {"mpp": 1.0, "stride_px": 96, "min_coverage": 0.75}}, "tiles.min_coverage: 0.25 in s0.svs, 0.75 in s4.svs"),
-        ({"embed": {"max_tiles": 64}, "total": 100}, "max_tiles: None in s0.svs, 64 in s4.svs"),
     ],
 )
 def test_features_made_otherwise_are_refused_by_name_and_setting(tmp_path: Path, other: dict[str, Any], said: str) -> None:
@@ -236,6 +235,31 @@ def test_features_made_otherwise_are_refused_by_name_and_setting(tmp_path: Path,
     rows = [{"slide": f"s{index}.svs", "label": str(index % 2)} for index in range(8)]
     with pytest.raises(SettingsError, match=f"s4.svs were made otherwise than those of s0.svs .*{said}"):
         study(write_table(tmp_path / "l.csv", rows), tmp_path, tmp_path / "model")
+
+
+def capped(tmp_path: Path, cap: int) -> Cohort:
+    """Slides of 64 tiles, one of which is what a cap left of a larger one."""
+    chance = np.random.default_rng(1)
+    for index in range(8):
+        more = {"embed": {"max_tiles": cap}, "total": 100} if index == 4 else {}
+        write_slide(tmp_path / "features", f"s{index}", bool(index % 2), chance, **more)
+    rows = [{"slide": f"s{index}.svs", "label": str(index % 2)} for index in range(8)]
+    return loaded(tmp_path, tmp_path, rows)
+
+
+def test_slides_cut_by_a_cap_stand_beside_those_that_have_no_more_tiles_alone(tmp_path: Path) -> None:
+    with pytest.raises(
+        SettingsError, match=r"s0.svs were made otherwise than those of s4.svs \(max_tiles: 32 in s4.svs, None in s0.svs\)"
+    ):
+        capped(tmp_path / "a", 32)
+    assert capped(tmp_path / "b", 64).recipe["max_tiles"] == 64
+
+
+def test_slides_of_one_name_in_two_folders_are_two_patients(tmp_path: Path) -> None:
+    for name in ("S01-aaaaaaaaaaaa", "S01-bbbbbbbbbbbb"):
+        write_slide(tmp_path / "features", name, name.endswith("a"), np.random.default_rng(1), file="S01.svs")
+    rows = [{"slide": "S01-aaaaaaaaaaaa", "label": "x"}, {"slide": "S01-bbbbbbbbbbbb", "label": "y"}]
+    assert len(loaded(tmp_path, tmp_path, rows).bags) == 2
 
 
 def loaded(cohort: Path, folder: Path, rows: list[dict[str, str]]) -> Cohort:

@@ -164,15 +164,17 @@ def test_a_store_that_is_not_ours_is_refused_before_a_byte_is_decoded(store: Fea
 def test_a_record_that_leads_out_of_its_folder_is_no_record(tmp_path: Path) -> None:
     folder = tmp_path / "slides" / "a-1"
     folder.mkdir(parents=True)
+    slide = {"slide_id": "a-1", "left_out_mm2": {}}
     good = {
-        "slide": {"slide_id": "a-1"},
+        "slide": slide,
         "products": {"overview.png": ""},
         "top_tiles": [{"file": "top_tiles/01.jpg"}],
         "finish_recipe": {},
+        "trial": "",
     }
     (folder / "slide.json").write_bytes(to_json(good))
     assert read_done(folder) is not None
-    assert refused_records(tmp_path) == []
+    assert refused_records(tmp_path) == {}
     for bad in (
         {"slide": {"slide_id": "../b"}},
         {"top_tiles": [{"file": "../../private.txt"}]},
@@ -180,7 +182,9 @@ def test_a_record_that_leads_out_of_its_folder_is_no_record(tmp_path: Path) -> N
     ):
         (folder / "slide.json").write_bytes(to_json(good | bad))
         assert read_done(folder) is None
-        assert refused_records(tmp_path) == ["a-1"]
+        assert "leads out of its own folder" in refused_records(tmp_path)["a-1"]
+    (folder / "slide.json").write_bytes(to_json({"slide": {"slide_id": "a-1"}, "finish_recipe": {}}))
+    assert "written by another version" in refused_records(tmp_path)["a-1"]
 
 
 def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:

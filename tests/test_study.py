@@ -346,3 +346,22 @@ def test_threads_are_taken_where_a_bag_is_large() -> None:
     with threads_for(MANY_TILES):
         assert torch.get_num_threads() == worker_cores()
     assert torch.get_num_threads() == before
+
+
+def test_labels_that_fewer_folds_allow_are_folded_by_fewer(cohort: Path, tmp_path: Path) -> None:
+    """Three labels, one of which few patients have: what the folds leave decides, not a count of patients."""
+    rows = [
+        {"slide": row["slide"], "a": str(i % 2), "b": str(i // 2 % 2), "c": str(int(i in (3, 11, 20)))}
+        for i, row in enumerate(table(cohort))
+    ]
+    card = study(write_table(tmp_path / "l.csv", rows), cohort / "features", tmp_path / "m", ONCE, target="a,b,c", folds=None)
+    assert card["target"]["task"] == "multilabel"
+
+
+def test_a_class_the_model_does_not_know_is_named_by_evaluate(cohort: Path, tmp_path: Path) -> None:
+    study(cohort / "labels.csv", cohort / "features", tmp_path / "m", ONCE)
+    rows = table(cohort)
+    rows[3]["label"] = "atypical"
+    path = write_table(tmp_path / "l.csv", rows)
+    done = CliRunner().invoke(app, ["evaluate", str(tmp_path / "m"), str(path), "--features", str(cohort / "features")])
+    assert "Line 5: label is 'atypical'; the model knows normal, tumour" in str(done.exception)

@@ -157,3 +157,24 @@ def test_twenty_thousand_rows_are_matched_at_once(tmp_path: Path) -> None:
     slides = [tmp_path / f"S{index}.svs" for index in range(20_000)]
     table = write(tmp_path / "m.csv", "slide,mpp\n" + "".join(f"{slide.name},0.4\n" for slide in slides))
     assert len(rows_of_slides(read_manifest(table), slides, table, lambda text: None)) == 20_000
+
+
+def test_a_column_that_is_asked_for_is_nothing_else(tmp_path: Path) -> None:
+    path = write(tmp_path / "l.csv", "slide,patient,case\na,P1,0\nb,P2,1\n")
+    assert [row.label("case") for row in read_manifest(path, asked=["case"])] == ["0", "1"]
+    path = write(tmp_path / "p.csv", "slide,part,inpatient,micronodular\na,A,0,1\nb,B,1,0\n")  # of the specimen
+    assert [row.label("part") for row in read_manifest(path)] == ["A", "B"]
+
+
+def test_long_and_dotted_ids_are_told_apart(tmp_path: Path) -> None:
+    path = write(tmp_path / "l.csv", "slide,patient\na,2023000000001\nb,2023000000002\nc,10.1\nd,10.10\n")
+    assert len({row.patient for row in read_manifest(path)}) == 4
+    with pytest.raises(SettingsError, match=r"patients '7' \(line 2\) and '7.0'"):
+        read_manifest(write(tmp_path / "m.csv", "slide,patient\na,7\nb,7.0\n"))
+
+
+def test_a_loose_match_does_not_stand_in_the_way_of_an_exact_one(tmp_path: Path) -> None:
+    (slide,) = pictures(tmp_path, "S1.svs")
+    table = write(tmp_path / "m.csv", "slide,mpp\nS1.tif,0.5\nS1.svs,0.4\n")
+    found = rows_of_slides(read_manifest(table), [slide], table, lambda text: None)
+    assert found[slide].mpp == (0.4, 0.4)

@@ -118,3 +118,21 @@ def test_the_real_mask_and_the_exact_one_lay_the_same_tiles(squares: Path) -> No
         spec = fill_spec(TileSpec(min_coverage=0.5), 256, 0.5)
         found = lay_grid(slide, find_tissue(slide, TissueSettings()), spec)
         assert found.xy.tolist() == lay_grid(slide, exact_mask(slide), spec).xy.tolist()
+
+
+@pytest.mark.parametrize("downsample", [32.0, 18.0, 20.0])
+def test_only_tiles_at_what_was_never_scanned_are_left_out(squares: Path, downsample: float) -> None:
+    """Whatever the mask's pixel and the tile's side are: sums of fractions are not exact."""
+    slide = open_slide(squares)
+    shape = (int(slide.size[1] // downsample) + 1, int(slide.size[0] // downsample) + 1)
+    everywhere, none = np.ones(shape, bool), np.zeros(shape, bool)
+    scanned = everywhere.copy()
+    scanned[:, : int(400 // downsample)] = False
+    picture = np.zeros((*shape, 3), np.uint8)
+    mask = TissueMask(everywhere, none, none, (downsample,) * 2, (1.0, 1.0), picture, scanned, none, none)
+    whole = TissueMask(everywhere, none, none, (downsample,) * 2, (1.0, 1.0), picture, everywhere, none, none)
+    for mpp in (0.6013, 0.5, 0.7207):
+        spec = fill_spec(TileSpec(), 64, mpp)
+        found, full = (lay_grid(slide, one, spec).xy for one in (mask, whole))
+        beyond = (int(400 // downsample) + 1) * downsample  # the mask's pixel beside it counts as unscanned, too
+        assert found.tolist() == [xy for xy in full.tolist() if xy[0] >= beyond - 1e-6]

@@ -1,3 +1,4 @@
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -208,6 +209,10 @@ def test_what_is_left_out_has_an_area_and_a_reason(tmp_path: Path) -> None:
     assert set(np.unique(mask.kinds())) == {KINDS.index("glass"), KINDS.index("tissue"), KINDS.index("one flat colour")}
 
 
+def noisy(picture: np.ndarray) -> np.ndarray:
+    return (picture + np.random.default_rng(0).normal(-6, 2, picture.shape)).clip(0, 255).astype(np.uint8)
+
+
 def grey(picture: np.ndarray) -> np.ndarray:
     return np.repeat(picture.mean(-1, keepdims=True), 3, -1).astype(np.uint8)
 
@@ -216,7 +221,7 @@ def grey(picture: np.ndarray) -> np.ndarray:
     ("change", "reason"),
     [
         (grey, "its picture is grey"),
-        (lambda picture: 255 - picture, "its background is black and its tissue bright"),
+        (lambda picture: 255 - noisy(picture), "its background is black and its tissue bright"),
         (lambda picture: picture // 16, "its picture is dark"),
     ],
 )
@@ -233,3 +238,43 @@ def test_a_transparent_slide_says_that_it_is(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "clear.tif", picture, extrasamples=["unspecified"])
     with open_slide(path) as slide, pytest.raises(NoTissueError, match="every pixel is transparent"):
         find_tissue(slide, TissueSettings())
+
+
+@pytest.mark.parametrize("pale", [(240, 222, 232), (235, 215, 230), (225, 200, 220)])
+@pytest.mark.parametrize("glass", [255, 245])
+def test_pale_smooth_tissue_is_not_taken_for_the_glass(pale: tuple[int, int, int], glass: int) -> None:
+    """Also where the glass is saturated, and so of one exact colour."""
+    chance = np.random.default_rng(0)
+    picture = np.full((300, 300, 3), glass, np.uint8)
+    tissue = np.array(pale) + chance.normal(0, 1.5, (150, 200, 3))
+    picture[60:210, 50:250] = tissue.round().clip(0, 255)
+    found = segments(picture)
+    assert found.tissue[65:205, 55:245].mean() > 0.95
+    assert not found.flat.any()
+
+
+@pytest.mark.parametrize("quality", [50, 80])
+def test_smooth_tissue_in_a_jpeg_was_not_filled_in(quality: int) -> None:
+    """A block of 8 x 8 pixels may be of one colour there."""
+    chance = np.random.default_rng(0)
+    picture = np.full((400, 400, 3), 245.0)
+    picture[80:320, 80:320] = (205, 130, 170)
+    rows, columns = np.indices((400, 400))
+    picture += chance.normal(0, 1.5, picture.shape) + 5 * np.sin(rows / 25)[..., None] + 5 * np.cos(columns / 35)[..., None]
+    buffer = io.BytesIO()
+    Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=quality)
+    found = segments(np.asarray(Image.open(buffer)))
+    assert found.tissue[90:310, 90:310].mean() > 0.95
+
+
+def test_a_small_biopsy_on_much_padding_is_neither_grey_nor_inverted(tmp_path: Path) -> None:
+    chance = np.random.default_rng(0)
+    picture = np.zeros((2048, 2048, 3), np.uint8)
+    picture[:, 1300:] = (215, 200, 170)
+    noise = chance.normal(0, 2, (2048, 748, 3))
+    picture[:, 1300:] = (picture[:, 1300:] + noise).clip(0, 255)
+    picture[800:960, 1600:1760] = (np.array(PINK) * (0.85, 0.8, 0.7) + chance.normal(0, 20, (160, 160, 3))).clip(0, 255)
+    path = write_tiff(tmp_path / "padded.tif", picture, mpp=2.0)
+    with open_slide(path) as slide:
+        mask = find_tissue(slide, TissueSettings())
+    assert mask.area_mm2 == pytest.approx(0.32**2, rel=0.2)

@@ -158,9 +158,9 @@ def stored_slides(features: Path, damaged: list[str]) -> Iterator[tuple[dict[str
     from pathovit.store import FeatureStore
 
     slides = done_slides(features)
-    for slide_id in refused_records(features):
+    for slide_id, fault in refused_records(features).items():
         damaged.append(slide_id)
-        note(f"{slide_id}: its slide.json leads out of its own folder; it was not written by pathovit, and is not read")
+        note(f"{slide_id}: {fault}")
     if not slides and not damaged:
         raise NoSlidesError(f"{features}: no finished slide in it. Make some with: pathovit embed SLIDES --out {features}")
     for done in slides:

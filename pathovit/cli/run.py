@@ -219,9 +219,9 @@ def _carry_out(jobs: Sequence[SlideJob], out: Path, settings: Settings, model: s
         for state in states
         if state.stage == "failed"
     ]
-    for slide_id in refused_records(out):
-        options.note(f"{slide_id}: its slide.json leads out of its own folder; it was not written by pathovit, and is not read")
-    twins = [Twin(state.job.path.name, state.plan.slide_id) for state in states if state.twin and state.plan]
+    for slide_id, fault in refused_records(out).items():
+        options.note(f"{slide_id}: {fault}")
+    twins = [Twin(state.job.path.name, state.plan.slide_id, state.job.patient) for state in states if state.twin and state.plan]
     write_predictions(out, failures, twins)
     code = stop.code or exit_code(states)
     finished = {"seconds": round(time.monotonic() - began, 1), "exit_code": code}

@@ -77,8 +77,9 @@ def train(
     settings = replace(TrainSettings(kind=kind, seed=seed), **{key: value for key, value in given.items() if value is not None})
     sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
     _refuse_existing(model, overwrite)
-    rows = read_manifest(labels, options.note)
-    asked = read_target(rows, [name.strip() for name in target.split(",")], task, positive)
+    columns = [name.strip() for name in target.split(",")]
+    rows = read_manifest(labels, options.note, [*columns, *([group] if group else [])])
+    asked = read_target(rows, columns, task, positive)
     for said in said_of_classes(rows, asked):
         options.note(said)
     steps = Steps()
@@ -144,11 +145,12 @@ def evaluate(
     from pathovit.targets import said_of_classes
 
     sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
-    rows, asked = read_manifest(labels, options.note), _target_of(read_card(model)[1])
-    for said in said_of_classes(rows, asked):
-        options.note(said)
+    asked = _target_of(read_card(model)[1])
+    rows = read_manifest(labels, options.note, asked.columns)
     steps = Steps()
     cohort = load_cohort(rows, asked, features, None, options.note, lambda done, total: steps("reading features", done, total))
+    for said in said_of_classes(rows, asked):
+        options.note(said)
     found = evaluate_model(model, cohort, out, split, on_step=steps)
     if as_json:
         typer.echo(json.dumps(found, indent=1))
