@@ -22,6 +22,7 @@ from pathovit.features import SlideFeatures, differing
 from pathovit.manifest import PARTS, SHOWN, ManifestRow, Names, slide_stem, some
 from pathovit.pipeline import fingerprint_note, read_done
 from pathovit.preflight import content_sha256
+from pathovit.report import refused_records
 from pathovit.store import FeatureStore
 from pathovit.tables import Say
 from pathovit.targets import Target, Truth, read_truth, strata
@@ -177,6 +178,8 @@ def find_features(rows: Sequence[ManifestRow], features: Path, say: Say) -> dict
         if not exact:
             loose.append(f"line {row.line}, {row.slide.name}: {fitting[0].name}")
     if missing:
+        for slide_id, fault in list(refused_records(features).items())[:SHOWN]:
+            say(f"{slide_id}: {fault}")
         said = [f"line {row.line}: {row.slide.name}{names.near(row.slide.name)}" for row in missing[:SHOWN]]
         count = "1 slide has" if len(missing) == 1 else f"{len(missing)} slides have"
         raise SettingsError(
