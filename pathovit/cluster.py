@@ -219,6 +219,7 @@ def run_slides(
     SettingsError, StorageError : what no slide can get past
     """
     states = [SlideState(index, job) for index, job in enumerate(jobs)]
+    _told_deaths.clear()
     refuse_at_sight(states, changed)
     if all(state.over for state in states):
         return states

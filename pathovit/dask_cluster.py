@@ -84,6 +84,7 @@ def open_client(settings: Settings, stop: threading.Event) -> Iterator[Any | Non
             yield client
         return
     _leave_lost_folder()
+    deaths.clear()
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of tasks that wait for a worker that is gone
     with own_configuration(), ExitStack() as stack:
         device = run.device if settings.embed.engine == "torch" else "cpu"
