@@ -19,12 +19,12 @@ from torch import Tensor
 from pathovit.aggregator import WINDOW
 from pathovit.errors import SettingsError
 from pathovit.features import SlideFeatures, differing
-from pathovit.manifest import PARTS, SHOWN, ManifestRow, Names, slide_stem, some
+from pathovit.manifest import SHOWN, ManifestRow, Names, slide_stem, some
 from pathovit.pipeline import fingerprint_note, read_done
 from pathovit.preflight import content_sha256
 from pathovit.report import refused_records
 from pathovit.store import FeatureStore
-from pathovit.tables import Say
+from pathovit.tables import PARTS, Say
 from pathovit.targets import Target, Truth, read_truth, strata
 
 GAP_WINDOWS = 100  # empty windows between the slides of one patient: none spans two slides, and all keep their own anchor

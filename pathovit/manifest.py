@@ -12,13 +12,8 @@ from pathlib import Path, PureWindowsPath
 from pathovit.errors import SettingsError
 from pathovit.geometry import XY
 from pathovit.preflight import FLAT_SUFFIXES, SLIDE_SUFFIXES
-from pathovit.tables import NO_VALUE, Say, Table, number, plain_name, read_table, spelling
+from pathovit.tables import NO_VALUE, PARTS, Say, Table, number, plain_name, read_table, spelling
 
-PARTS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "val", "valid", "dev", "tune"),
-    "test": ("test", "testing", "holdout"),
-}
 SHOWN = 5  # names that a message gives
 
 

@@ -29,14 +29,13 @@ from pathovit.errors import SettingsError
 from pathovit.evaluation import Answers, answers_csv, evaluate
 from pathovit.faithfulness import called_class, check_bag, summarise
 from pathovit.figures import evaluation_picture, training_curves
-from pathovit.manifest import PARTS
 from pathovit.model_card import describe_model, read_card
 from pathovit.novelty import Novelty
 from pathovit.provenance import versions
 from pathovit.settings import AnswerSettings
 from pathovit.slide_model import SlideModel, load_model, save_model
 from pathovit.store import to_json, write_atomically
-from pathovit.tables import Say
+from pathovit.tables import PARTS, Say
 from pathovit.targets import Target
 from pathovit.training import Fitted, OnEpoch, OnStep, Parts, TrainSettings, fit, fit_key
 

@@ -34,7 +34,11 @@ KNOWN = {
     "split": ("split", "part", "partition", "subset"),
 }  # fmt: skip
 LIKE_MPP = re.compile(r"^mpp|mpp$|microns?per|^pixelsize|^pixelspacing|^umper")
-PART_NAMES = ("train", "training", "validation", "val", "valid", "dev", "tune", "test", "testing", "holdout")
+PARTS = {  # of a cohort, in the spellings of the field
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "dev", "tune"),
+    "test": ("test", "testing", "holdout"),
+}
 LIKENESS = 0.84  # of two names, as difflib counts it: a slip of the finger, not another word
 
 
@@ -191,7 +195,7 @@ SAID = {"slide": "slides", "patient": "patients", "mpp": "um per pixel", "mpp_y"
 
 
 def _holds_parts(rows: Sequence[tuple[int, list[str]]], place: int) -> bool:
-    known = {*PART_NAMES, *NO_VALUE, ""}
+    known = {*(name for names in PARTS.values() for name in names), *NO_VALUE, ""}
     return all(plain_name(row[place]) in known for _, row in rows if place < len(row))
 
 
