@@ -74,7 +74,7 @@ def describe_model(card: dict[str, Any]) -> str:
 
 {_few(card["few"])}
 {_heatmap(card["heatmap_check"])}
-{_abstention(card["abstention"])}{picture}
+{_crossed(card["cross_validation"])}{_abstention(card["abstention"])}{picture}
 ## Limits
 
 {limits}
@@ -152,6 +152,12 @@ def _few(said: list[str]) -> str:
     if not said:
         return ""
     return "What so few patients can show at best:\n\n" + "\n".join(f"* {text}" for text in said) + "\n"
+
+
+def _crossed(found: dict[str, Any] | None) -> str:
+    if not found or not found.get("abstention"):
+        return ""
+    return f"\nAbstention (cross-validation): {say_abstention(found['abstention'])}.\n"
 
 
 def _abstention(found: dict[str, Any] | None) -> str:

@@ -288,6 +288,7 @@ def test_few_patients_are_each_held_out_once_and_the_card_says_what_they_can_sho
     assert "| AUROC | train (learned from) | 4 |" in text
     assert "cross-validation, 6 patients: a model that knows nothing reaches an AUROC of 1.0 on them once in 20 times" in text
     assert "39% of all patients may still be answered wrongly" in text
+    assert "Abstention (cross-validation): at an error rate of 0.1" in text
 
 
 def test_five_patients_make_a_model_without_figures_of_unseen_ones(cohort: Path, tmp_path: Path) -> None:
