@@ -203,6 +203,15 @@ def evaluate(answers: Answers, seed: int = 0) -> dict[str, Any]:
     return {"patients": len(answers.truth), **found}
 
 
+def glance(answers: Answers) -> dict[str, Any]:
+    """The same without intervals: of patients that a model learned from they would say nothing."""
+    found = {
+        name: {"value": _number(metric(answers)), "low": None, "high": None, "learned_from": True}
+        for name, metric in metrics_of(answers.target).items()
+    }
+    return {"patients": len(answers.truth), **found}
+
+
 def compare(a: Answers, b: Answers, seed: int = 0) -> dict[str, dict[str, float | None]]:
     """Paired bootstrap: for every metric the value of both, b - a with its interval, and a two-sided p-value.
 

@@ -95,7 +95,8 @@ def _roc(axes: Any, answers: Answers, found: dict[str, Any]) -> None:
     axes.plot([0, 1], [0, 1], color=FAINT, linestyle=":")
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=f"AUROC {said(found['auroc'])}")
     left_out = len(answers.target.score_names) - MAX_CURVES
-    axes.legend(frameon=False, loc="lower right", title=f"{left_out} more are not drawn" if left_out > 0 else None)
+    if axes.get_legend_handles_labels()[0]:  # no curve where all patients are of one class
+        axes.legend(frameon=False, loc="lower right", title=f"{left_out} more are not drawn" if left_out > 0 else None)
 
 
 def _precision_recall(axes: Any, answers: Answers, found: dict[str, Any]) -> None:

@@ -98,6 +98,8 @@ def say_metric(metric: dict[str, Any]) -> str:
     """A metric with its interval, as text."""
     if metric["value"] is None:
         return "not defined"
+    if metric.get("learned_from"):
+        return str(metric["value"])
     if metric["low"] is None:
         return f"{metric['value']} (too few patients for an interval)"
     return f"{metric['value']} ({metric['low']} to {metric['high']})"

@@ -26,7 +26,7 @@ from pathovit.calibration import Calibration, calibrate, margins, probabilities,
 from pathovit.cohort import Bag, Cohort, assign_folds, check_part, cohort_digest, possible_folds, split_patients
 from pathovit.device import threads_for
 from pathovit.errors import SettingsError
-from pathovit.evaluation import Answers, answers_csv, evaluate
+from pathovit.evaluation import Answers, answers_csv, evaluate, glance
 from pathovit.faithfulness import called_class, check_bag, summarise
 from pathovit.figures import evaluation_picture, training_curves
 from pathovit.model_card import describe_model, read_card
@@ -94,8 +94,8 @@ def train_model(
 def _workable_folds(cohort: Cohort, settings: TrainSettings, wanted: int) -> int:
     """Folds, at most those wanted, of which each leaves patients of every class to learn from and to stop by; 0 for none."""
     for folds in range(possible_folds(cohort.bags, cohort.target, wanted), 1, -1):
-        place = assign_folds(cohort.bags, cohort.target, folds, settings.seed)
         try:
+            place = assign_folds(cohort.bags, cohort.target, folds, settings.seed)
             for fold in range(folds):
                 rest = replace(cohort, bags=tuple(bag for bag, at in zip(cohort.bags, place, strict=True) if at != fold))
                 split_patients(rest, settings.validation_share, 0.0, settings.seed)
@@ -154,7 +154,7 @@ def _train_one(
     for step, name in enumerate(filled := [name for name in PARTS if parts[name]]):
         on_step("judging the parts", step, len(filled))
         answers[name] = answer(model, parts[name])
-        metrics[name] = evaluate(answers[name], settings.seed)
+        metrics[name] = glance(answers[name]) if name == "train" else evaluate(answers[name], settings.seed)
     judged = "test" if parts["test"] else "validation"
     card = {
         "research_use": RESEARCH_USE,

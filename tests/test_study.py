@@ -12,7 +12,7 @@ from test_cli import pathovit
 from typer.testing import CliRunner
 
 from pathovit.cli import app, commands  # noqa: F401  # registers them
-from pathovit.cohort import load_cohort
+from pathovit.cohort import assign_folds, load_cohort, split_patients
 from pathovit.device import MANY_TILES, threads_for, worker_cores
 from pathovit.errors import OutputInUseError
 from pathovit.lease import lease
@@ -20,7 +20,7 @@ from pathovit.manifest import read_manifest
 from pathovit.model_card import say_abstention
 from pathovit.slide_model import load_model
 from pathovit.store import FeatureStore
-from pathovit.study import abstention, answer, evaluate_model
+from pathovit.study import _workable_folds, abstention, answer, evaluate_model
 from pathovit.targets import read_target
 from pathovit.training import TrainSettings
 
@@ -199,10 +199,9 @@ def test_few_sites_can_still_be_cross_validated(cohort: Path, tmp_path: Path) ->
     for index, row in enumerate(rows):
         row["site"] = f"hospital {index // 2 % 4}"
     path = write_table(tmp_path / "l.csv", rows)
-    card = study(path, cohort / "features", tmp_path / "m", ONCE, folds=4, group="site")
-    assert card["cross_validation"]["patients"] == 28
     said: list[str] = []
-    card = study(path, cohort / "features", tmp_path / "n", ONCE, folds=5, group="site", say=said.append)
+    card = study(path, cohort / "features", tmp_path / "m", ONCE, folds=5, group="site", say=said.append)
+    assert card["cross_validation"]["patients"] == 28
     assert card["cross_validation"]["folds"] == 4
     assert "too few patients for 5 folds: 4 are made" in said
 
@@ -240,7 +239,7 @@ def test_the_card_says_research_use_and_gives_intervals_only_where_it_can(cohort
 
 
 def test_train_evaluate_and_compare_from_the_command_line(cohort: Path, tmp_path: Path) -> None:
-    options = ["--features", cohort / "features", "--epochs", "2"]
+    options = ["--features", cohort / "features", "--epochs", "2", "--folds", "0"]
     for kind in ("slide_transformer", "mean"):
         done = pathovit("train", cohort / "labels.csv", *options, "--model", tmp_path / kind, "--kind", kind)
         assert done.returncode == 0, done.stderr
@@ -355,8 +354,14 @@ def test_labels_that_fewer_folds_allow_are_folded_by_fewer(cohort: Path, tmp_pat
         {"slide": row["slide"], "a": str(i % 2), "b": str(i // 2 % 2), "c": str(int(i in (3, 11, 20)))}
         for i, row in enumerate(table(cohort))
     ]
-    card = study(write_table(tmp_path / "l.csv", rows), cohort / "features", tmp_path / "m", ONCE, target="a,b,c", folds=None)
-    assert card["target"]["task"] == "multilabel"
+    manifest = read_manifest(write_table(tmp_path / "l.csv", rows))
+    loaded = load_cohort(manifest, read_target(manifest, ["a", "b", "c"], None, None), cohort / "features")
+    for seed in range(10):
+        folds = _workable_folds(loaded, replace(ONCE, seed=seed), 5)
+        place = assign_folds(loaded.bags, loaded.target, folds, seed) if folds else np.zeros(28)
+        for fold in range(folds):
+            rest = replace(loaded, bags=tuple(bag for bag, at in zip(loaded.bags, place, strict=True) if at != fold))
+            assert split_patients(rest, 0.2, 0.0, seed)["validation"]
 
 
 def test_a_class_the_model_does_not_know_is_named_by_evaluate(cohort: Path, tmp_path: Path) -> None:
