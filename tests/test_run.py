@@ -458,7 +458,7 @@ def test_nothing_listens_beyond_this_machine(slides: list[Path], tmp_path: Path)
     process = start(slides, tmp_path / "out")
     try:
         seen: set[str] = set()
-        for _ in range(40):
+        for _ in range(24):
             time.sleep(0.25)
             seen |= listening_addresses(process.pid)
         assert seen

@@ -25,6 +25,12 @@ from pathovit.targets import read_target
 from pathovit.training import TrainSettings
 
 
+@pytest.fixture(autouse=True)
+def _quick_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals are tested in test_evaluation.py; here a hundred draws will do for those made in this process."""
+    monkeypatch.setattr("pathovit.evaluation.BOOTSTRAPS", 100)
+
+
 def test_a_model_learns_from_slide_labels_and_shows_where(cohort: Path, tmp_path: Path) -> None:
     card = study(cohort / "labels.csv", cohort / "features", tmp_path / "model")
     assert card["metrics"]["test"]["auroc"]["value"] >= 0.9
