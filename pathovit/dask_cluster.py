@@ -244,7 +244,7 @@ def _watching_nanny() -> Any:
     """Dask's guard of a worker process, that keeps what the worker died of."""
     from distributed import Nanny
 
-    class WatchingNanny(Nanny):  # type: ignore[misc]  # distributed is not typed for us
+    class WatchingNanny(Nanny):  # type: ignore[misc]  # a base of unknown type: mypy skips distributed (pyproject)
         def _on_worker_exit_sync(self, exitcode: int) -> None:
             memory = self.memory_manager
             out_of_memory, memory._last_terminated_pid = memory._last_terminated_pid != -1, -1
