@@ -1,0 +1,80 @@
+"""What earlier versions stored is still known, opened, resumed, reported and redrawn.
+
+`stored/out_2026_11.zip` holds a slide (`squares_picture`, as JPEG tiles) and the folder that
+`pathovit run squares.tif --precision fp32 --device cpu` made of it on 2026-11-25.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from pathovit.cli import app, commands  # noqa: F401  # registers them
+
+STORED = Path(__file__).parent / "stored" / "out_2026_11.zip"
+ID = "squares-049695e34eee"
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    with zipfile.ZipFile(STORED) as archive:
+        archive.extractall(tmp_path)
+    return tmp_path / "out"
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def of_features(out: Path) -> dict[str, str]:
+    """Digests of everything in features.zarr."""
+    root = out / "slides" / ID / "features.zarr"
+    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in root.rglob("*") if p.is_file()}
+
+
+def test_the_recipe_of_a_stored_slide_is_that_of_today(stored: Path) -> None:
+    """Byte for byte: a recipe that is spelled otherwise would have every slide embedded again."""
+    found = call("run", stored.parent / "squares.tif", "--out", stored, "--precision", "fp32", "--device", "cpu", "--json")
+    assert found.exit_code == 0, found.stderr
+    assert "done already" in found.stderr
+    assert json.loads(found.stdout)["slides"][0]["skipped"] is True
+
+
+def test_stored_features_are_recognised_and_redrawn_with_another_threshold(stored: Path) -> None:
+    before = of_features(stored)
+    done = call("heatmap", stored.parent / "squares.tif", "--out", stored, "--hot-score", "0.3")
+    assert done.exit_code == 0, done.stderr
+    assert of_features(stored) == before
+    record = json.loads((stored / "slides" / ID / "slide.json").read_bytes())
+    assert record["finish_recipe"]["heatmap"]["hot_score"] == 0.3
+
+
+def test_a_stored_chunk_that_is_lost_is_embedded_again_alike(stored: Path) -> None:
+    features = stored / "slides" / ID / "features.zarr" / "features" / "c" / "0" / "0"
+    from pathovit.store import FeatureStore
+
+    before = FeatureStore(stored / "slides" / ID, Path("squares.tif")).read(ID)
+    features.unlink()
+    done = call("run", stored.parent / "squares.tif", "--out", stored, "--precision", "fp32", "--device", "cpu")
+    assert done.exit_code == 0, done.stderr
+    after = FeatureStore(stored / "slides" / ID, Path("squares.tif")).read(ID)
+    assert np.array_equal(before.xy, after.xy)
+    assert np.allclose(before.features, after.features, atol=2e-2)  # another machine rounds otherwise
+
+
+def test_a_stored_folder_is_verified_predicted_and_exported(stored: Path) -> None:
+    assert call("verify", stored).exit_code == 0
+    told = call("predict", stored)
+    assert told.exit_code == 0, told.stderr
+    (row,) = csv.DictReader(told.stdout.splitlines())
+    (kept,) = csv.DictReader((stored / "predictions.csv").read_text().splitlines())
+    assert row["slide_id"] == kept["slide_id"] == ID
+    assert float(row["prob_tumour"]) == pytest.approx(float(kept["prob_tumour"]), rel=1e-3)
+    assert call("export", stored).exit_code == 0
