@@ -10,23 +10,30 @@ RESEARCH_USE = "For research use only. Not for use in diagnostic procedures."
 
 # The line a slide travels, by name; imported when first used, so that `import pathovit` does no work.
 _HOMES = {
-    "open_slide": "slide", "Slide": "slide", "Level": "slide",
-    "find_tissue": "tissue", "TissueMask": "tissue",
-    "lay_grid": "tiling", "fill_spec": "tiling", "TileGrid": "tiling", "read_tile": "tiling",
+    "open_slide": "slides.slide", "Slide": "slides.slide", "Level": "slides.levels",
+    "find_tissue": "slides.tissue", "TissueMask": "slides.tissue",
+    "lay_grid": "slides.tiling", "fill_spec": "settings", "TileGrid": "slides.tiling", "read_tile": "slides.tiling",
     "Settings": "settings", "TissueSettings": "settings", "TileSpec": "settings", "load_settings": "settings",
     "Encoder": "encoders", "load_encoder": "encoders",
-    "Embedder": "embedding",
-    "SlideFeatures": "features", "Verdict": "features",
-    "FeatureStore": "store",
-    "SlideTransformer": "aggregator", "SlideModel": "slide_model", "SlidePrediction": "slide_model", "load_model": "slide_model",
-    "Heatmap": "heatmap",
-    "analyse_slide": "pipeline",
+    "Embedder": "run.embedder",
+    "SlideFeatures": "outputs.features", "TileVerdict": "outputs.features",
+    "FeatureStore": "outputs.store", "OutFolder": "outputs.folder", "SlideRecord": "outputs.records", "RunRecord": "outputs.runs",
+    "SlideTransformer": "model.aggregator", "SlideModel": "model.slide_model", "SlidePrediction": "model.slide_model",
+    "load_model": "model.slide_model",
+    "Heatmap": "show.heatmap",
+    "analyse_slide": "run.single", "run_folder": "run.folder",
     "PathovitError": "errors", "SlideError": "errors", "SettingsError": "errors",
 }  # fmt: skip
-__all__ = ["RESEARCH_USE", "__version__", *_HOMES]
+_FORMER = {"Verdict": "TileVerdict"}  # names of before
+__all__ = ["RESEARCH_USE", "__version__", *_HOMES, *_FORMER]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    known = _FORMER.get(name, name)
+    if known not in _HOMES:
         raise AttributeError(f"module 'pathovit' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"pathovit.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"pathovit.{_HOMES[known]}"), known)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

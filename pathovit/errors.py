@@ -6,11 +6,13 @@ PathovitError
 ├── NoSlidesError        nothing to do: no slide file was found                                exit 4
 ├── OutputInUseError     another run is writing to this folder                                 exit 5
 ├── StorageError         the output cannot be written (full, read-only, faulty)                exit 6
+├── InternalError        a fault of pathovit itself, at one slide; the others go on            exit 1
 └── SlideError           one slide cannot go on; the others do                                 exit 3
     ├── SlideOpenError       not a slide, damaged, truncated, or unreadable
     ├── ResolutionError      pixel size missing, absurd, or too coarse for the encoder
     ├── TileReadError        pixels that cannot be decoded
     ├── NoTissueError        nothing to analyse
+    ├── FeatureError         features that are no numbers, or too large to be stored
     └── StoreError           stored features are damaged, or belong to another recipe
 """
 
@@ -56,6 +58,10 @@ class StorageError(PathovitError, OSError):
     exit_code = 6
 
 
+class InternalError(PathovitError):
+    """A fault of pathovit itself; its text is what is known of it, the traceback last."""
+
+
 class SlideError(PathovitError):
     """One slide cannot go on; `path` names it, `reason` says why and what to do."""
 
@@ -84,6 +90,10 @@ class TileReadError(SlideError, OSError):
 
 class NoTissueError(SlideError, ValueError):
     """The slide holds nothing to analyse."""
+
+
+class FeatureError(SlideError, ValueError):
+    """Features that are no numbers, or too large to be stored."""
 
 
 class StoreError(SlideError, ValueError):

@@ -1,15 +1,29 @@
-"""Files on storage that fails now and then: network drives end single reads with an error that is gone a moment later."""
+"""Files: read from storage that fails now and then, written whole or not at all, known by their digests, named by their kinds.
+
+Network drives end single reads with an error that is gone a moment later.
+"""
 
 from __future__ import annotations
 
+import csv
 import errno
+import hashlib
 import io
+import json
 import os
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pathovit.errors import SettingsError, StorageError
+from pathovit.text import plain
+
+SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".tif", ".tiff", ".dcm", ".vms", ".vmu", ".svslide", ".czi")
+FLAT_SUFFIXES = (".png", ".jpg", ".jpeg")
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO if hasattr(errno, "EREMOTEIO") else errno.EIO)
 TRIES, FIRST_PAUSE_S = 6, 0.02  # the pause doubles: 0.6 s together
 T = TypeVar("T")
@@ -43,3 +57,84 @@ def open_patiently(path: Path) -> io.BufferedReader:
 def read_at(file: int, length: int, offset: int) -> bytes:
     """Bytes at a place of an open file; fewer only at its end."""
     return tried_again(lambda: os.pread(file, length, offset))
+
+
+def slide_stem(name: str) -> str:
+    """A file's name without its suffix, if that is one of slides: `P10.3` has none."""
+    lower = name.lower()
+    for suffix in (".ome.tif", ".ome.tiff", *SLIDE_SUFFIXES, *FLAT_SUFFIXES):
+        if lower.endswith(suffix) and len(name) > len(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn a full, read-only or faulty disk into a StorageError that says so."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except (FileExistsError, NotADirectoryError) as error:
+        raise SettingsError(
+            f"{path}: the output cannot be a folder here, there is a file of that name. Choose another --out."
+        ) from error
+    except OSError as error:
+        if error.errno in FULL_DISK or isinstance(error, PermissionError):
+            raise StorageError(
+                f"{path}: the output cannot be written ({error.strerror}). Free some space or choose another --out; "
+                "the same command then goes on where it stopped."
+            ) from error
+        raise
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Put a file in place whole: temporary name, fsync, rename, fsync of the folder."""
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        fsync(path.parent)
+
+
+def to_json(value: Any) -> bytes:
+    """UTF-8 JSON; NaN and infinities are refused, for other programs cannot read them."""
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace")
+
+
+def fsync(path: Path) -> None:
+    """Put a file, or a folder's list of files, on the disk itself."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def file_sha256(path: Path) -> str:
+    with open_patiently(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def csv_table(names: Sequence[str], rows: Iterable[Mapping[str, object]]) -> bytes:
+    """A table as UTF-8 text, a row for each mapping; cells that a row lacks are empty, and no cell is run as a formula."""
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(buffer, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
+    return buffer.getvalue().encode("utf-8", "replace")
+
+
+def cell(value: object) -> object:
+    """Text that a spreadsheet would run as a formula is quoted."""
+    if isinstance(value, str):
+        value = plain(value)
+        return f"'{value}" if value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    return value

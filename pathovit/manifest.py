@@ -10,8 +10,8 @@ from difflib import get_close_matches
 from pathlib import Path, PureWindowsPath
 
 from pathovit.errors import SettingsError
+from pathovit.files import FLAT_SUFFIXES, SLIDE_SUFFIXES, slide_stem
 from pathovit.geometry import XY
-from pathovit.preflight import FLAT_SUFFIXES, SLIDE_SUFFIXES
 from pathovit.tables import NO_VALUE, PARTS, Say, Table, number, plain_name, read_table, spelling
 
 SHOWN = 5  # names that a message gives
@@ -129,15 +129,6 @@ def _patients(table: Table, say: Say) -> dict[int, str | None]:
     if "patient" in table.roles and without:
         say(f"{table.path.name}: {len(without)} rows name no patient (line {without[0]}); each counts as a patient of its own")
     return known
-
-
-def slide_stem(name: str) -> str:
-    """A file's name without its suffix, if that is one of slides: `P10.3` has none."""
-    lower = name.lower()
-    for suffix in (".ome.tif", ".ome.tiff", *SLIDE_SUFFIXES, *FLAT_SUFFIXES):
-        if lower.endswith(suffix) and len(name) > len(suffix):
-            return name[: -len(suffix)]
-    return name
 
 
 class Names:

@@ -56,6 +56,16 @@ class TileSpec:
             raise SettingsError(f"tiles.max_upsampling is {self.max_upsampling}, expected at least 1.")
 
 
+def fill_spec(spec: TileSpec, tile_px: int, mpp: float) -> TileSpec:
+    """The spec with the encoder's own tile size and mpp where none was asked for."""
+    size = spec.tile_px or tile_px
+    if size % (spec.stride_px or size):
+        raise SettingsError(
+            f"tiles.stride_px is {spec.stride_px}; it must divide tile_px ({size}), so that the heatmap has whole cells."
+        )
+    return dataclasses.replace(spec, tile_px=size, mpp=spec.mpp or mpp, stride_px=spec.stride_px or size)
+
+
 @dataclass(frozen=True)
 class EmbedSettings:
     """How tiles become features."""
@@ -69,6 +79,7 @@ class EmbedSettings:
     part_tiles: int = 4096  # one Dask task; whole chunks
     chunk_tiles: int = 1024  # one commit on disk
     max_tiles: int | None = None  # a cap per slide, for trials; spread evenly over the grid
+    feature_dtype: str | None = None  # None: the encoder's own; float32 for features that are too large for float16
 
     def __post_init__(self) -> None:
         if self.precision not in ("auto", "fp32", "bf16", "int8"):
@@ -83,6 +94,8 @@ class EmbedSettings:
             raise SettingsError(f"embed.batch_tiles is {self.batch_tiles}, chunk_tiles {self.chunk_tiles}; expected at least 1.")
         if self.part_tiles < 1 or self.part_tiles % self.chunk_tiles:
             raise SettingsError(f"embed.part_tiles ({self.part_tiles}) must be a multiple of {self.chunk_tiles}.")
+        if self.feature_dtype not in (None, "float16", "float32"):
+            raise SettingsError(f"embed.feature_dtype is {self.feature_dtype!r}, expected float16 or float32.")
         if self.max_tiles is not None and self.max_tiles < 1:
             raise SettingsError(f"embed.max_tiles is {self.max_tiles}, expected at least 1.")
 
@@ -137,6 +150,56 @@ class RunSettings:
             raise SettingsError(f"run.read_timeout_s is {self.read_timeout_s}, expected above 0 seconds.")
         if not 0 <= self.max_unreadable <= 1:
             raise SettingsError(f"run.max_unreadable is {self.max_unreadable}, expected 0 to 1.")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How a slide model is fitted."""
+
+    kind: str = "slide_transformer"  # or a baseline: mean, abmil, clam_sb, transformer, transmil
+    epochs: int = 30
+    patience: int = 10  # epochs without a better validation loss
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.05
+    averaging: float = 0.97  # of the weights over steps; few patients make single steps jumpy
+    bags_per_step: int = 4
+    max_tiles: int = 4096  # of a bag in one training step; validation sees all
+    feature_noise: float = 1.0  # of a feature's spread: few patients have few tiles, which must not be learned by heart
+    tile_dropout: float = 0.3  # share of tiles left out of a bag, drawn anew each time
+    tile_loss: float = 0.5  # weight of the loss on single tiles (slide_transformer, targets with classes)
+    top_share: float = 0.02  # of a bag's tiles that must show its class
+    label_smoothing: float = 0.1  # keeps scores from saturating, so that the map is graded
+    class_weights: bool = True  # rare classes count as much as frequent ones
+    width: int = 128
+    depth: int = 1
+    validation_share: float = 0.2
+    test_share: float = 0.2
+    precision: str = "auto"  # auto (bf16 on a GPU), fp32 or bf16
+    device: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise SettingsError(f"train.epochs is {self.epochs}, expected at least 1.")
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise SettingsError(f"train.precision is {self.precision!r}, expected auto, fp32 or bf16.")
+        for name in ("validation_share", "test_share"):
+            if not 0 <= getattr(self, name) <= 0.5:
+                raise SettingsError(f"train.{name} is {getattr(self, name)}, expected 0 to 0.5.")
+        if not self.validation_share:
+            raise SettingsError("train.validation_share is 0; early stopping and calibration need a validation part.")
+
+
+@dataclass(frozen=True)
+class AggregatorConfig:
+    """The shape of an aggregator."""
+
+    feature_dim: int
+    outputs: int  # logits C
+    width: int = 128
+    depth: int = 1  # pairs of a plain and a shifted block
+    heads: int = 4
+    kind: str = "slide_transformer"  # or one of the baselines
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 def plain(text: str) -> str:
     """Text without control characters and lone surrogates, for pictures, tables and terminals."""
@@ -25,6 +27,6 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def say_left_out(areas: dict[str, float]) -> str:
+def say_left_out(areas: Mapping[str, float]) -> str:
     """1.8 mm² ink, 0.2 mm² grey: what was taken for no tissue although it is not glass."""
     return ", ".join(f"{area:.2g} mm² {reason}" for reason, area in areas.items())

@@ -131,9 +131,9 @@ class MeanColourEncoder:
 
     def __init__(self, tile_px: int = 128, mpp: float = MPP) -> None:
         self.dim, self.tile_px, self.mpp, self.name = 3, tile_px, mpp, "mean_colour"
-        self.record = SimpleNamespace(tile_px=tile_px, mpp=mpp, name=self.name, scaled_decoding=True)
+        self.record = SimpleNamespace(tile_px=tile_px, mpp=mpp, name=self.name, scaled_decoding=True, feature_dtype="float16")
         self.device = SimpleNamespace(type="cpu", index=None)
-        self.compiled, self.batch_tiles, self.lanes = None, 32, 2
+        self.compiled, self.batch_tiles, self.lanes, self.cores = None, 32, 2, 2
 
     def buffer(self, tiles: int) -> NDArray[np.uint8]:
         return np.empty((tiles, self.tile_px, self.tile_px, 3), np.uint8)

@@ -13,10 +13,10 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from pathovit.errors import SlideError
-from pathovit.preflight import find_slides
 from pathovit.settings import TissueSettings
-from pathovit.slide import open_slide
-from pathovit.tissue import find_tissue
+from pathovit.slides.find import find_slides
+from pathovit.slides.slide import open_slide
+from pathovit.slides.tissue import find_tissue
 
 CELL_PX = 420
 

@@ -5,16 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from made import made_grid, made_record, made_store
 from test_store import CHUNK
 
-from pathovit.cohort import load_cohort
 from pathovit.manifest import read_manifest
-from pathovit.settings import TileSpec
-from pathovit.store import FeatureStore, to_json, write_atomically
-from pathovit.study import train_model
-from pathovit.targets import read_target
-from pathovit.tiling import TileGrid
-from pathovit.training import TrainSettings
+from pathovit.model.targets import read_target
+from pathovit.settings import TrainSettings
+from pathovit.study.cohort import load_cohort
+from pathovit.study.study import train_model
 
 DIM, SIDE = 6, 8
 FAST = TrainSettings(epochs=8, width=32, depth=1, learning_rate=5e-3, patience=8)
@@ -35,9 +33,7 @@ def write_slide(
     """A stored slide of 64 tiles; a tumour slide has a few tiles with a marked feature."""
     tiles = SIDE * SIDE
     place = np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE)), -1).reshape(-1, 2) * 96
-    spec = TileSpec(tile_px=96, mpp=1.0, stride_px=96)
-    ones = np.ones(tiles, np.float32)
-    grid = TileGrid(name, spec, place, ones, (96.0, 96.0), (96.0, 96.0), (0, 0), 0, (96, 96), 1, 1.0, total or tiles)
+    grid = made_grid(place, total=total or tiles)
     values = chance.normal(size=(tiles, DIM)) + shift
     if tumour:
         values[chance.integers(0, tiles, 12), 0] += 6
@@ -46,16 +42,10 @@ def write_slide(
         "encoder": {"encoder": "e", "weights_sha256": weights, "dim": DIM, "tile_px": 96},
         "tiles": {"mpp": 1.0, "stride_px": 96},
     } | recipe
-    store = FeatureStore(features / "slides" / name, Path(f"{name}.svs"))
-    store.create(grid, DIM, CHUNK, {"recipe": recipe, "mpp_x": 1.0, "mpp_y": 1.0, **grid.describe()})
+    store = made_store(features / "slides" / name, grid, DIM, CHUNK, recipe)
     for chunk in range(tiles // CHUNK):
         store.write_chunk(chunk, values[chunk * CHUNK : (chunk + 1) * CHUNK].astype(np.float16), np.zeros(CHUNK, np.uint8))
-    done = {
-        "slide": {"file": file, "slide_id": name, "patient": None, "remarks": [], "left_out_mm2": {}},
-        "finish_recipe": {},
-        "trial": "",
-    }
-    write_atomically(store.folder / "slide.json", to_json(done))
+    store.folder.write(made_record(name, file), [])
 
 
 def write_table(path: Path, rows: list[dict[str, str]]) -> Path:
@@ -79,7 +69,7 @@ def study(
     asked = read_target(rows, target.split(","), options.pop("task", None), options.pop("positive", None))
     cohort = load_cohort(rows, asked, features, options.pop("group", None))
     options.setdefault("folds", 0)
-    return train_model(cohort, model, settings, **options)
+    return dict(train_model(cohort, model, settings, **options).values)
 
 
 def write_cohort(folder: Path) -> Path:

@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from made import made_features
 
-from pathovit import aggregator
-from pathovit.aggregator import Aggregator, AggregatorConfig, WindowLayout, split_heads
-from pathovit.baselines import make_aggregator
 from pathovit.errors import SettingsError
-from pathovit.features import SlideFeatures
+from pathovit.model import aggregator
+from pathovit.model.aggregator import Aggregator, WindowLayout, split_heads
+from pathovit.model.baselines import make_aggregator
+from pathovit.settings import AggregatorConfig
 
 DIM, PITCH = 8, 96.0
 
@@ -121,8 +122,7 @@ def test_no_two_tiles_of_a_snapped_grid_share_a_place(mpp: float) -> None:
     stride = 384.0 if abs(4 * mpp - 1) <= 0.02 else 96 / mpp
     columns, rows = np.meshgrid(np.arange(260), np.arange(260))
     xy = np.rint(np.stack([columns.ravel(), rows.ravel()], -1) * stride).astype(np.int64)
-    attributes = {"mpp_x": mpp, "mpp_y": mpp, "tile_l0": [stride, stride], "stride_l0": [stride, stride]}
-    slide = SlideFeatures("s", np.zeros((1, 1), np.float16), xy, np.ones(1, np.float32), np.zeros(1, np.uint8), attributes)
+    slide = made_features(xy, grid={"tile": stride}, mpp=mpp)
     centres = slide.centres_um()
     places = np.rint((centres - centres.min(0)) / slide.pitch_um)
     assert len(np.unique(places, axis=0)) == 260 * 260

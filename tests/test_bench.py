@@ -7,11 +7,12 @@ import pytest
 from PIL import Image
 
 from pathovit import RESEARCH_USE
-from pathovit.bench import PEERS, device_use, measure_peer
+from pathovit.bench.peers import PEERS, measure_peer
+from pathovit.bench.steps import device_use
 from pathovit.errors import SettingsError
-from pathovit.settings import TileSpec
-from pathovit.slide import open_slide
-from pathovit.tiling import fill_spec, lay_grid
+from pathovit.settings import TileSpec, fill_spec
+from pathovit.slides.slide import open_slide
+from pathovit.slides.tiling import lay_grid
 
 
 def test_device_use_counts_overlapping_batches_once() -> None:

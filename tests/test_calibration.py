@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pathovit.calibration import (
+from pathovit.model.calibration import (
     Calibration,
     calibrate,
     fit_scaling,
@@ -11,8 +11,8 @@ from pathovit.calibration import (
     scaling,
     upper_quantile,
 )
-from pathovit.evaluation import calibration_error
-from pathovit.targets import Target
+from pathovit.model.targets import Target
+from pathovit.study.evaluation import calibration_error
 
 BINARY = Target("binary", ("label",), ("benign", "tumour"))
 THREE = Target("multiclass", ("label",), ("a", "b", "c"))

@@ -20,11 +20,11 @@ from typer.testing import CliRunner
 from pathovit.cli import app
 from pathovit.cli import commands as _registered  # noqa: F401
 from pathovit.cli.progress import Progress, Steps
-from pathovit.cli.run import match_model
-from pathovit.cluster import SlideState
 from pathovit.encoders.records import timm_architectures
 from pathovit.errors import SettingsError
-from pathovit.pipeline import SlideJob
+from pathovit.run.folder import match_model
+from pathovit.run.plan import SlideJob
+from pathovit.run.schedule import SlideState
 from pathovit.settings import Settings, load_settings
 
 PATHOVIT = [sys.executable, "-c", "from pathovit.cli import main; main()"]
@@ -164,12 +164,11 @@ def test_a_model_named_in_the_settings_is_used_with_any_encoder(tmp_path: Path, 
     settings = replace(
         settings, embed=replace(settings.embed, encoder="e"), heatmap=replace(settings.heatmap, model=str(tmp_path / "m"))
     )
-    found, folder = match_model(settings, encoder_given=True, model_given=False)
-    assert folder == str(tmp_path / "m")
-    assert (found.tiles.tile_px, found.heatmap.model) == (96, str(tmp_path / "m"))
-    assert (
-        match_model(replace(settings, heatmap=Settings().heatmap), True, False)[1] is None
-    )  # the bundled one is made for its own
+    found = match_model(settings, encoder_given=True, model_given=False)
+    assert found.model == str(tmp_path / "m")
+    assert (found.settings.tiles.tile_px, found.settings.heatmap.model) == (96, str(tmp_path / "m"))
+    bundled = match_model(replace(settings, heatmap=Settings().heatmap), encoder_given=True, model_given=False)
+    assert bundled.model is None  # it is made for its own encoder
 
 
 def test_a_deleted_folder_is_named_or_not_needed(tmp_path: Path, squares: Path) -> None:

@@ -6,14 +6,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made import made_features
 from made_cohort import ONCE, study, table, write_slide, write_table
 
-from pathovit.cohort import Cohort, assign_folds, fewest, find_features, load_cohort, make_bag, possible_folds, split_patients
 from pathovit.errors import SettingsError
-from pathovit.features import SlideFeatures
 from pathovit.manifest import read_manifest
-from pathovit.pipeline import fingerprint_note
-from pathovit.targets import read_target
+from pathovit.model.targets import read_target
+from pathovit.outputs.folder import OutFolder, path_key
+from pathovit.study.cohort import (
+    Cohort,
+    assign_folds,
+    fewest,
+    find_features,
+    load_cohort,
+    make_bag,
+    possible_folds,
+    split_patients,
+)
 
 
 def test_a_split_column_may_not_cut_through_a_site(cohort: Path, tmp_path: Path) -> None:
@@ -78,11 +87,7 @@ def test_a_patients_slides_stay_together(cohort: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("side_um", [96.0, 128.0, 112.3])
 def test_slides_of_one_patient_keep_every_tile_in_its_own_place(side_um: float) -> None:
     place = np.stack(np.meshgrid(np.arange(20), np.arange(20)), -1).reshape(-1, 2) * side_um
-    attributes = {"mpp_x": 1.0, "mpp_y": 1.0, "tile_l0": [side_um] * 2, "stride_l0": [side_um] * 2}
-    ones = np.ones(400, np.float32)
-    slide = SlideFeatures(
-        "s", np.zeros((400, 2), np.float16), np.rint(place).astype(np.int64), ones, np.zeros(400, np.uint8), attributes
-    )
+    slide = made_features(np.rint(place).astype(np.int64), np.zeros((400, 2), np.float16), grid={"tile": side_um})
     bag = make_bag("p", [slide, slide, slide], np.zeros(1, np.float32))
     places = np.rint((bag.xy_um - bag.xy_um.min(0).values).numpy() / bag.pitch_um)
     assert len(np.unique(places, axis=0)) == 1200
@@ -174,7 +179,9 @@ def find(cohort: Path, folder: Path, *names: str) -> tuple[list[str], list[str]]
     """Slides that the names of a table are taken for, and what is said of it."""
     said: list[str] = []
     path = write_table(folder / "l.csv", [{"slide": name, "label": "x"} for name in names])
-    return [found.name for found in find_features(read_manifest(path), cohort / "features", said.append).values()], said
+    return [
+        found.name for found in find_features(read_manifest(path), OutFolder(cohort / "features"), said.append).values()
+    ], said
 
 
 def test_only_suffixes_of_slides_are_cut_from_a_name(cohort: Path, tmp_path: Path) -> None:
@@ -208,7 +215,7 @@ def test_a_row_with_a_folder_means_the_slide_that_was_embedded_from_there(tmp_pa
         write_slide(features, name, True, np.random.default_rng(1), file="S01.svs")
         (tmp_path / folder).mkdir()
     (tmp_path / "siteA/S01.svs").write_bytes(b"a")
-    note = fingerprint_note(tmp_path / "siteA/S01.svs", features)
+    note = features / ".fingerprints" / f"{path_key(tmp_path / 'siteA/S01.svs')}.json"
     note.parent.mkdir()
     note.write_text(json.dumps({"state": [], "sha256": digest}))
     assert find(tmp_path, tmp_path, "siteA/S01.svs")[0] == [f"S01-{digest[:12]}"]

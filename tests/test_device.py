@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from pathovit.device import allowed_cores, cgroup_limits, worker_cores
+from pathovit.machine import allowed_cores, cgroup_limits, share_of
 
 
 def group(path: Path, **files: str) -> None:
@@ -38,9 +38,8 @@ def test_version_1_inside_a_container_that_does_not_see_its_own_path(tmp_path: P
 
 def test_slurm_and_other_workers_leave_less(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
-    monkeypatch.setattr("pathovit.device.cgroup_limits", lambda: [12])
+    monkeypatch.setattr("pathovit.machine.cgroup_limits", lambda: [12])
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
     assert allowed_cores() == 12
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "6")
-    monkeypatch.setenv("PATHOVIT_WORKERS", "4")
-    assert (allowed_cores(), worker_cores()) == (6, 1)
+    assert (allowed_cores(), share_of(4), share_of(12)) == (6, 1, 1)

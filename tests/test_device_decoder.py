@@ -13,16 +13,16 @@ from conftest import MeanColourEncoder, squares_picture, write_tiff, zero_tiles
 from test_readers import REAL_40X, truncate_tile
 from test_tiling import exact_mask
 
-from pathovit.embedding import Embedder, fetch_tile
 from pathovit.errors import SettingsError, SlideError
-from pathovit.features import Verdict
-from pathovit.pipeline import make_embedder
-from pathovit.readers.compressed import CodedTile, Piece
-from pathovit.readers.device_decoder import DeviceDecoder, shrink
-from pathovit.settings import EmbedSettings, Settings, TileSpec, TissueSettings
-from pathovit.slide import Slide, open_slide
-from pathovit.tiling import TileGrid, fill_spec, lay_grid, read_tile, resize_tile
-from pathovit.tissue import find_tissue
+from pathovit.outputs.features import Verdict
+from pathovit.run.embed import make_embedder
+from pathovit.run.embedder import Embedder, fetch_tile
+from pathovit.settings import EmbedSettings, Settings, TileSpec, TissueSettings, fill_spec
+from pathovit.slides.readers.compressed import CodedTile, Piece
+from pathovit.slides.readers.device_decoder import DeviceDecoder, shrink
+from pathovit.slides.slide import Slide, open_slide
+from pathovit.slides.tiling import TileGrid, lay_grid, read_tile, resize_tile
+from pathovit.slides.tissue import find_tissue
 
 codec = pytest.importorskip("nvidia.nvimgcodec", reason="nvImageCodec is not installed")
 CPU = torch.device("cpu")
@@ -93,7 +93,7 @@ def test_a_decoder_that_sees_other_colours_is_refused(tmp_path: Path, monkeypatc
 
 
 def test_what_is_decoded_is_kept_for_neighbours_but_not_without_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pathovit.readers.device_decoder.KEPT_BYTES", 6 * 256 * 256 * 3)
+    monkeypatch.setattr("pathovit.slides.readers.device_decoder.KEPT_BYTES", 6 * 256 * 256 * 3)
     path = write_tiff(tmp_path / "slide.tif", squares_picture(), jpeg=True)
     decoder = DeviceDecoder(CPU)
     with open_slide(path, 0.5, reader="device") as slide:

@@ -11,15 +11,17 @@ import torch
 from conftest import PINK, PURPLE, MeanColourEncoder, squares_picture, write_tiff, zero_tiles
 from test_tiling import exact_mask
 
-from pathovit.embedding import Embedder, judge_tile
-from pathovit.errors import SettingsError, SlideOpenError, WeightsError
-from pathovit.features import Verdict
-from pathovit.pipeline import SlideJob, embed_part, fingerprint, finish_slide, make_embedder, start_slide, superseded
-from pathovit.preflight import content_sha256
-from pathovit.settings import Settings, TileSpec
-from pathovit.slide import Slide, open_slide
-from pathovit.store import FeatureStore
-from pathovit.tiling import TileGrid, fill_spec, lay_grid
+from pathovit.errors import FeatureError, SettingsError, SlideOpenError
+from pathovit.outputs.features import TileVerdict
+from pathovit.outputs.folder import OutFolder
+from pathovit.run.embed import embed_part, make_embedder
+from pathovit.run.embedder import Embedder, judge_tile
+from pathovit.run.finish import finish_slide
+from pathovit.run.plan import SlideJob, plan_slide
+from pathovit.settings import Settings, TileSpec, fill_spec
+from pathovit.slides.identity import content_sha256
+from pathovit.slides.slide import Slide, open_slide
+from pathovit.slides.tiling import TileGrid, lay_grid
 
 
 def embed(path: Path, chunks: list[int] | None = None, readers: int = 2, seen: list[int] | None = None) -> list[Any]:
@@ -59,17 +61,22 @@ def test_an_undecodable_tile_gets_its_verdict_and_the_others_their_features(tmp_
     chunks = embed(path)
     verdict = np.concatenate([chunk[2] for chunk in chunks])
     features = np.concatenate([chunk[1] for chunk in chunks])
-    assert np.flatnonzero(verdict == Verdict.UNREADABLE).tolist() == [0, 1, 8, 9]
+    assert np.flatnonzero(verdict == TileVerdict.UNREADABLE).tolist() == [0, 1, 8, 9]
     assert np.isnan(features[[0, 1, 8, 9]]).all()
-    assert np.isfinite(features[verdict == Verdict.OK]).all()
-    assert (verdict == Verdict.OK).sum() == 60
+    assert np.isfinite(features[verdict == TileVerdict.OK]).all()
+    assert (verdict == TileVerdict.OK).sum() == 60
 
 
 def test_features_that_are_no_numbers_are_refused(squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         MeanColourEncoder, "embed", lambda self, tiles: np.full((len(tiles), 3), 1e9, np.float32)
     )  # beyond float16
-    with pytest.raises(WeightsError, match="no numbers. Try --precision fp32"):
+    with pytest.raises(
+        FeatureError, match=r"features of up to 1,000,000,000, and float16 holds 65,504 at most. .* --feature-dtype float32"
+    ):
+        embed(squares)
+    monkeypatch.setattr(MeanColourEncoder, "embed", lambda self, tiles: np.full((len(tiles), 3), np.nan, np.float32))
+    with pytest.raises(FeatureError, match="no numbers. Try --precision fp32"):
         embed(squares)
 
 
@@ -103,7 +110,7 @@ def test_nothing_reads_the_slide_after_an_error(squares: Path, monkeypatch: pyte
         late.append(over.is_set())
         return judge_tile(slide, grid, index)
 
-    monkeypatch.setattr("pathovit.embedding.judge_tile", slow)
+    monkeypatch.setattr("pathovit.run.embedder.judge_tile", slow)
     encoder = MeanColourEncoder(tile_px=128, mpp=0.5)
     with open_slide(squares, 0.5) as slide, Embedder(encoder, 4) as embedder:
         grid = lay_grid(slide, exact_mask(slide), fill_spec(TileSpec(), 128, 0.5))
@@ -187,8 +194,8 @@ def small_parts() -> Settings:
 def test_a_slide_that_changes_while_it_is_read_is_not_stored_as_what_it_was(
     squares: Path, tmp_path: Path, mean_colour: MeanColourEncoder, how: str
 ) -> None:
-    settings, out, whole = small_parts(), tmp_path / "out", squares.read_bytes()
-    plan = start_slide(SlideJob(squares), out, settings, mean_colour, None, overwrite=False)
+    settings, out, whole = small_parts(), OutFolder(tmp_path / "out"), squares.read_bytes()
+    plan = plan_slide(SlideJob(squares), out, settings, mean_colour, None, overwrite=False)
 
     def change(tiles: int) -> None:
         if how == "replaced":
@@ -205,9 +212,9 @@ def test_a_slide_that_changes_while_it_is_read_is_not_stored_as_what_it_was(
             return
         with pytest.raises(SlideOpenError, match="changed while it was read: it was replaced, or is still being copied"):
             embed_part(plan, 0, out, settings, embedder, change)
-    assert len(FeatureStore(out / "slides" / plan.slide_id, squares).committed()) < 2
-    assert fingerprint(squares, out)[0] != plan.sha256
-    assert superseded(out) == {plan.sha256}
+    assert len(plan.store(out).committed()) < 2
+    assert out.fingerprint(squares)[0] != plan.sha256
+    assert out.superseded() == {plan.sha256}
 
 
 def test_a_slide_that_is_still_being_copied_is_not_begun(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,9 +224,9 @@ def test_a_slide_that_is_still_being_copied_is_not_begun(squares: Path, tmp_path
             file.write(b"more")
         return digest
 
-    monkeypatch.setattr("pathovit.pipeline.content_sha256", slow)
+    monkeypatch.setattr("pathovit.outputs.folder.content_sha256", slow)
     with pytest.raises(SlideOpenError, match="still being copied"):
-        fingerprint(squares, tmp_path / "out")
+        OutFolder(tmp_path / "out").fingerprint(squares)
 
 
 def test_what_a_slide_leaves_out_and_what_must_be_said_of_it_reach_its_record(
@@ -227,17 +234,17 @@ def test_what_a_slide_leaves_out_and_what_must_be_said_of_it_reach_its_record(
 ) -> None:
     picture = squares_picture()
     picture[:, 1750:] = (255, 0, 255)
-    path, settings, out = write_tiff(tmp_path / "filled.tif", picture), small_parts(), tmp_path / "out"
+    path, settings, out = write_tiff(tmp_path / "filled.tif", picture), small_parts(), OutFolder(tmp_path / "out")
     settings = replace(settings, embed=replace(settings.embed, max_tiles=20))
-    plan = start_slide(SlideJob(path), out, settings, mean_colour, None, overwrite=False)
+    plan = plan_slide(SlideJob(path), out, settings, mean_colour, None, overwrite=False)
     with make_embedder(mean_colour, settings) as embedder:
         for part in range(plan.parts(settings.embed.part_tiles)):
             embed_part(plan, part, out, settings, embedder, lambda tiles: None)
     done = finish_slide(plan, out, settings, None, 1.0)
-    assert done["slide"]["left_out_mm2"] == {"one flat colour": pytest.approx(298 * 1536 * 0.25e-6, rel=0.05)}
-    assert done["reason"] == done["trial"]
-    assert done["trial"].startswith("a trial on 20 of ")
-    kinds = FeatureStore(out / "slides" / plan.slide_id, path).tissue()
+    assert done.survey.left_out_mm2 == {"one flat colour": pytest.approx(298 * 1536 * 0.25e-6, rel=0.05)}
+    assert done.reason == done.trial
+    assert done.trial.startswith("a trial on 20 of ")
+    kinds = plan.store(out).tissue()
     assert set(np.unique(kinds)) == {0, 1, 3}
-    again = start_slide(SlideJob(path), out, settings, mean_colour, None, overwrite=False)
-    assert again.left_out_mm2 == plan.left_out_mm2
+    again = plan_slide(SlideJob(path), out, settings, mean_colour, None, overwrite=False)
+    assert again.survey == plan.survey

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pathovit.encoders import RECORDS, Encoder, find_record, load_encoder, make_model
-from pathovit.encoders.weights import BUNDLED, convert_weights, file_sha256
+from pathovit.encoders.weights import BUNDLED, convert_weights
 from pathovit.errors import SettingsError, WeightsError
+from pathovit.files import file_sha256
 from pathovit.settings import EmbedSettings
 
 SMALL = [
@@ -213,7 +214,7 @@ def test_convert_refuses_a_file_that_would_run_code(tmp_path: Path, monkeypatch:
 
 
 def test_the_bundled_weights_are_small_and_the_card_knows_them() -> None:
-    models = BUNDLED.parents[1] / "models" / "reference"
+    models = BUNDLED.parents[1] / "model" / "bundled" / "reference"
     card = json.loads((models / "model.json").read_text())
     assert card["encoder"]["weights_sha256"] == file_sha256(BUNDLED / "reference.safetensors")
     assert (BUNDLED / "reference.safetensors").stat().st_size + (models / "model.safetensors").stat().st_size < 20e6

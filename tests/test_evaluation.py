@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from pathovit.errors import SettingsError
-from pathovit.evaluation import Answers, answers_csv, calibration_error, compare, evaluate, read_answers
-from pathovit.figures import evaluation_picture
-from pathovit.targets import Target
+from pathovit.model.targets import Target
+from pathovit.study.evaluation import Answers, answers_csv, calibration_error, compare, evaluate, read_answers
+from pathovit.study.figures import evaluation_picture
 
 BINARY = Target("binary", ("label",), ("benign", "tumour"))
 NUMBER = Target("regression", ("age",), ("age",))

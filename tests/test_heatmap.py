@@ -1,9 +1,10 @@
 """Landmarks: planted tiles must be found again, through independent readers, where they were planted."""
 
 import csv
-import io
 import json
 import warnings
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,18 +13,23 @@ import h5py
 import numpy as np
 import pytest
 import tifffile
+from made import made_features, made_record
 from shapely.geometry import shape
 
-from pathovit.canvas import drawable
-from pathovit.export.h5 import write_clam, write_trident
-from pathovit.export.ome_tiff import halve, write_ome_tiff
-from pathovit.export.qupath import write_geojson
-from pathovit.features import SlideFeatures, Verdict
+from pathovit.files import csv_table
 from pathovit.geometry import Box
-from pathovit.heatmap import Heatmap
-from pathovit.overview import Kinds, Said, View, draw_overview, scanned_parts
-from pathovit.report import Failure, Twin, cell, prediction_rows
-from pathovit.tissue import KINDS
+from pathovit.outputs.features import SlideFeatures, TileVerdict
+from pathovit.outputs.records import Answer, Outcome, SlideRecord
+from pathovit.settings import TileSpec
+from pathovit.show.canvas import drawable
+from pathovit.show.h5 import write_clam, write_trident
+from pathovit.show.heatmap import Heatmap
+from pathovit.show.ome_tiff import halve, write_ome_tiff
+from pathovit.show.overview import About, Kinds, Said, View, draw_overview, scanned_parts
+from pathovit.show.qupath import write_geojson
+from pathovit.show.table import Contents, table
+from pathovit.slides.description import SlideDescription, Survey
+from pathovit.slides.tissue import KINDS
 
 CASES = {  # name: (mpp, exact tile side in level-0 pixels, bounds or None)
     "plain": (0.5, 192.0, None),
@@ -31,6 +37,10 @@ CASES = {  # name: (mpp, exact tile side in level-0 pixels, bounds or None)
     "bounds": (0.25, 384.0, (1003, 517, 20_000, 16_000)),
 }
 COLUMNS, ROWS = 30, 22
+
+
+def corner_of(slide: SlideFeatures) -> np.ndarray:
+    return np.array([slide.attributes.bounds.x, slide.attributes.bounds.y])
 
 
 def planted(case: str, stride: float = 1.0) -> tuple[SlideFeatures, np.ndarray, np.ndarray]:
@@ -44,14 +54,15 @@ def planted(case: str, stride: float = 1.0) -> tuple[SlideFeatures, np.ndarray, 
     xy = np.rint(np.array(box[:2]) + place * step).astype(np.int64)
     hot = [(c, r) for c in (0, 14, COLUMNS - 1) for r in (0, 10, ROWS - 1)]
     is_hot = np.array([tuple(p) in hot for p in place.tolist()])
-    attributes: dict[str, Any] = {
-        "mpp_x": mpp, "mpp_y": mpp, "tile_l0": [tile, tile], "stride_l0": [step, step], "origin": list(box[:2]), "bounds": list(box),
-        "has_bounds": bounds is not None, "tile_px": 96, "stride_px": round(96 * stride), "mpp": 1.0, "level0_size": [30_000, 30_000],
-        "recipe": {"encoder": {"encoder": "e"}},
-    }  # fmt: skip
-    tiles = attributes["total_tiles"] = len(xy)
-    slide = SlideFeatures(
-        "s-1", np.ones((tiles, 4), np.float16), xy, np.ones(tiles, np.float32), np.zeros(tiles, np.uint8), attributes
+    spec = TileSpec(tile_px=96, mpp=1.0, stride_px=round(96 * stride))
+    slide = made_features(
+        xy,
+        np.ones((len(xy), 4), np.float16),
+        grid={"tile": tile, "stride": step, "spec": spec, "origin": box[:2]},
+        recipe={"encoder": {"encoder": "e"}},
+        mpp=mpp,
+        bounds=Box(*box),
+        has_bounds=bounds is not None,
     )
     return slide, np.where(is_hot, 0.9, 0.1).astype(np.float32), xy[is_hot]
 
@@ -74,7 +85,7 @@ def test_ome_tiff_landmarks_lie_within_half_a_heatmap_pixel(case: str, tmp_path:
     assert [channel["Name"] for channel in pixels["Channel"]] == ["score: tumour", "attention", "unread"]
     rows, columns = np.nonzero(image > 0.5)
     size_um = np.array([pixels["PhysicalSizeX"], pixels["PhysicalSizeY"]])
-    start = np.array(slide.attributes["bounds"][:2])
+    start = corner_of(slide)
     found = np.stack([columns, rows], -1) * size_um / slide.mpp[0] + start  # corners in level-0 pixels, from the file alone
     distance = np.abs(found[:, None] - corners[None]).max(-1).min(1)
     assert len(found) == 9
@@ -100,7 +111,7 @@ def test_geojson_landmarks_lie_within_one_level0_pixel_of_qupaths_view(case: str
         tmp_path / "h.geojson", slide, scores, {"Attention": scores}, "tumour", hot_score=0.5, max_tiles=20_000
     )
     assert regions == 9
-    bounds = np.array(slide.attributes["bounds"][:2]) if slide.attributes["has_bounds"] else np.zeros(2)
+    bounds = corner_of(slide) if slide.attributes.has_bounds else np.zeros(2)
     features = json.loads((tmp_path / "h.geojson").read_text())["features"]
     hot = [f for f in features if f["properties"]["objectType"] == "annotation"]
     found = np.array([shape(f["geometry"]).bounds[:2] for f in hot]) + bounds
@@ -112,7 +123,8 @@ def test_a_solid_hot_area_is_one_region_at_any_pixel_size(mpp: float, tmp_path: 
     """Rounded corners plus a rounded side would leave gaps of a pixel between neighbours."""
     slide, scores, _ = planted("plain")
     side = 96 / mpp
-    slide.attributes.update(mpp_x=mpp, mpp_y=mpp, tile_l0=[side, side], stride_l0=[side, side])
+    grid = replace(slide.grid, tile_l0=(side, side), stride_l0=(side, side))
+    slide = replace(slide, grid=grid, attributes=replace(slide.attributes, mpp=(mpp, mpp)))
     columns, rows = np.meshgrid(np.arange(COLUMNS), np.arange(ROWS))
     slide.xy[:] = np.rint(np.stack([columns.ravel(), rows.ravel()], -1) * side)
     scores[:] = 0.9
@@ -124,7 +136,7 @@ def test_a_solid_hot_area_is_one_region_at_any_pixel_size(mpp: float, tmp_path: 
 
 def test_geojson_keeps_qupaths_rules(tmp_path: Path) -> None:
     slide, scores, _ = planted("plain")
-    slide.verdict[5] = Verdict.UNREADABLE
+    slide.verdict[5] = TileVerdict.UNREADABLE
     scores[5] = np.nan
     write_geojson(tmp_path / "h.geojson", slide, scores, {"Attention": scores}, "tumour", hot_score=0.5, max_tiles=20_000)
     features = json.loads((tmp_path / "h.geojson").read_text())["features"]
@@ -158,7 +170,7 @@ def test_overlapping_tiles_are_averaged_and_unreadcells_are_marked() -> None:
     made = heat(slide, scores)
     assert made.layers[0][5, 10] == pytest.approx((9 + 10) / 2 / COLUMNS, abs=1e-6)  # under the tiles of columns 9 and 10
     slide, scores, _ = planted("plain")
-    slide.verdict[31], scores[31] = Verdict.MISSING, np.nan
+    slide.verdict[31], scores[31] = TileVerdict.MISSING, np.nan
     made = heat(slide, scores)
     assert np.argwhere(made.unread).tolist() == [[1, 1]]
     assert np.isnan(made.layers[0][1, 1])
@@ -166,7 +178,7 @@ def test_overlapping_tiles_are_averaged_and_unreadcells_are_marked() -> None:
 
 def test_h5_files_have_the_layouts_of_trident_and_clam(tmp_path: Path) -> None:
     slide, _, _ = planted("odd downsample")
-    slide.verdict[3] = Verdict.UNREADABLE
+    slide.verdict[3] = TileVerdict.UNREADABLE
     with h5py.File(write_trident(tmp_path, slide)) as file:
         assert file["features"].shape == (COLUMNS * ROWS - 1, 4)
         assert file["coords"].dtype == np.int64
@@ -184,45 +196,46 @@ def test_h5_files_have_the_layouts_of_trident_and_clam(tmp_path: Path) -> None:
 
 
 def test_a_failed_slide_is_a_row_and_formulas_are_defused() -> None:
-    names, rows = prediction_rows([], [Failure("=cmd|'/c calc'!A0.svs", "truncated")])
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, names, restval="")
-    writer.writerow({key: cell(value) for key, value in rows[0].items()})
-    assert buffer.getvalue().split(",")[1].startswith("'=cmd")
-    assert rows[0]["verdict"] == "failed"
+    names, rows = table(contents(outcomes=(Outcome("=cmd|'/c calc'!A0.svs", "truncated"),)))
+    (row,) = csv.DictReader(csv_table(names, rows).decode().splitlines())
+    assert row["file"].startswith("'=cmd")
+    assert row["verdict"] == "failed"
 
 
-def done_row(slide_id: str = "a-1", **more: Any) -> dict[str, Any]:
-    """What slide.json holds of a slide, as far as a table shows it."""
-    slide = {
-        "slide_id": slide_id, "sha256": slide_id, "file": "a.svs", "patient": None, "tiles": 8, "tissue_mm2": 1.0, "mpp": [0.5, 0.5],
-        "mpp_source": "manifest", "left_out_mm2": {"ink": 1.8, "grey": 0.2},
-    }  # fmt: skip
-    tiles = {"missing": 0, "unreadable": 0}
-    return {
-        "slide": slide,
-        "prediction": None,
-        "verdict": "ok",
-        "trial": "",
-        "tiles": tiles,
-        "seconds": 1.0,
-        "reason": "",
-        **more,
-    }
+def contents(*records: SlideRecord, outcomes: tuple[Outcome, ...] = (), older: frozenset[str] = frozenset()) -> Contents:
+    return Contents(records, (), outcomes, older)
 
 
 def test_a_table_says_what_was_left_out_what_is_a_trial_and_what_is_older() -> None:
-    trial = done_row("b-2", trial="a trial on 8 of 100 tiles (--max-tiles)", reason="a trial on 8 of 100 tiles (--max-tiles)")
-    _, rows = prediction_rows([done_row(), trial], [], older={"a-1"})
+    said = "a trial on 8 of 100 tiles (--max-tiles)"
+    trial = made_record("b-2", "b.svs", trial=said, reason=said)
+    one = made_record(survey=Survey(1.0, 8, left_out_mm2={"ink": 1.8, "grey": 0.2}))
+    _, rows = table(contents(one, trial, older=frozenset({"a-1"})))
     assert rows[0]["left_out_mm2"] == 2.0
     assert rows[0]["reason"] == "an older answer: the file has other content now"
-    assert rows[1]["trial"] == "a trial on 8 of 100 tiles (--max-tiles)"
+    assert rows[1]["trial"] == said
+
+
+def test_a_table_has_columns_of_answers_only_where_there_is_one() -> None:
+    names, _ = table(contents(made_record()))
+    assert not {"answer", "novelty", "model"} & {*names}
+    answer = Answer("m", "a: 0.5", "a", {"prob_a": 0.5}, (("a",),), ("a", "b"), (0.5, 0.5), None, 0.2, False)
+    names, rows = table(contents(made_record(), made_record("b-2", "b.svs", prediction=answer)))
+    assert names[4:7] == ["answer", "prob_a", "novelty"]
+    assert (rows[1]["answer"], rows[1]["prob_a"]) == ("a", "0.5")
 
 
 def test_the_second_name_of_a_slide_has_a_row_of_its_own() -> None:
-    _, rows = prediction_rows([done_row()], [], [Twin("copy.svs", "a-1")])
+    _, rows = table(contents(made_record(), outcomes=(Outcome("copy.svs", "", "a-1", twin=True),)))
     assert [(row["file"], row["slide_id"]) for row in rows] == [("a.svs", "a-1"), ("copy.svs", "a-1")]
     assert rows[1]["reason"] == "the same slide as a.svs, done once"
+
+
+def test_a_failure_of_an_earlier_day_says_so_and_rows_are_in_one_order() -> None:
+    old, new = Outcome("b.svs", "truncated", when="2026-01-31"), Outcome("c.svs", "empty", when=date.today().isoformat())
+    _, rows = table(contents(made_record("d-1", "D.svs"), made_record("a-1", "a.svs"), outcomes=(new, old)))
+    assert [row["file"] for row in rows] == ["a.svs", "b.svs", "c.svs", "D.svs"]
+    assert [row["reason"] for row in rows[1:3]] == ["truncated (2026-01-31)", "empty"]
 
 
 def test_letters_that_the_font_lacks_are_not_drawn_as_boxes() -> None:
@@ -241,12 +254,10 @@ def test_panels_of_an_overview_are_aligned_and_everything_on_it_is_seen(
     what[10:20, 10:40] = KINDS.index("ink")
     l0 = 30.0
     view = View(np.zeros((height, width, 3), np.uint8), (0, width * l0, height * l0, 0))
-    job = SimpleNamespace(path=Path("肿瘤.svs"))
-    plan = SimpleNamespace(
-        job=job, slide_id="slide-1", tissue_mm2=1.0, tiles=len(scores), mpp=(0.5, 0.5), left_out_mm2={"ink": 0.3}
-    )
+    description = SlideDescription("肿瘤.svs", "made", (1, 1), (0.5, 0.5), "manifest", "direct")
+    about = About("slide-1", description, Survey(1.0, len(scores), left_out_mm2={"ink": 0.3}))
     figures: list[Any] = []
-    monkeypatch.setattr("pathovit.overview.save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr("pathovit.show.overview.save", lambda figure, path: figures.append(figure))
     with warnings.catch_warnings(action="error"):
         draw_overview(
             tmp_path / "o.png",
@@ -254,7 +265,7 @@ def test_panels_of_an_overview_are_aligned_and_everything_on_it_is_seen(
             heat(slide, scores),
             0,
             Kinds(what, (l0, l0)),
-            plan,
+            about,
             "tile score",
             Said("unsure", "x" * 300),
         )
@@ -283,7 +294,7 @@ def test_only_what_was_scanned_is_shown() -> None:
 
 def test_a_trial_is_marked_in_what_other_programs_read(tmp_path: Path) -> None:
     slide, scores, _ = planted("plain")
-    slide.attributes["total_tiles"] = 10 * len(scores)
+    slide = replace(slide, grid=replace(slide.grid, total=10 * len(scores)))
     assert slide.trial == f"a trial on {len(scores):,} of {10 * len(scores):,} tiles (--max-tiles)"
     write_geojson(tmp_path / "h.geojson", slide, scores, {}, "tumour", hot_score=0.5, max_tiles=20_000)
     assert json.loads((tmp_path / "h.geojson").read_text())["trial"] == slide.trial

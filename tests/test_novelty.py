@@ -1,6 +1,6 @@
 import numpy as np
 
-from pathovit.novelty import Novelty
+from pathovit.model.novelty import Novelty
 
 
 def slides(count: int, tiles: int = 150, shift: float = 0.0, seed: int = 0) -> list[np.ndarray]:

@@ -10,13 +10,15 @@ from conftest import squares_picture, write_tiff
 from numpy.typing import NDArray
 from PIL import Image
 
-from pathovit.cli.options import check_mpp
 from pathovit.errors import NoSlidesError, ResolutionError, SettingsError, SlideOpenError
 from pathovit.files import tried_again
-from pathovit.preflight import check_file, check_kind, content_sha256, find_slides, slide_id
-from pathovit.settings import TileSpec
-from pathovit.slide import Level, _refuse_huge, open_slide
-from pathovit.tiling import check_resolution, fill_spec
+from pathovit.run.jobs import check_mpp
+from pathovit.settings import TileSpec, fill_spec
+from pathovit.slides.check import check_file, check_kind
+from pathovit.slides.find import find_slides
+from pathovit.slides.identity import content_sha256, slide_id
+from pathovit.slides.slide import Level, _refuse_huge, open_slide
+from pathovit.slides.tiling import check_resolution
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pathovit.errors import PathovitError, SlideOpenError, TileReadError
-from pathovit.features import Verdict
-from pathovit.readers import openjpeg
-from pathovit.readers.compressed import CompressedTiles, TiledLevel, locate_tiles
-from pathovit.settings import TileSpec, TissueSettings
-from pathovit.slide import Slide, open_slide
-from pathovit.tiling import fill_spec, lay_grid, read_tile
-from pathovit.tissue import find_tissue
+from pathovit.outputs.features import Verdict
+from pathovit.settings import TileSpec, TissueSettings, fill_spec
+from pathovit.slides.readers import openjpeg
+from pathovit.slides.readers.compressed import CompressedTiles, TiledLevel, locate_tiles
+from pathovit.slides.slide import Slide, open_slide
+from pathovit.slides.tiling import lay_grid, read_tile
+from pathovit.slides.tissue import find_tissue
 
 REAL_40X = "atlas/40x/lung-squamous-cell-carcinoma_HE3_40x.svs"
 
@@ -123,7 +123,7 @@ def test_what_lies_beyond_the_edge_is_left_to_openslide(make_squares: Callable[.
 def test_missing_and_damaged_tiles_get_the_same_verdicts(tmp_path: Path, reader: str) -> None:
     from test_tiling import exact_mask
 
-    from pathovit.embedding import judge_tile
+    from pathovit.run.embedder import judge_tile
 
     path = write_tiff(tmp_path / "bad.tif", squares_picture(), jpeg=True)
     zero_tiles(path, [10])
@@ -153,7 +153,7 @@ def test_tiles_that_do_not_agree_with_openslide_are_not_read_directly(tmp_path: 
         levels = locate_tiles(path, sizes)
         return {i: replace(level, offsets=level.offsets[::-1], lengths=level.lengths[::-1]) for i, level in levels.items()}
 
-    monkeypatch.setattr("pathovit.slide.locate_tiles", misplaced)
+    monkeypatch.setattr("pathovit.slides.slide.locate_tiles", misplaced)
     assert open_slide(path).reader == "openslide"
 
 
@@ -258,7 +258,7 @@ def test_neighbours_share_decoded_tiles_and_the_memory_is_bounded(
     for x in range(0, 1024, 64):
         tiles.read(0, x, 100, 128, 128)
     assert sorted(decoded) == [0, 1, 2, 3, 4]
-    monkeypatch.setattr("pathovit.readers.compressed.KEPT_BYTES", 2 * 256 * 256 * 3)
+    monkeypatch.setattr("pathovit.slides.readers.compressed.KEPT_BYTES", 2 * 256 * 256 * 3)
     tiles.read(0, 0, 0, 2048, 1536)
     assert len(tiles._kept) == 2
     tiles.close()

@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 
-from pathovit.cluster import MOST_KILLS, Free, SlideState, Step, Work, _judge_death, _next_step, run_slides
-from pathovit.dask_cluster import SLOTS, Death, _cause, own_configuration
-from pathovit.pipeline import SlideJob
+from pathovit.outputs.folder import OutFolder
+from pathovit.run.dask_cluster import Death, _cause, own_configuration
+from pathovit.run.drive import MOST_KILLS, Drive, run_slides
+from pathovit.run.plan import SlideJob
+from pathovit.run.schedule import SLOTS, Free, SlideState, Step, next_step
+from pathovit.run.worker import Work
 from pathovit.settings import Settings
 
-WORK = Work(Path("out"), Settings(), "", None, None, overwrite=False)
+WORK = Work(OutFolder(Path("out")), Settings(), "", None, None, overwrite=False)
 EMBED = Step("embed", None, (), {"embed": 1})
 OTHER = Step("start", None, (), {"other": 1})
 
@@ -32,7 +35,7 @@ def slide(index: int, stage: str = "waiting", parts: int = 0, name: str | None =
 
 
 def given(states: list[SlideState], running: list[tuple[str | None, Step]], workers: int = 1) -> Any:
-    found = _next_step(states, WORK, free(running, workers))
+    found = next_step(states, WORK, free(running, workers))
     return found and (found[0].index, found[1].name, found[2])
 
 
@@ -74,7 +77,7 @@ def test_a_slide_that_might_be_the_same_waits_for_the_first() -> None:
 def test_a_suspect_gets_a_whole_worker(running: list[tuple[str | None, Step]], worker: str | None) -> None:
     state = slide(0, "embedding", 3)
     state.suspects.append(EMBED)
-    found = _next_step([state], WORK, free(running, workers=2))
+    found = next_step([state], WORK, free(running, workers=2))
     assert (found and (found[1].slots, found[2])) == (worker and (SLOTS, worker))
 
 
@@ -98,40 +101,46 @@ def test_what_a_worker_died_of_is_known(exitcode: int, out_of_memory: bool, caus
     assert _cause(exitcode, out_of_memory) == Death(cause, slide)
 
 
+def drive(state: SlideState, say: Any = lambda text: None) -> Drive:
+    return Drive([state], WORK, lambda state: None, threading.Event(), say)
+
+
 def test_a_kill_from_outside_blames_no_slide_and_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pathovit.cluster.death_of", lambda worker: _cause(-9, False))
+    monkeypatch.setattr("pathovit.run.drive.death_of", lambda worker: _cause(-9, False))
     said: list[str] = []
     state = slide(0, "embedding")
+    judge = drive(state, said.append).judge_death
     for kill in range(MOST_KILLS - 1):
         state.parts_running = 1
         part = Step("embed", None, (None, 3, WORK), {"embed": 1})
-        assert _judge_death(state, part, f"w{kill}", said.append)[0] == "again"
+        assert judge(state, part, f"w{kill}") is None
         if kill == 0:
             assert (state.parts_left.popleft(), state.parts_running, state.suspects) == (3, 0, [])
         else:  # from the second time on it has a worker to itself, and cannot take others along
             assert state.suspects.pop() is part
-    kind, error = _judge_death(state, part, "w-last", said.append)
-    assert kind == "error"
-    assert "killed from outside (SIGKILL) 5 times. Look at the machine's memory; the slide may be sound" in str(error)
+    failed = judge(state, part, "w-last")
+    assert failed
+    assert "killed from outside (SIGKILL) 5 times. Look at the machine's memory; the slide may be sound" in str(failed.error)
     assert said[0] == "a worker was killed from outside (SIGKILL); the worker is replaced"
     assert len(said) == MOST_KILLS
 
 
 def test_a_crash_is_tried_again_alone_and_then_the_slide_fails_with_its_signal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pathovit.cluster.death_of", lambda worker: _cause(-11, False))
+    monkeypatch.setattr("pathovit.run.drive.death_of", lambda worker: _cause(-11, False))
     state = slide(0, "embedding")
-    assert _judge_death(state, EMBED, "a", lambda text: None)[0] == "again"
+    judge = drive(state).judge_death
+    assert judge(state, EMBED, "a") is None
     assert state.suspects == [EMBED]
-    kind, error = _judge_death(state, replace(EMBED, slots=SLOTS), "b", lambda text: None)
-    assert kind == "error"
-    assert "reading it crashed (SIGSEGV), twice" in str(error)
+    failed = judge(state, replace(EMBED, slots=SLOTS), "b")
+    assert failed
+    assert "reading it crashed (SIGSEGV), twice" in str(failed.error)
 
 
 def test_what_is_no_slide_starts_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "labels.csv").write_text("slide,label")
-    monkeypatch.setattr("pathovit.cluster.open_client", pytest.fail)
+    monkeypatch.setattr("pathovit.run.drive.open_client", pytest.fail)
     jobs = [SlideJob(tmp_path / "labels.csv"), SlideJob(tmp_path / "gone.svs")]
-    states = run_slides(jobs, WORK, lambda state: None, threading.Event())
+    states = run_slides(jobs, replace(WORK, out=OutFolder(tmp_path / "out")), lambda state: None, threading.Event())
     assert [state.stage for state in states] == ["failed", "failed"]
     assert "this is a table" in states[0].reason
 

@@ -8,7 +8,7 @@ from conftest import GRAIN, MPP, PINK, PURPLE, squares_picture, zero_tiles
 from PIL import Image
 
 from pathovit.errors import ResolutionError, SlideOpenError, TileReadError
-from pathovit.slide import composite, open_slide
+from pathovit.slides.slide import composite, open_slide
 
 
 def test_a_slide_is_described_with_its_pixel_size_and_where_it_came_from(squares: Path) -> None:

@@ -1,16 +1,19 @@
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+from made import made_features
 from test_aggregator import DIM, bag, network
 
-from pathovit.calibration import Calibration
 from pathovit.errors import SettingsError, WeightsError
-from pathovit.features import SlideFeatures, Verdict
-from pathovit.novelty import Novelty
-from pathovit.slide_model import UNSURE, SlideModel, load_model, save_model
-from pathovit.targets import Target
+from pathovit.model.calibration import Calibration
+from pathovit.model.card import ModelCard
+from pathovit.model.novelty import Novelty
+from pathovit.model.slide_model import UNSURE, SlideModel, load_model, save_model
+from pathovit.model.targets import Target
+from pathovit.outputs.features import SlideFeatures, TileVerdict
 
 BINARY = Target("binary", ("label",), ("normal", "tumour"))
 EVERY = tuple(np.linspace(0, 1, 101))  # conformity of a model whose probabilities are even
@@ -19,16 +22,15 @@ EVERY = tuple(np.linspace(0, 1, 101))  # conformity of a model whose probabiliti
 def slide_features(tiles: int = 50) -> SlideFeatures:
     features, xy = bag(tiles)
     recipe = {"encoder": {"encoder": "e", "weights_sha256": "w", "dim": DIM, "tile_px": 96}, "tiles": {"mpp": 1.0}}
-    attributes = {"mpp_x": 1.0, "mpp_y": 1.0, "tile_l0": [96.0, 96.0], "stride_l0": [96.0, 96.0], "mpp": 1.0, "recipe": recipe}
     verdict = np.zeros(tiles, np.uint8)
-    verdict[7] = Verdict.UNREADABLE
+    verdict[7] = TileVerdict.UNREADABLE
     values = features.numpy().astype(np.float16)
     values[7] = np.nan
-    return SlideFeatures("s", values, xy.numpy().astype(np.int64), np.ones(tiles, np.float32), verdict, attributes)
+    return made_features(xy.numpy().astype(np.int64), values, verdict, recipe=recipe)
 
 
-def card(**changes: object) -> dict[str, object]:
-    return {"encoder": {"encoder": "e", "weights_sha256": "w", "dim": DIM, "tile_px": 96, "mpp": 1.0, **changes}}
+def card(**changes: object) -> ModelCard:
+    return ModelCard({"encoder": {"encoder": "e", "weights_sha256": "w", "dim": DIM, "tile_px": 96, "mpp": 1.0, **changes}})
 
 
 def model(target: Target = BINARY, **calibration: object) -> SlideModel:
@@ -91,7 +93,7 @@ def test_a_measurement_has_its_unit_and_an_interval() -> None:
     assert answer.value == pytest.approx(answer.logits[0] * 10 + 50, abs=1e-4)
     assert answer.interval == pytest.approx((answer.value - 9.1, answer.value + 9.1), abs=0.15)  # the 90th of 99 residuals
     assert list(answer.columns()) == ["predicted_age", "low_age", "high_age"]
-    assert json.loads(json.dumps(answer.to_dict()))["columns"]["predicted_age"] == answer.value
+    assert json.loads(json.dumps(asdict(answer.to_answer("m"))))["columns"]["predicted_age"] == answer.value
     assert answer.headline.startswith("age: ")
     strange = slide_features()
     strange.features[:] += 10
@@ -117,7 +119,7 @@ def test_a_model_is_saved_and_loaded_whole(tmp_path: Path) -> None:
     one, two = made.predict(slide), load_model(tmp_path / "m").predict(slide)
     assert np.array_equal(one.logits, two.logits)
     assert np.array_equal(one.tile_novelty, two.tile_novelty, equal_nan=True)
-    assert one.to_dict() == two.to_dict()
+    assert one.to_answer("m") == two.to_answer("m")
 
 
 @pytest.mark.parametrize(("key", "value"), [("encoder", "other"), ("weights_sha256", "other"), ("mpp", 0.5), ("tile_px", 224)])

@@ -1,17 +1,20 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from made import made_grid, made_record, made_store
 from numpy.typing import NDArray
 
 from pathovit.errors import SettingsError, StoreError
-from pathovit.features import Verdict
-from pathovit.lease import lease
-from pathovit.pipeline import read_done
-from pathovit.report import refused_records
-from pathovit.settings import TileSpec
-from pathovit.store import FeatureStore, to_json, write_atomically
-from pathovit.tiling import TileGrid
+from pathovit.files import to_json, write_atomically
+from pathovit.outputs.features import TileVerdict
+from pathovit.outputs.folder import OutFolder, Refused, SlideFolder
+from pathovit.outputs.lease import lease
+from pathovit.outputs.recipe import EmbedRecipe
+from pathovit.outputs.records import RecordError, SlideRecord, TopTile
+from pathovit.outputs.store import FeatureStore
+from pathovit.slides.tiling import TileGrid
 
 CHUNK = 16
 TILES, DIM = 40, 3  # chunks of 16, 16 and 8
@@ -20,8 +23,7 @@ ROWS = [(0, 16), (16, 32), (32, 40)]
 
 def grid() -> TileGrid:
     xy = np.stack([np.arange(TILES) * 10, np.zeros(TILES)], 1).astype(np.int64)
-    spec = TileSpec(tile_px=10, mpp=1.0, stride_px=10)
-    return TileGrid("s", spec, xy, np.ones(TILES, np.float32), (10.0, 10.0), (10.0, 10.0), (0, 0), 0, (10, 10), 1, 1.0, TILES)
+    return made_grid(xy, 10.0)
 
 
 def values() -> NDArray[np.float16]:
@@ -30,9 +32,7 @@ def values() -> NDArray[np.float16]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> FeatureStore:
-    made = FeatureStore(tmp_path / "slide", Path("s.svs"))
-    made.create(grid(), DIM, CHUNK, {"recipe": {"a": 1}})
-    return made
+    return made_store(tmp_path / "slide", grid(), DIM, CHUNK, {"a": 1})
 
 
 def write_all(store: FeatureStore, chunks: tuple[int, ...] = (0, 1, 2)) -> None:
@@ -43,19 +43,20 @@ def write_all(store: FeatureStore, chunks: tuple[int, ...] = (0, 1, 2)) -> None:
 
 def test_what_is_written_is_read(store: FeatureStore) -> None:
     write_all(store)
-    found = store.read("s")
+    found = store.read()
     assert np.array_equal(found.features, values())
     assert np.array_equal(found.xy, grid().xy)
     assert found.ok.all()
-    assert store.recipe() == {"a": 1}
+    assert store.recipe() == EmbedRecipe({"a": 1})
 
 
 def test_order_of_writing_does_not_matter(store: FeatureStore, tmp_path: Path) -> None:
-    other = FeatureStore(tmp_path / "other", Path("s.svs"))
-    other.create(grid(), DIM, CHUNK, {"recipe": {"a": 1}})
+    other = made_store(tmp_path / "other", grid(), DIM, CHUNK, {"a": 1})
     write_all(store)
     write_all(other, (2, 0, 1))
-    files = sorted(p.relative_to(store.zarr_path) for p in store.zarr_path.rglob("*") if p.is_file())
+    files = sorted(
+        p.relative_to(store.zarr_path) for p in store.zarr_path.rglob("*") if p.is_file() and p.parent != store.zarr_path
+    )
     assert all((store.zarr_path / f).read_bytes() == (other.zarr_path / f).read_bytes() for f in files)
 
 
@@ -82,7 +83,7 @@ def test_every_flipped_bit_of_features_is_noticed(store: FeatureStore) -> None:
         bad[chance.integers(len(bad))] ^= 1 << int(chance.integers(8))
         file.write_bytes(bytes(bad))
         with pytest.raises(StoreError, match="damaged"):
-            store.read("s")
+            store.read()
 
 
 def test_a_missing_chunk_is_never_read_as_numbers(store: FeatureStore) -> None:
@@ -92,32 +93,32 @@ def test_a_missing_chunk_is_never_read_as_numbers(store: FeatureStore) -> None:
         content = file.read_bytes()
         file.unlink()
         with pytest.raises(StoreError, match=rf"chunk \d of its {name.split('/')[0]} is missing"):
-            store.read("s")
+            store.read()
         file.write_bytes(content)
-    store.read("s")
+    store.read()
 
 
 def test_rows_not_written_are_pending(store: FeatureStore) -> None:
     import zarr
 
     verdict = zarr.open_group(store.zarr_path, mode="r")["verdict"][:]
-    assert (verdict == Verdict.PENDING).all()
+    assert (verdict == TileVerdict.PENDING).all()
 
 
 def test_a_half_made_store_does_not_exist(tmp_path: Path) -> None:
-    store = FeatureStore(tmp_path / "slide", Path("s.svs"))
+    store = FeatureStore(SlideFolder(tmp_path / "slide"), Path("s.svs"))
     (tmp_path / "slide").mkdir()
     (tmp_path / "slide" / ".features.12345678.partial").mkdir()
     assert store.recipe() is None
-    store.create(grid(), DIM, CHUNK, {"recipe": {}})
-    assert not list(store.folder.glob(".*.partial"))
+    made_store(tmp_path / "slide", grid(), DIM, CHUNK)
+    assert not list(store.folder.path.glob(".*.partial"))
 
 
 def test_leftovers_of_killed_writers_are_swept(store: FeatureStore) -> None:
     leftover = store.zarr_path / "features" / "c" / "0.deadbeef.partial"
     leftover.parent.mkdir(parents=True, exist_ok=True)
     leftover.write_bytes(b"x")
-    store.finish()
+    store.sweep()
     assert not leftover.exists()
 
 
@@ -130,17 +131,16 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_a_chunk_of_nothing_but_unread_tiles_is_a_chunk(store: FeatureStore) -> None:
     write_all(store, (0, 1))
-    store.write_chunk(2, np.full((8, DIM), np.nan, np.float16), np.full(8, Verdict.UNREADABLE, np.uint8))
+    store.write_chunk(2, np.full((8, DIM), np.nan, np.float16), np.full(8, TileVerdict.UNREADABLE, np.uint8))
     assert store.committed() == {0, 1, 2}
-    assert np.isnan(store.read("s").features[32:]).all()
+    assert np.isnan(store.read().features[32:]).all()
 
 
 def test_a_slide_of_one_tile_at_its_corner_is_stored(tmp_path: Path) -> None:
     one = TileGrid(**{**vars(grid()), "xy": np.zeros((1, 2), np.int64), "coverage": np.zeros(1, np.float32), "total": 1})
-    made = FeatureStore(tmp_path / "one", Path("s.svs"))
-    made.create(one, DIM, CHUNK, {"recipe": {}})
+    made = made_store(tmp_path / "one", one, DIM, CHUNK)
     made.write_chunk(0, np.zeros((1, DIM), np.float16), np.zeros(1, np.uint8))
-    assert made.read("s").xy.tolist() == [[0, 0]]
+    assert made.read().xy.tolist() == [[0, 0]]
 
 
 def test_json_never_holds_nan() -> None:
@@ -154,37 +154,60 @@ def test_a_store_that_is_not_ours_is_refused_before_a_byte_is_decoded(store: Fea
     known = about.read_text()
     about.write_text(known.replace('"name": "zstd"', '"name": "pickle"'))
     with pytest.raises(StoreError, match="was not written by pathovit"):
-        store.read("s")
+        store.read()
     about.write_text(known)
     (store.zarr_path / "features" / ".zarray").write_text("{}")
     with pytest.raises(StoreError, match="a store of Zarr 2"):
-        store.read("s")
+        store.read()
 
 
 def test_a_record_that_leads_out_of_its_folder_is_no_record(tmp_path: Path) -> None:
-    folder = tmp_path / "slides" / "a-1"
-    folder.mkdir(parents=True)
-    slide = {"slide_id": "a-1", "left_out_mm2": {}}
-    good = {
-        "slide": slide,
-        "products": {"overview.png": ""},
-        "top_tiles": [{"file": "top_tiles/01.jpg"}],
-        "finish_recipe": {},
-        "trial": "",
-    }
-    (folder / "slide.json").write_bytes(to_json(good))
-    assert read_done(folder) is not None
-    assert refused_records(tmp_path) == {}
+    folder = SlideFolder(tmp_path / "slides" / "a-1")
+    folder.path.mkdir(parents=True)
+    good = made_record(products={"overview.png": ""}, top_tiles=(TopTile("top_tiles/01.jpg", 0.5, 0.1, 0, 0),)).to_json()
+
+    def read(changed: dict[str, Any]) -> SlideRecord | Refused | None:
+        (folder.path / "slide.json").write_bytes(to_json(good | changed))
+        return folder.read()
+
+    assert read({}) == SlideRecord.from_json(good, "a-1")
     for bad in (
-        {"slide": {"slide_id": "../b"}},
-        {"top_tiles": [{"file": "../../private.txt"}]},
+        {"slide": good["slide"] | {"slide_id": "../b"}},
+        {"top_tiles": [good["top_tiles"][0] | {"file": "../../private.txt"}]},
         {"products": {"/etc/passwd": ""}},
+        {"products": {"a/../../b": ""}},
     ):
-        (folder / "slide.json").write_bytes(to_json(good | bad))
-        assert read_done(folder) is None
-        assert "leads out of its own folder" in refused_records(tmp_path)["a-1"]
-    (folder / "slide.json").write_bytes(to_json({"slide": {"slide_id": "a-1"}, "finish_recipe": {}}))
-    assert "written by another version" in refused_records(tmp_path)["a-1"]
+        found = read(bad)
+        assert isinstance(found, Refused)
+        assert "leads out of its own folder" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{}", "written by another version, and is not read: run it again"),
+        ("[]", "written by another version"),
+        ('{"slide": {"slide_id": "a-1"}}', "written by another version"),
+        ('{"format": 99}', "written by a later version, and is not read: update pathovit"),
+        ('{"form', "damaged: run it again"),
+    ],
+)
+def test_a_record_that_is_not_ours_is_named_and_not_read(tmp_path: Path, content: str, reason: str) -> None:
+    folder = OutFolder(tmp_path).slide("a-1")
+    folder.path.mkdir(parents=True)
+    (folder.path / "slide.json").write_text(content)
+    records, (refused,) = OutFolder(tmp_path).finished()
+    assert records == []
+    assert refused.slide_id == "a-1"
+    assert reason in refused.reason
+
+
+@pytest.mark.parametrize("missing", sorted(made_record().to_json().keys() - {"research_use", "format", "top_tiles"}))
+def test_a_record_that_lacks_something_is_refused_and_breaks_nothing(tmp_path: Path, missing: str) -> None:
+    found = made_record().to_json()
+    del found[missing]
+    with pytest.raises(RecordError, match="written by another version"):
+        SlideRecord.from_json(found, "a-1")
 
 
 def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pathovit.cli import app, commands  # noqa: F401  # registers them
+from pathovit.outputs.folder import OutFolder
+from pathovit.outputs.store import FeatureStore
 
 STORED = Path(__file__).parent / "stored" / "out_2026_11.zip"
 ID = "squares-049695e34eee"
@@ -54,17 +56,17 @@ def test_stored_features_are_recognised_and_redrawn_with_another_threshold(store
     assert of_features(stored) == before
     record = json.loads((stored / "slides" / ID / "slide.json").read_bytes())
     assert record["finish_recipe"]["heatmap"]["hot_score"] == 0.3
+    assert record["seconds"] == 0.26
 
 
 def test_a_stored_chunk_that_is_lost_is_embedded_again_alike(stored: Path) -> None:
     features = stored / "slides" / ID / "features.zarr" / "features" / "c" / "0" / "0"
-    from pathovit.store import FeatureStore
 
-    before = FeatureStore(stored / "slides" / ID, Path("squares.tif")).read(ID)
+    before = FeatureStore(OutFolder(stored).slide(ID), Path("squares.tif")).read()
     features.unlink()
     done = call("run", stored.parent / "squares.tif", "--out", stored, "--precision", "fp32", "--device", "cpu")
     assert done.exit_code == 0, done.stderr
-    after = FeatureStore(stored / "slides" / ID, Path("squares.tif")).read(ID)
+    after = FeatureStore(OutFolder(stored).slide(ID), Path("squares.tif")).read()
     assert np.array_equal(before.xy, after.xy)
     assert np.allclose(before.features, after.features, atol=2e-2)  # another machine rounds otherwise
 

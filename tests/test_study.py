@@ -12,23 +12,24 @@ from test_cli import pathovit
 from typer.testing import CliRunner
 
 from pathovit.cli import app, commands  # noqa: F401  # registers them
-from pathovit.cohort import assign_folds, load_cohort, split_patients
-from pathovit.device import MANY_TILES, threads_for, worker_cores
 from pathovit.errors import OutputInUseError
-from pathovit.lease import lease
+from pathovit.machine import MANY_TILES, allowed_cores, threads_for
 from pathovit.manifest import read_manifest
-from pathovit.model_card import say_abstention
-from pathovit.slide_model import load_model
-from pathovit.store import FeatureStore
-from pathovit.study import _workable_folds, abstention, answer, evaluate_model
-from pathovit.targets import read_target
-from pathovit.training import TrainSettings
+from pathovit.model.card import say_abstention
+from pathovit.model.slide_model import load_model
+from pathovit.model.targets import read_target
+from pathovit.outputs.folder import OutFolder
+from pathovit.outputs.lease import lease
+from pathovit.outputs.store import FeatureStore
+from pathovit.settings import TrainSettings
+from pathovit.study.cohort import assign_folds, load_cohort, split_patients
+from pathovit.study.study import _workable_folds, abstention, answer, evaluate_model
 
 
 @pytest.fixture(autouse=True)
 def _quick_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     """Intervals are tested in test_evaluation.py; here a hundred draws will do for those made in this process."""
-    monkeypatch.setattr("pathovit.evaluation.BOOTSTRAPS", 100)
+    monkeypatch.setattr("pathovit.study.evaluation.BOOTSTRAPS", 100)
 
 
 def test_a_model_learns_from_slide_labels_and_shows_where(cohort: Path, tmp_path: Path) -> None:
@@ -45,7 +46,7 @@ def test_a_model_learns_from_slide_labels_and_shows_where(cohort: Path, tmp_path
         "split.csv",
     }
     model = load_model(tmp_path / "model")
-    slide = FeatureStore(cohort / "features" / "slides" / "slide-01", Path("slide-01.svs")).read("slide-01")
+    slide = FeatureStore(OutFolder(cohort / "features").slide("slide-01"), Path("x")).read()
     answer = model.predict(slide)
     marked = slide.features[:, 0] > 3
     assert answer.tile_scores[marked, 0].min() > np.median(answer.tile_scores[~marked, 0])
@@ -132,7 +133,7 @@ def test_a_measurement_is_learned_and_has_intervals(cohort: Path, tmp_path: Path
     assert card["target"]["task"] == "regression"
     assert card["metrics"]["test"]["r2"]["value"] > 0.3
     answer = load_model(tmp_path / "m").predict(
-        FeatureStore(cohort / "features" / "slides" / "slide-01", Path("x")).read("slide-01"), 0.3
+        FeatureStore(OutFolder(cohort / "features").slide("slide-01"), Path("x")).read(), 0.3
     )
     assert answer.value is not None
     assert 40 < answer.value < 80
@@ -149,9 +150,7 @@ def test_survival_is_learned(cohort: Path, tmp_path: Path) -> None:
     assert card["target"]["task"] == "survival"
     assert card["metrics"]["test"]["c_index"]["value"] > 0.7
     assert (
-        load_model(tmp_path / "m")
-        .predict(FeatureStore(cohort / "features" / "slides" / "slide-01", Path("x")).read("slide-01"))
-        .value
+        load_model(tmp_path / "m").predict(FeatureStore(OutFolder(cohort / "features").slide("slide-01"), Path("x")).read()).value
         is not None
     )
 
@@ -160,9 +159,7 @@ def test_several_labels_at_once(cohort: Path, tmp_path: Path) -> None:
     path = with_columns(cohort, tmp_path / "l.csv", lambda i, row: {"tumour": str(i % 2), "third": str(int(i % 3 == 0))})
     card = study(path, cohort / "features", tmp_path / "m", target="tumour,third")
     assert card["target"]["task"] == "multilabel"
-    answer = load_model(tmp_path / "m").predict(
-        FeatureStore(cohort / "features" / "slides" / "slide-01", Path("x")).read("slide-01")
-    )
+    answer = load_model(tmp_path / "m").predict(FeatureStore(OutFolder(cohort / "features").slide("slide-01"), Path("x")).read())
     assert answer.tile_scores.shape == (64, 2)
     assert set(answer.columns()) == {"prob_tumour", "prob_third"}
 
@@ -227,7 +224,7 @@ def test_an_evaluation_writes_predictions_pictures_and_says_what_was_seen(cohort
     loaded = load_cohort(manifest, read_target(manifest, ["label"], None, None), cohort / "features")
     found = evaluate_model(tmp_path / "m", loaded, tmp_path / "e", None)
     assert found["patients"] == 28
-    assert found["patients_it_learned_from"] == 28 - load_model(tmp_path / "m").card["patients"]["test"]
+    assert found["patients_it_learned_from"] == 28 - load_model(tmp_path / "m").card.values["patients"]["test"]
     assert {p.name for p in (tmp_path / "e").iterdir()} == {"predictions.csv", "evaluation.json", "evaluation.png"}
     with (tmp_path / "e" / "predictions.csv").open() as file:
         row = next(csv.DictReader(file))
@@ -350,7 +347,7 @@ def test_threads_are_taken_where_a_bag_is_large() -> None:
     with threads_for(100):
         assert torch.get_num_threads() == 1
     with threads_for(MANY_TILES):
-        assert torch.get_num_threads() == worker_cores()
+        assert torch.get_num_threads() == allowed_cores()
     assert torch.get_num_threads() == before
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from pathovit.errors import SettingsError
-from pathovit.manifest import read_manifest, rows_of_slides, slide_stem
+from pathovit.files import slide_stem
+from pathovit.manifest import read_manifest, rows_of_slides
 from pathovit.tables import number, spelling
 
 

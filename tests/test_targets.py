@@ -5,7 +5,7 @@ import pytest
 
 from pathovit.errors import SettingsError
 from pathovit.manifest import ManifestRow
-from pathovit.targets import Target, read_target, read_truth, said_of_classes, strata
+from pathovit.model.targets import Target, read_target, read_truth, said_of_classes, strata
 
 
 def rows(**columns: list[str]) -> list[ManifestRow]:

@@ -5,10 +5,10 @@ import pytest
 from conftest import GRAIN, PINK, PURPLE, TISSUE
 
 from pathovit.errors import NoTissueError, ResolutionError, SettingsError
-from pathovit.settings import TileSpec, TissueSettings
-from pathovit.slide import Slide, open_slide
-from pathovit.tiling import TileGrid, fill_spec, lay_grid, read_tile
-from pathovit.tissue import TissueMask, find_tissue
+from pathovit.settings import TileSpec, TissueSettings, fill_spec
+from pathovit.slides.slide import Slide, open_slide
+from pathovit.slides.tiling import TileGrid, lay_grid, read_tile
+from pathovit.slides.tissue import TissueMask, find_tissue
 
 
 def exact_mask(slide: Slide) -> TissueMask:

@@ -10,8 +10,8 @@ from scipy import ndimage
 
 from pathovit.errors import NoTissueError
 from pathovit.settings import TissueSettings
-from pathovit.slide import open_slide
-from pathovit.tissue import KINDS, Segments, find_tissue, read_overview, segment
+from pathovit.slides.slide import open_slide
+from pathovit.slides.tissue import KINDS, Segments, find_tissue, read_overview, segment
 
 
 def segments(picture: np.ndarray, um: float = 8.0) -> Segments:

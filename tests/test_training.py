@@ -2,10 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from pathovit.aggregator import TileEvidence
 from pathovit.errors import SettingsError
-from pathovit.targets import Target
-from pathovit.training import Loss, TrainSettings, cox_loss, rate
+from pathovit.model.aggregator import TileEvidence
+from pathovit.model.targets import Target
+from pathovit.settings import TrainSettings
+from pathovit.study.fit import rate
+from pathovit.study.losses import Loss, cox_loss
 
 
 def test_the_learning_rate_rises_and_falls_for_any_number_of_steps() -> None:

@@ -9,6 +9,7 @@ import typer
 
 from pathovit import RESEARCH_USE, __version__
 from pathovit.errors import PathovitError
+from pathovit.machine import quiet_libraries
 
 app = typer.Typer(
     name="pathovit",
@@ -22,6 +23,7 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def _top(version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True)) -> None:
+    quiet_libraries()
     if version:
         typer.echo(f"pathovit {__version__}")
         raise typer.Exit

@@ -19,23 +19,9 @@ from pathovit.cli import app, options
 
 
 @app.command()
+@options.takes_slides(*options.OF_SLIDES, *options.OF_THE_MACHINE)
 def bench(
-    slides: options.MaybeSlides = None,
-    mpp: options.Mpp = None,
-    manifest: options.ManifestFile = None,
-    encoder: options.EncoderName = None,
-    weights: options.Weights = None,
-    tile_px: options.TilePx = None,
-    tile_mpp: options.TileMpp = None,
-    max_tiles: options.MaxTiles = None,
-    precision: options.Precision = None,
-    engine: options.Engine = None,
-    batch_tiles: options.BatchTiles = None,
-    reader: options.Reader = None,
-    device: options.Device = None,
-    workers: options.Workers = None,
-    readers: options.Readers = None,
-    settings_file: options.SettingsFile = None,
+    asked: options.Asked,
     against: Annotated[
         str | None, typer.Option("--against", help="An installed package that reads the same tiles: lazyslide or tiatoolbox.")
     ] = None,
@@ -46,22 +32,16 @@ def bench(
     as_json: options.Json = False,
 ) -> None:
     """Measure every step on slides of yours, and the machine's own limits beside them. Without slides, one is made."""
-    from pathovit.bench import bench as measure
-    from pathovit.bench import made_slide
+    from pathovit.bench.steps import bench as measure
+    from pathovit.bench.steps import made_slide
     from pathovit.cli.maintenance import slide_maker
-    from pathovit.provenance import versions
+    from pathovit.outputs.provenance import versions
 
     sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
-    settings = options.weights_path(
-        options.merge_settings(
-            settings_file, encoder=encoder, weights=weights, tile_px=tile_px, tile_mpp=tile_mpp, max_tiles=max_tiles,
-            precision=precision, engine=engine, batch_tiles=batch_tiles, reader=reader, device=device, workers=workers,
-            readers=readers,
-        )
-    )  # fmt: skip
+    settings = asked.settings()
     with tempfile.TemporaryDirectory(prefix="pathovit-bench-") as folder:
-        if slides or manifest:
-            jobs = options.find_jobs(slides, mpp, manifest)
+        if asked.slides or asked.manifest:
+            jobs = asked.jobs()
         else:
             sys.stderr.write("no slide given: making one\n")
             jobs = [made_slide(Path(folder), slide_maker())]

@@ -48,7 +48,8 @@ def table(context: typer.Context, as_json: options.Json = False) -> None:
 def fetch(name: Annotated[str, typer.Argument(help="Encoder of the table.")]) -> None:
     """Download an encoder's weights once; the only command that uses the network."""
     from pathovit.encoders import find_record
-    from pathovit.encoders.weights import fetch_weights, file_sha256
+    from pathovit.encoders.weights import fetch_weights
+    from pathovit.files import file_sha256
 
     path = fetch_weights(find_record(name))
     typer.echo(f"{path}  sha256 {file_sha256(path)}")

@@ -19,7 +19,7 @@ def export(
     folder: Annotated[Path | None, typer.Option("--folder", help="Where to.  [default: FEATURES/export]")] = None,
 ) -> None:
     """Write features as .h5 files that tools made for TRIDENT or CLAM read."""
-    from pathovit.export.h5 import write_clam, write_trident
+    from pathovit.show.h5 import write_clam, write_trident
 
     if to != "h5":
         raise SettingsError(f"--to {to!r} is unknown. Use h5.")

@@ -25,22 +25,23 @@ WHY = {
 @app.command()
 def verify(out: Annotated[Path, typer.Argument(help="Output folder.")] = Path("out")) -> None:
     """Check every stored byte of finished slides against the digests in their slide.json."""
-    from pathovit.pipeline import DONE, read_done
-    from pathovit.store import file_digest
+    from pathovit.files import file_sha256
+    from pathovit.outputs.folder import OutFolder, Refused
 
     checked, bad = 0, []
-    for folder in sorted((out / "slides").glob("*")):
-        done = read_done(folder)
-        if done is None:
-            bad.append(f"{folder.name}: not finished, or {DONE} is damaged. Run the same command again.")
+    for folder in OutFolder(out).slides():
+        record = folder.read()
+        if record is None or isinstance(record, Refused):
+            reason = record.reason if record else "not finished: run the same command again"
+            bad.append(f"{folder.slide_id}: {reason}")
             continue
         checked += 1
-        for name, digest in done["products"].items():
-            file = folder / name
+        for name, digest in record.products.items():
+            file = folder.path / name
             if not file.is_file():
-                bad.append(f"{folder.name}/{name}: missing. Run again with --overwrite.")
-            elif file_digest(file) != digest:
-                bad.append(f"{folder.name}/{name}: changed since it was written. Run again with --overwrite.")
+                bad.append(f"{folder.slide_id}/{name}: missing. Run the same command again.")
+            elif file_sha256(file) != digest:
+                bad.append(f"{folder.slide_id}/{name}: changed since it was written. Run again with --overwrite.")
     if not checked and not bad:
         raise NoSlidesError(f"{out}: no slide in it. Give the --out folder of a run.")
     for line in bad:
@@ -52,9 +53,9 @@ def verify(out: Annotated[Path, typer.Argument(help="Output folder.")] = Path("o
 @app.command()
 def doctor() -> None:
     """Check this installation: versions, device, cores, bundled model."""
-    from pathovit.device import allowed_cores, pick_device, pick_precision
-    from pathovit.model_card import read_card
-    from pathovit.provenance import versions
+    from pathovit.machine import allowed_cores, pick_device, pick_precision
+    from pathovit.model.card import read_card
+    from pathovit.outputs.provenance import versions
 
     faults = []
     for name, version in versions().items():
@@ -69,7 +70,7 @@ def doctor() -> None:
     typer.echo(f"{'device':18} {device}, {str(pick_precision('auto', device)).removeprefix('torch.')}")
     typer.echo(f"{'cores allowed':18} {allowed_cores()}")
     folder, card = read_card("reference")
-    typer.echo(f"{'bundled model':18} {folder.name}, {' / '.join(card['target']['classes'])}")
+    typer.echo(f"{'bundled model':18} {folder.name}, {' / '.join(card.target.classes)}")
     if faults:
         raise SettingsError("\n".join(faults))
 
@@ -82,7 +83,9 @@ def _numbers(version: str) -> tuple[int, ...]:
 def demo(folder: Annotated[Path, typer.Argument(help="Where to put slides and results.")] = Path("demo")) -> None:
     """Make three sample slides and run on them."""
     from pathovit.cli import options
-    from pathovit.cli.run import carry_out, match_model
+    from pathovit.cli.run import carry_out
+    from pathovit.run.folder import match_model
+    from pathovit.run.jobs import find_jobs
 
     maker = slide_maker()
     slides = [folder / "slides" / f"{spec.name}.svs" for spec in maker.demo_specs(3, 7)]
@@ -91,8 +94,8 @@ def demo(folder: Annotated[Path, typer.Argument(help="Where to put slides and re
             sys.stderr.write(f"making {path.name}\n")
             path.parent.mkdir(parents=True, exist_ok=True)
             maker.make_slide(path.parent, spec)
-    settings, model = match_model(options.merge_settings(None), encoder_given=False, model_given=False)
-    sys.exit(carry_out(options.find_jobs(slides, None, None), folder / "out", settings, model, False, False))
+    matched = match_model(options.merge_settings(None), encoder_given=False, model_given=False)
+    sys.exit(carry_out(find_jobs(slides), folder / "out", matched, False, False))
 
 
 def slide_maker() -> Any:

@@ -1,22 +1,25 @@
-"""Options that several commands share, and how they become settings and jobs."""
+"""Options that several commands share, declared once, and how they become settings."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pathovit.errors import NoSlidesError, SettingsError, SlideError
-from pathovit.manifest import existing_slide, read_manifest, rows_of_slides
+from pathovit.errors import NoSlidesError, SlideError
 from pathovit.settings import Settings, load_settings
 from pathovit.text import plain
 
 if TYPE_CHECKING:
-    from pathovit.features import SlideFeatures
+    from pathovit.outputs.features import SlideFeatures
+    from pathovit.outputs.records import SlideRecord
+    from pathovit.run.plan import SlideJob
 
 Slides = Annotated[list[Path], typer.Argument(help="Slide files, or folders of them.", show_default=False)]
 MaybeSlides = Annotated[list[Path] | None, typer.Argument(help="Slide files, or folders of them.", show_default=False)]
@@ -66,34 +69,104 @@ Workers = Annotated[int | None, typer.Option("--workers", help="Worker processes
 Readers = Annotated[int | None, typer.Option("--readers", help="Reading threads per worker.  [default: the cores allowed]")]
 Scheduler = Annotated[str | None, typer.Option("--scheduler", help="Address of a running Dask scheduler.")]
 SchedulerFile = Annotated[str | None, typer.Option("--scheduler-file", help="Scheduler file of a running Dask cluster.")]
+FeatureDtype = Annotated[
+    str | None,
+    typer.Option("--feature-dtype", help="float16, or float32 for features too large for that.  [default: the encoder's own]"),
+]
+HotScore = Annotated[float | None, typer.Option("--hot-score", help="Outline regions at or above this score.  [default: 0.5]")]
+ModelName = Annotated[
+    str | None, typer.Option("--model", help="Model folder made by `pathovit train`.  [default: the bundled one]")
+]
+Check = Annotated[
+    bool | None, typer.Option("--check", help="Measure whether the heatmap shows what the answer rests on (minutes a slide).")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace features made by other settings.")]
 Json = Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")]
 
-MAGNIFICATIONS = (5, 10, 20, 40, 60, 63, 80, 100)  # that users give where micrometres per pixel are asked for
 
-# Option name -> (record, field). An option left out leaves the default to its record.
-HOMES = {
-    "encoder": ("embed", "encoder"),
-    "weights": ("embed", "weights"),
-    "precision": ("embed", "precision"),
-    "engine": ("embed", "engine"),
-    "batch_tiles": ("embed", "batch_tiles"),
-    "max_tiles": ("embed", "max_tiles"),
-    "reader": ("embed", "reader"),
-    "tile_px": ("tiles", "tile_px"),
-    "tile_mpp": ("tiles", "mpp"),
-    "min_coverage": ("tiles", "min_coverage"),
-    "max_upsampling": ("tiles", "max_upsampling"),
-    "model": ("heatmap", "model"),
-    "hot_score": ("heatmap", "hot_score"),
-    "error_rate": ("answer", "error_rate"),
-    "check": ("heatmap", "check"),
-    "workers": ("run", "workers"),
-    "readers": ("run", "readers"),
-    "device": ("run", "device"),
-    "scheduler": ("run", "scheduler"),
-    "scheduler_file": ("run", "scheduler_file"),
+@dataclass(frozen=True)
+class Shared:
+    """An option, and the setting that it overrides."""
+
+    kind: Any  # Annotated, as Typer takes it
+    record: str  # of Settings
+    field: str
+
+
+# By the name of the parameter. An option left out leaves the default to its record.
+SHARED = {
+    "model": Shared(ModelName, "heatmap", "model"),
+    "encoder": Shared(EncoderName, "embed", "encoder"),
+    "weights": Shared(Weights, "embed", "weights"),
+    "tile_px": Shared(TilePx, "tiles", "tile_px"),
+    "tile_mpp": Shared(TileMpp, "tiles", "mpp"),
+    "min_coverage": Shared(MinCoverage, "tiles", "min_coverage"),
+    "max_upsampling": Shared(MaxUpsampling, "tiles", "max_upsampling"),
+    "max_tiles": Shared(MaxTiles, "embed", "max_tiles"),
+    "hot_score": Shared(HotScore, "heatmap", "hot_score"),
+    "error_rate": Shared(ErrorRate, "answer", "error_rate"),
+    "check": Shared(Check, "heatmap", "check"),
+    "precision": Shared(Precision, "embed", "precision"),
+    "engine": Shared(Engine, "embed", "engine"),
+    "batch_tiles": Shared(BatchTiles, "embed", "batch_tiles"),
+    "feature_dtype": Shared(FeatureDtype, "embed", "feature_dtype"),
+    "reader": Shared(Reader, "embed", "reader"),
+    "device": Shared(Device, "run", "device"),
+    "workers": Shared(Workers, "run", "workers"),
+    "readers": Shared(Readers, "run", "readers"),
+    "scheduler": Shared(Scheduler, "run", "scheduler"),
+    "scheduler_file": Shared(SchedulerFile, "run", "scheduler_file"),
 }
+OF_SLIDES = ("encoder", "tile_px", "tile_mpp", "min_coverage", "max_upsampling", "max_tiles", "reader")
+OF_THE_MACHINE = ("weights", "precision", "engine", "batch_tiles", "feature_dtype", "device", "workers", "readers")
+OF_A_CLUSTER = ("scheduler", "scheduler_file")
+OF_ANSWERS = ("model", "hot_score", "error_rate")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was given of the shared options: which slides, and the settings with every option put over them."""
+
+    given: dict[str, Any]  # option -> value, of those that were given
+    settings_file: Path | None
+    slides: list[Path] | None
+    mpp: float | None
+    manifest: Path | None
+
+    def settings(self, before: Settings | None = None) -> Settings:
+        """Settings of the file (or those `before`), with every option that was given put over them."""
+        return merge_settings(self.settings_file, before, **self.given)
+
+    def jobs(self) -> list[SlideJob]:
+        from pathovit.run.jobs import find_jobs
+
+        return find_jobs(self.slides, self.mpp, self.manifest, note)
+
+
+def takes_slides(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command on slides: it gets the shared options of these names, those of slides and manifest, and --settings as one `asked`."""
+
+    def wrap(command: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "asked"]
+        shared = {"slides": MaybeSlides, "mpp": Mpp, "manifest": ManifestFile}
+        shared |= {name: SHARED[name].kind for name in SHARED if name in names} | {"settings_file": SettingsFile}
+        added = [
+            inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind) for n, kind in shared.items()
+        ]
+
+        @functools.wraps(command)
+        def called(**values: Any) -> None:
+            found = {name: values.pop(name) for name in shared}
+            given = {name: value for name, value in found.items() if name in SHARED and value is not None}
+            asked = Asked(given, found["settings_file"], found["slides"], found["mpp"], found["manifest"])
+            command(asked=asked, **values)
+
+        parameters = [*added, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own)]
+        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what Typer reads
+        called.__annotations__ = {p.name: p.annotation for p in parameters}
+        return called
+
+    return wrap
 
 
 def merge_settings(file: Path | None, before: Settings | None = None, **options: Any) -> Settings:
@@ -101,35 +174,9 @@ def merge_settings(file: Path | None, before: Settings | None = None, **options:
     settings = load_settings(file) if file else before or Settings()
     for name, value in options.items():
         if value is not None:
-            record, field = HOMES[name]
-            settings = replace(settings, **{record: replace(getattr(settings, record), **{field: value})})
+            home = SHARED[name]
+            settings = replace(settings, **{home.record: replace(getattr(settings, home.record), **{home.field: value})})
     return settings
-
-
-def find_jobs(slides: Sequence[Path] | None, mpp: float | None, manifest: Path | None) -> list[Any]:
-    """SlideJobs for the slides given, with what the manifest says of them; without slides, the manifest's."""
-    from pathovit.pipeline import SlideJob, with_mpp
-    from pathovit.preflight import find_slides
-
-    rows = read_manifest(manifest, note) if manifest else []
-    if not slides and not rows:
-        raise SettingsError("No slide given. Give slide files, a folder, or a --manifest.")
-    if mpp is not None:
-        check_mpp(mpp)
-    if not slides:
-        rows = [replace(row, slide=existing_slide(row), in_folder=True) for row in rows]
-    found: dict[Path, Path] = {}
-    for path in find_slides(slides or [row.slide for row in rows]):
-        found.setdefault(path.resolve(), path)
-    given = list(found.values())
-    told = rows_of_slides(rows, given, manifest, note) if manifest else {}
-    jobs = []
-    for path in given:
-        job = SlideJob(path.absolute())  # workers may run in another folder
-        if (row := told.get(path)) is not None:
-            job = SlideJob(path.absolute(), row.mpp, "manifest", row.patient, row.label("label"))
-        jobs.append(with_mpp(job, mpp))
-    return jobs
 
 
 def note(text: str) -> None:
@@ -137,46 +184,28 @@ def note(text: str) -> None:
     sys.stderr.write(f"pathovit: {plain(text)}\n")
 
 
-def check_mpp(mpp: float) -> None:
-    """Refuse a pixel size that is a magnification, or none."""
-    if not mpp > 0:
-        raise SettingsError(f"--mpp is {mpp:g}, expected above 0.")
-    if mpp in MAGNIFICATIONS:
-        raise SettingsError(
-            f"--mpp {mpp:g} looks like a magnification. Give micrometres per pixel: {mpp:g}x is about {10 / mpp:g} with most scanners."
-        )
-
-
-def stored_slides(features: Path, damaged: list[str]) -> Iterator[tuple[dict[str, Any], SlideFeatures]]:
-    """slide.json and features of every finished slide of a folder; slides that cannot be read are named and added to `damaged`.
+def stored_slides(features: Path, damaged: list[str]) -> Iterator[tuple[SlideRecord, SlideFeatures]]:
+    """Record and features of every finished slide of a folder; slides that cannot be read are named and added to `damaged`.
 
     Raises
     ------
     NoSlidesError : there is none
     """
-    from pathovit.report import done_slides, refused_records
-    from pathovit.store import FeatureStore
+    from pathovit.outputs.folder import OutFolder
+    from pathovit.outputs.store import FeatureStore
 
-    slides = done_slides(features)
-    for slide_id, fault in refused_records(features).items():
-        damaged.append(slide_id)
-        note(f"{slide_id}: {fault}")
-    if not slides and not damaged:
+    out = OutFolder(features)
+    records, refused = out.finished()
+    for one in refused:
+        damaged.append(one.slide_id)
+        note(f"{one.slide_id}: {one.reason}")
+    if not records and not damaged:
         raise NoSlidesError(f"{features}: no finished slide in it. Make some with: pathovit embed SLIDES --out {features}")
-    for done in slides:
-        slide_id = done["slide"]["slide_id"]
+    for record in records:
         try:
-            slide = FeatureStore(features / "slides" / slide_id, Path(done["slide"]["file"])).read(slide_id)
+            slide = FeatureStore(out.slide(record.slide_id), Path(record.description.file)).read()
         except SlideError as error:
-            damaged.append(slide_id)
-            sys.stderr.write(f"pathovit: {plain(str(error))}\n")
+            damaged.append(record.slide_id)
+            note(str(error))
             continue
-        yield done, slide
-
-
-def weights_path(settings: Settings) -> Settings:
-    """Paths made absolute, for workers that may run in another folder."""
-    weights = settings.embed.weights
-    if weights and weights != "random":
-        settings = replace(settings, embed=replace(settings.embed, weights=str(Path(weights).resolve())))
-    return settings
+        yield record, slide

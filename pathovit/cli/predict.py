@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, TypeAlias
 
 import typer
 
 from pathovit import RESEARCH_USE
 from pathovit.cli import app, options
 from pathovit.cli.progress import Steps
-from pathovit.device import threads_for, wait_passively
 from pathovit.errors import NoSlidesError
+from pathovit.machine import threads_for, wait_passively
+from pathovit.outputs.folder import OutFolder
+from pathovit.outputs.records import RecordError
+from pathovit.outputs.runs import RUN, last_run
 from pathovit.settings import Settings, settings_from_dict
 
+Row: TypeAlias = dict[str, object]
 Features = Annotated[Path, typer.Argument(help="Folder that `pathovit embed` or `run` wrote.")]
 ModelFolder = Annotated[str, typer.Option("--model", help="Model folder; the bundled one by default.")]
 
@@ -26,34 +29,33 @@ def predict(
     features: Features, model: ModelFolder = "reference", error_rate: options.ErrorRate = None, as_json: options.Json = False
 ) -> None:
     """Slide-level answers from stored features, as CSV on stdout; slides themselves are not needed."""
-    from pathovit.report import cell
-    from pathovit.slide_model import load_model
+    from pathovit.files import csv_table
+    from pathovit.model.slide_model import load_model
 
     wait_passively()
     sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
     settings = options.merge_settings(None, error_rate=error_rate)
     loaded = load_model(model)
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     damaged: list[str] = []
-    steps, total = Steps(), len(list((features / "slides").glob("*")))
-    for done, slide in options.stored_slides(features, damaged):
+    steps, total = Steps(), len(OutFolder(features).slides())
+    for record, slide in options.stored_slides(features, damaged):
         steps("slides answered", len(rows), total)
         with threads_for(len(slide.xy)):
-            answer = loaded.predict(slide, settings.answer.error_rate)
-        numbers = {name: float(f"{value:.7g}") for name, value in answer.columns().items()}
-        novelty = answer.to_dict()["novelty"]
-        strange = f"unlike the slides the model knows (novelty {answer.novelty:.2f})" if answer.strange else ""
-        said = filter(None, [strange, slide.trial, *done["slide"]["remarks"], *loaded.remarks(slide)])
-        who = {"slide_id": slide.slide_id, "file": done["slide"]["file"], "patient": done["slide"]["patient"] or ""}
-        told = {"novelty": novelty, "tiles": int(slide.ok.sum()), "trial": slide.trial, "reason": "; ".join(said)}
+            prediction = loaded.predict(slide, settings.answer.error_rate)
+        answer = prediction.to_answer(loaded.name)
+        numbers: Row = {name: float(f"{value:.7g}") for name, value in answer.columns.items()}
+        strange = f"unlike the slides the model knows (novelty {prediction.novelty:.2f})" if answer.strange else ""
+        said = filter(None, [strange, slide.trial, *record.survey.remarks, *loaded.remarks(slide)])
+        who: Row = {"slide_id": slide.slide_id, "file": record.description.file, "patient": record.patient or ""}
+        told: Row = {"novelty": answer.novelty, "tiles": int(slide.ok.sum()), "trial": slide.trial, "reason": "; ".join(said)}
         rows.append({**who, "answer": answer.answer, **numbers, **told})
+    rows.sort(key=lambda row: (str(row["file"]).casefold(), str(row["slide_id"])))  # as in predictions.csv
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
     elif rows:
         names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in told]
-        writer = csv.DictWriter(sys.stdout, [*names, *told], restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: cell(value) for key, value in row.items()} for row in rows)
+        sys.stdout.write(csv_table([*names, *told], rows).decode())
     if damaged:
         sys.exit(3)
 
@@ -61,34 +63,25 @@ def predict(
 def last_settings(out: Path) -> Settings:
     """The settings of the last run into a folder."""
     try:
-        record = json.loads((out / "run.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise NoSlidesError(f"{out}: no run was made into it (run.json is missing or damaged). Use `pathovit run`.") from error
-    return settings_from_dict(record["settings"], f"{out / 'run.json'}")
+        record = last_run(OutFolder(out))
+    except RecordError as error:
+        raise NoSlidesError(f"{out}: no run was made into it ({error}). Use `pathovit run`.") from error
+    return settings_from_dict(dict(record.settings), f"{out / RUN}")
 
 
 @app.command()
+@options.takes_slides("model", "hot_score", "error_rate", "check")
 def heatmap(
-    slides: options.Slides,
+    asked: options.Asked,
     features: Annotated[Path, typer.Option("--out", "-o", help="Folder with their features.")] = Path("out"),
-    model: Annotated[str | None, typer.Option("--model", help="Model folder.")] = None,
-    manifest: options.ManifestFile = None,
-    mpp: options.Mpp = None,
-    settings_file: options.SettingsFile = None,
-    hot_score: Annotated[float | None, typer.Option("--hot-score", help="Outline regions at or above this score.")] = None,
-    error_rate: options.ErrorRate = None,
-    check: Annotated[
-        bool | None, typer.Option("--check", help="Measure whether the heatmap shows what the answer rests on (minutes a slide).")
-    ] = None,
 ) -> None:
     """Draw heatmaps and the report anew from stored features, e.g. with another model or threshold.
 
     Tiles and encoder are those of the run that stored them, unless --settings says otherwise.
     """
-    from pathovit.cli.run import carry_out, match_model
+    from pathovit.cli.run import carry_out
+    from pathovit.run.folder import match_model
 
-    settings = options.merge_settings(
-        settings_file, last_settings(features), model=model, hot_score=hot_score, error_rate=error_rate, check=check
-    )
-    settings, folder = match_model(settings, encoder_given=True, model_given=model is not None)
-    sys.exit(carry_out(options.find_jobs(slides, mpp, manifest), features, settings, folder, False, False))
+    settings = asked.settings(last_settings(features))
+    matched = match_model(settings, encoder_given=True, model_given="model" in asked.given, say=options.note)
+    sys.exit(carry_out(asked.jobs(), features, matched, False, False))

@@ -18,7 +18,7 @@ from rich.text import Text
 from pathovit.text import duration, plain
 
 if TYPE_CHECKING:
-    from pathovit.cluster import SlideState
+    from pathovit.run.schedule import SlideState
 
 LINE_EVERY_S = 60.0
 FIRST_LINES_S = 10.0  # until a slide is done, lines come sooner
@@ -109,9 +109,9 @@ class Progress:
         doing = "".join(f", {count} {stage}" for stage, count in busy.items())
         tiles = sum(state.tiles_done for state in states if not state.skipped)
         rate = tiles / max(time.monotonic() - self._embedded_since, 1e-3) if self._embedded_since else 0.0
-        left = sum(state.plan.tiles - state.tiles_done for state in states if state.plan and not state.over)
+        left = sum(state.tiles - state.tiles_done for state in states if state.plan and not state.over)
         unplanned = self.total - sum(state.plan is not None or state.over for state in states)
-        planned = [state.plan.tiles for state in states if state.plan]
+        planned = [state.tiles for state in states if state.plan]
         left += int(unplanned * sum(planned) / len(planned)) if planned else 0
         eta = f", about {duration(left / rate)} left" if rate > 0 and over < self.total else ""
         return f"{over} of {self.total} slides{doing}, {tiles:,} tiles, {rate:.0f} tiles/s{eta}"
@@ -122,7 +122,7 @@ class Progress:
             table.add_column(name, justify=justify, overflow="ellipsis", no_wrap=True)  # type: ignore[arg-type]  # rich's literals
         states: Sequence[SlideState] = sorted(self._states.values(), key=lambda s: (s.over, s.index if not s.over else -s.index))
         for state in sorted(states[: max(2, min(ROWS, self.console.height - 5))], key=lambda s: s.index):
-            tiles = f"{state.tiles_done:,} / {state.plan.tiles:,}" if state.plan else ""
+            tiles = f"{state.tiles_done:,} / {state.tiles:,}" if state.plan else ""
             stage = Text(state.stage, STYLES.get(state.stage, "cyan"))
             table.add_row(Text(plain(state.job.path.name)), stage, tiles, Text(outcome(state) if state.over else ""))
         return table
@@ -135,11 +135,11 @@ def outcome(state: SlideState) -> str:
     if state.skipped:
         return state.reason or "done already"
     assert state.done
-    answer = state.done["prediction"]
-    text = answer["headline"] if answer else "features stored"
-    text += f", {state.done['slide']['tiles']:,} tiles in {duration(state.seconds)}"
-    if state.done["verdict"] != "ok":
-        text = f"DEGRADED ({plain(state.done['reason'])}), {text}"
-    elif state.done["reason"]:
-        text += f" ({plain(state.done['reason'])})"
+    answer = state.done.prediction
+    text = answer.headline if answer else "features stored"
+    text += f", {state.done.survey.tiles:,} tiles in {duration(state.seconds)}"
+    if state.done.verdict != "ok":
+        text = f"DEGRADED ({plain(state.done.reason)}), {text}"
+    elif state.done.reason:
+        text += f" ({plain(state.done.reason)})"
     return text

@@ -14,12 +14,12 @@ import typer
 from pathovit import RESEARCH_USE
 from pathovit.cli import app, options
 from pathovit.cli.progress import Steps
-from pathovit.device import wait_passively
 from pathovit.errors import SettingsError
-from pathovit.model_card import SAID, read_card, say_abstention, say_metric
+from pathovit.machine import wait_passively
+from pathovit.model.card import SAID, read_card, say_abstention, say_metric
 
 if TYPE_CHECKING:
-    from pathovit.targets import Target
+    from pathovit.model.targets import Target
 
 Labels = Annotated[
     Path,
@@ -66,12 +66,12 @@ def train(
     Run the same command again after an interruption: it goes on at the epoch where it stopped.
     """
     wait_passively()
-    from pathovit.cohort import load_cohort
-    from pathovit.lease import lease
     from pathovit.manifest import read_manifest
-    from pathovit.study import train_model
-    from pathovit.targets import read_target, said_of_classes
-    from pathovit.training import TrainSettings
+    from pathovit.model.targets import read_target, said_of_classes
+    from pathovit.outputs.lease import lease
+    from pathovit.settings import TrainSettings
+    from pathovit.study.cohort import load_cohort
+    from pathovit.study.study import train_model
 
     given: dict[str, Any] = {"epochs": epochs, "precision": precision, "device": device}
     settings = replace(TrainSettings(kind=kind, seed=seed), **{key: value for key, value in given.items() if value is not None})
@@ -89,7 +89,7 @@ def train(
         _refuse_existing(model, overwrite)  # another training may have ended meanwhile
         if overwrite:
             shutil.rmtree(model / "folds", ignore_errors=True)
-        card = train_model(cohort, model, settings, folds, show_epoch, options.note, steps)
+        card = train_model(cohort, model, settings, folds, show_epoch, options.note, steps).values
     if as_json:
         typer.echo(json.dumps(card, indent=1))
     if crossed := card["cross_validation"]:
@@ -139,13 +139,13 @@ def evaluate(
 ) -> None:
     """Judge a slide model on patients with known labels: metrics with intervals, pictures, predictions."""
     wait_passively()
-    from pathovit.cohort import load_cohort
     from pathovit.manifest import read_manifest
-    from pathovit.study import evaluate_model
-    from pathovit.targets import said_of_classes
+    from pathovit.model.targets import said_of_classes
+    from pathovit.study.cohort import load_cohort
+    from pathovit.study.study import evaluate_model
 
     sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
-    asked = _target_of(read_card(model)[1])
+    asked = read_card(model)[1].target
     rows = read_manifest(labels, options.note, asked.columns)
     steps = Steps()
     cohort = load_cohort(rows, asked, features, None, options.note, lambda done, total: steps("reading features", done, total))
@@ -171,8 +171,8 @@ def compare(
     as_json: options.Json = False,
 ) -> None:
     """Two models on the same patients: the difference of every metric with its interval and p-value (paired bootstrap)."""
-    from pathovit.evaluation import compare as compare_answers
-    from pathovit.evaluation import read_answers
+    from pathovit.study.evaluation import compare as compare_answers
+    from pathovit.study.evaluation import read_answers
 
     cards = []
     for folder in (a, b):
@@ -193,7 +193,7 @@ def compare(
 
 
 def _target_of(card: dict[str, Any]) -> Target:
-    from pathovit.targets import Target
+    from pathovit.model.targets import Target
 
     asked = card["target"]
     return Target(asked["task"], tuple(asked["columns"]), tuple(asked["classes"]))

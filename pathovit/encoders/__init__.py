@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pathovit.device import pick_device, pick_precision, worker_cores
 from pathovit.encoders.records import HALF, IMAGENET_MEAN, IMAGENET_STD, RECORDS, EncoderRecord, unknown_encoder
-from pathovit.encoders.weights import file_sha256, find_weights, read_safetensors
+from pathovit.encoders.weights import find_weights, read_safetensors
 from pathovit.errors import WeightsError
+from pathovit.files import file_sha256
+from pathovit.machine import allowed_cores, pick_device, pick_precision
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +44,7 @@ class Encoder:
     tile_px: int  # what `embed` takes
     model_px: int  # what the model sees; tiles are resized if it differs
     weights_sha256: str
+    cores: int  # that it may use, on a CPU
     engine: str = "torch"  # or openvino
     compiled: Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None = None  # by the engine, if it is not torch
 
@@ -61,7 +63,7 @@ class Encoder:
     @property
     def lanes(self) -> int:
         """Batches that the device works on at a time."""
-        return min(CPU_LANES, worker_cores()) if self.device.type == "cpu" else 1
+        return min(CPU_LANES, self.cores) if self.device.type == "cpu" else 1
 
     @cached_property
     def batch_tiles(self) -> int:
@@ -194,6 +196,7 @@ def load_encoder(
     precision: str = "auto",
     tile_px: int | None = None,
     engine: str = "torch",
+    cores: int | None = None,
 ) -> Encoder:
     """Build an encoder and load its weights. Never uses the network.
 
@@ -202,6 +205,7 @@ def load_encoder(
     name : a name of the table (`pathovit encoders`), or any timm architecture
     weights : a .safetensors file; None for the bundled or the fetched one; "random" for seeded noise
     tile_px : tile side if not the encoder's own; positions are resampled where the architecture allows it
+    cores : that it may use, on a CPU; None for all that this process is allowed
     engine : "torch"; "openvino" is faster on most CPUs and needs `pip install "pathovit[openvino]"`
 
     Raises
@@ -215,8 +219,9 @@ def load_encoder(
     side = tile_px or record.tile_px
     model_px = side if side % record.multiple_px == 0 else record.tile_px
     if weights == RANDOM:
-        torch.manual_seed(0)
-        model, digest = make_model(record, model_px), RANDOM
+        with torch.random.fork_rng():  # the caller's own chance goes on as it was
+            torch.manual_seed(0)
+            model, digest = make_model(record, model_px), RANDOM
     else:
         path = find_weights(record, weights)
         digest = file_sha256(path) if path.is_file() else ""
@@ -230,10 +235,12 @@ def load_encoder(
     if engine == "openvino":
         from pathovit.encoders.openvino_engine import compile_encoder
 
-        return compile_encoder(Encoder(record, model, torch.device("cpu"), "float32", side, model_px, digest), precision)
+        plain = Encoder(record, model, torch.device("cpu"), "float32", side, model_px, digest, cores or allowed_cores())
+        return compile_encoder(plain, precision)
     target = pick_device(device)
     dtype = pick_precision(precision, target, record.prefers_fp32)
-    return Encoder(record, model.to(target, dtype), target, str(dtype).removeprefix("torch."), side, model_px, digest)
+    said = str(dtype).removeprefix("torch.")
+    return Encoder(record, model.to(target, dtype), target, said, side, model_px, digest, cores or allowed_cores())
 
 
 def make_model(record: EncoderRecord, model_px: int) -> nn.Module:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pathovit.device import pick_precision, worker_cores
 from pathovit.errors import SettingsError
+from pathovit.machine import pick_precision
 
 if TYPE_CHECKING:
     from pathovit.encoders import Encoder
@@ -60,7 +60,7 @@ def compile_encoder(encoder: Encoder, precision: str) -> Encoder:
             graph = openvino.convert_model(Features().eval(), example_input=example, input=sides)
     except Exception as error:  # the converter raises what it likes; the encoder is refused with its reason
         raise SettingsError(f"--engine openvino: it cannot take {encoder.name!r} ({error}). Use --engine torch.") from error
-    options: dict[str, Any] = {"NUM_STREAMS": encoder.lanes, "INFERENCE_NUM_THREADS": worker_cores()}
+    options: dict[str, Any] = {"NUM_STREAMS": encoder.lanes, "INFERENCE_NUM_THREADS": encoder.cores}
     if precision == "int8":
         graph = _with_int8_weights(graph)
         options |= {"INFERENCE_PRECISION_HINT": "bf16", "DYNAMIC_QUANTIZATION_GROUP_SIZE": INT8_GROUP}

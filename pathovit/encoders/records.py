@@ -38,6 +38,7 @@ class EncoderRecord:
     sha256: str | None = None  # of the weights file, where it is pinned
     gated: bool = False  # the hub asks for a licence to be accepted
     prefers_fp32: bool = False  # bf16 is slower for it on CPUs
+    feature_dtype: str = "float16"  # that they are stored in; float32 where they are too large for that
     scaled_decoding: bool = True  # its features hardly change if a JPEG is decoded at half its size rather than averaged
     note: str = ""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +14,6 @@ if TYPE_CHECKING:
 BUNDLED = Path(__file__).parent / "bundled"
 PREFIXES = ("module.", "model.", "backbone.", "encoder.", "teacher.", "student.", "trunk.", "vit.")
 NESTS = ("state_dict", "model", "teacher", "model_state_dict", "module", "encoder")
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 (64 hex digits) of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def require_safetensors(path: Path) -> None:

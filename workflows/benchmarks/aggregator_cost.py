@@ -30,9 +30,9 @@ def measure(kind: str, tiles: int, training: bool) -> dict[str, float]:
     """Run in a process of its own."""
     import torch
 
-    from pathovit.aggregator import AggregatorConfig
-    from pathovit.baselines import make_aggregator
-    from pathovit.device import keep_freed_memory
+    from pathovit.machine import keep_freed_memory
+    from pathovit.model.baselines import make_aggregator
+    from pathovit.settings import AggregatorConfig
 
     keep_freed_memory()
     torch.manual_seed(0)

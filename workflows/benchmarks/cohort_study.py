@@ -31,16 +31,17 @@ from shapely import box, union_all
 from shapely.geometry import shape
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from pathovit.calibration import possible_answers, probabilities
-from pathovit.cohort import Bag, Cohort, load_cohort, make_bag, split_patients
-from pathovit.evaluation import calibration_error
-from pathovit.faithfulness import check_bag, summarise
+from pathovit.files import to_json
 from pathovit.manifest import read_manifest
-from pathovit.slide_model import SlideModel, load_model
-from pathovit.store import FeatureStore, to_json
-from pathovit.study import train_model
-from pathovit.targets import read_target
-from pathovit.training import TrainSettings
+from pathovit.model.calibration import possible_answers, probabilities
+from pathovit.model.faithfulness import check_bag, summarise
+from pathovit.model.slide_model import SlideModel, load_model
+from pathovit.model.targets import read_target
+from pathovit.outputs.store import FeatureStore
+from pathovit.settings import TrainSettings
+from pathovit.study.cohort import Bag, Cohort, load_cohort, make_bag, split_patients
+from pathovit.study.evaluation import calibration_error
+from pathovit.study.study import train_model
 
 KINDS = ("slide_transformer", "mean", "abmil", "clam_sb", "transmil", "transformer")
 NOISES = (0.0, 1.0)  # of the yardsticks: as published, and with the feature noise that ours is trained with

@@ -39,9 +39,9 @@ from PIL import Image
 from scipy import ndimage
 
 from pathovit.settings import TileSpec, TissueSettings
-from pathovit.slide import open_slide
-from pathovit.tiling import lay_grid, read_tile
-from pathovit.tissue import find_tissue
+from pathovit.slides.slide import open_slide
+from pathovit.slides.tiling import lay_grid, read_tile
+from pathovit.slides.tissue import find_tissue
 
 Patch = NDArray[np.uint8]  # (side, side, 3)
 Pool = dict[int, list[Patch]]  # label -> patches

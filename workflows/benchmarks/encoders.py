@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pathovit.bench import encode_alone
-from pathovit.device import keep_freed_memory
+from pathovit.bench.steps import encode_alone
 from pathovit.encoders import Encoder, load_encoder
-from pathovit.settings import TileSpec, TissueSettings
-from pathovit.slide import open_slide
-from pathovit.tiling import fill_spec, lay_grid, read_tile
-from pathovit.tissue import find_tissue
+from pathovit.machine import keep_freed_memory
+from pathovit.settings import TileSpec, TissueSettings, fill_spec
+from pathovit.slides.slide import open_slide
+from pathovit.slides.tiling import lay_grid, read_tile
+from pathovit.slides.tissue import find_tissue
 
 ENCODERS = ["vit_small", "swin_tiny", "convnext_tiny", "vit_base"]
 

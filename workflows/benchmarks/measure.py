@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-from pathovit.bench import peak_memory
+from pathovit.bench.memory import peak_memory
 
 
 def main() -> None:

@@ -11,9 +11,9 @@ import numpy as np
 
 from pathovit.encoders.reference import MPP, TILE_PX
 from pathovit.settings import TileSpec, TissueSettings
-from pathovit.slide import open_slide
-from pathovit.tiling import lay_grid, read_tile
-from pathovit.tissue import find_tissue
+from pathovit.slides.slide import open_slide
+from pathovit.slides.tiling import lay_grid, read_tile
+from pathovit.slides.tissue import find_tissue
 
 FOLDER = "1mpp/"  # the copies at about 1 um/px; slides.csv lists sharper ones of some slides too
 MAX_TILES = 600  # of a slide, spread evenly over it, so that no large slide outweighs the others

@@ -21,13 +21,14 @@ from cohort_study import HOT, cold, judge_model, localisation, truth_of
 from cohorts import read_labels
 from training_slides import TRAINING_ATLAS
 
-from pathovit.cohort import load_cohort
 from pathovit.encoders import load_encoder
-from pathovit.evaluation import Answers, evaluate
 from pathovit.manifest import read_manifest
-from pathovit.pipeline import SlideJob, analyse_slide, with_mpp
+from pathovit.model.slide_model import SlideModel, load_model
+from pathovit.run.plan import SlideJob, with_mpp
+from pathovit.run.single import analyse_slide
 from pathovit.settings import Settings
-from pathovit.slide_model import SlideModel, load_model
+from pathovit.study.cohort import load_cohort
+from pathovit.study.evaluation import Answers, evaluate
 
 PITCH_UM = 96.0
 

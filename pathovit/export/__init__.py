@@ -1,1 +1,0 @@
-"""One file per format that other programs read."""

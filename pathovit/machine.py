@@ -1,0 +1,151 @@
+"""Which device, which precision, how many cores: found on the machine, recorded in the recipe."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pathovit.errors import SettingsError
+
+if TYPE_CHECKING:
+    import torch
+
+MANY_TILES = 2000  # of a bag, from which on several threads are faster (docs/benchmarks.md)
+
+
+def allowed_cores() -> int:
+    """Cores this process may really use, which is not what the machine has: affinity, cgroup limits, SLURM's share."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return max(1, min([cores, *cgroup_limits(), *([int(share)] if share.isdecimal() else [])]))
+
+
+def cgroup_limits(groups: Path = Path("/sys/fs/cgroup"), mine: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """Cores that the groups of this process allow it (version 1 and 2); a group is bound by all those above it, too."""
+    limits = []
+    for line in mine.read_text().splitlines() if mine.is_file() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        inside = Path(path.lstrip("/"))
+        for mount in (groups, groups / "unified", groups / "cpu", groups / (controllers or "cpu")):
+            for group in {mount, *(mount / part for part in (inside, *inside.parents))}:
+                limits += _cgroup_limit(group)
+    return limits
+
+
+def _cgroup_limit(group: Path) -> list[int]:
+    if (group / "cpu.max").is_file():  # version 2
+        quota, period = (group / "cpu.max").read_text().split()
+    elif (group / "cpu.cfs_quota_us").is_file():  # version 1
+        quota, period = ((group / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+    else:
+        return []
+    return [] if quota in ("max", "-1") else [max(1, int(quota) // int(period))]
+
+
+def share_of(workers: int) -> int:
+    """Cores of one of several workers on this machine."""
+    return max(1, allowed_cores() // workers)
+
+
+def use_threads(count: int) -> None:
+    """Threads of torch for what this thread calls; others have theirs."""
+    import torch
+
+    torch.set_num_threads(max(1, count))
+
+
+@contextmanager
+def threads_for(tiles: float) -> Iterator[None]:
+    """As many threads of torch as a slide model needs for a bag of so many tiles: small ones are no faster with more than one.
+
+    Threads wait for each other at every step: beside another program, each such wait can take a time slice.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    use_threads(allowed_cores() if tiles >= MANY_TILES else 1)
+    try:
+        yield
+    finally:
+        use_threads(before)
+
+
+def wait_passively() -> None:
+    """Let threads that wait for each other leave the cores to others. Must come before torch is imported."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def quiet_libraries() -> None:
+    """For processes of our own: what tifffile would complain of becomes our own message."""
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory for the next tensor rather than give it back and have every page cleared anew.
+
+    A network asks for the same large tensors again and again; without this a fifth of its time on a CPU goes into new
+    pages. Elsewhere than on glibc nothing is done.
+    """
+    if libc := _glibc():
+        trim_threshold, mmap_threshold, arena_max, most = -1, -3, -8, 2**31 - 1
+        libc.mallopt(trim_threshold, most)
+        if not libc.mallopt(mmap_threshold, most):
+            libc.mallopt(mmap_threshold, 2**25)  # all that an older glibc allows
+        libc.mallopt(arena_max, 1)  # threads begun from now on share what is kept
+
+
+def give_back_memory() -> None:
+    """Give what is free back to the system, after a step that needed much more than those that follow."""
+    if libc := _glibc():
+        libc.malloc_trim(0)
+
+
+def step_back() -> None:
+    """Let other threads go before this one: an encoder on several cores waits for the slowest of them."""
+    if sys.platform == "linux":  # where a thread has a priority of its own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    return libc if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version") else None
+
+
+def pick_device(wanted: str) -> torch.device:
+    """ "auto" is a CUDA GPU, else Apple's GPU, else the CPU."""
+    import torch
+
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise SettingsError(f"--device {wanted}: no such device. Use auto, cpu, cuda or mps.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SettingsError(f"--device {wanted}: no CUDA GPU is visible. Use --device cpu, or check the driver.")
+    return device
+
+
+def pick_precision(wanted: str, device: torch.device, prefers_fp32: bool = False) -> torch.dtype:
+    """bf16 where the device computes in it, fp32 otherwise; `prefers_fp32` marks encoders that bf16 slows down on a CPU."""
+    import torch
+
+    if wanted == "fp32":
+        return torch.float32
+    if wanted == "bf16":
+        return torch.bfloat16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if device.type == "cpu" and not prefers_fp32 and torch.cpu._is_avx512_bf16_supported():
+        return torch.bfloat16
+    return torch.float32

@@ -1,0 +1,106 @@
+"""Does the heatmap show what the answer rests on?
+
+    sum         the tiles' contributions and the bias add up to the logit
+    deletion    tiles are taken away, those with the highest score first: the sooner the probability falls, the better
+    insertion   tiles are put back in the same order: the sooner it rises, the better
+
+Scores are compared with attention and with chance as the order. Figures are mean probabilities over the share of tiles.
+Source: Petsiuk et al., "RISE", BMVC 2018.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pathovit.model.calibration import probabilities
+from pathovit.model.slide_model import SlideModel, SlidePrediction
+from pathovit.model.targets import Target
+from pathovit.outputs.features import SlideFeatures
+from pathovit.outputs.records import HeatmapCheck, OrderFigures
+
+SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of tiles taken away
+ORDERS = ("evidence", "attention", "random")
+Order = NDArray[np.int64]
+
+
+def sum_error(prediction: SlidePrediction) -> float:
+    """Distance of the logit and what its tiles add up to; not a number for models without evidence."""
+    total = prediction.contributions.astype(np.float64)
+    known = total[np.isfinite(total).all(1)]
+    return float(np.abs(known.sum(0) + prediction.bias - prediction.logits).max()) if len(known) else float("nan")
+
+
+def check_bag(
+    model: SlideModel, features: Tensor, xy_um: Tensor, pitch_um: float, scores: NDArray[Any], attention: NDArray[Any],
+    column: int, seed: int = 0,
+) -> tuple[OrderFigures, OrderFigures]:  # fmt: skip
+    """Deletion and insertion figures of one bag for each order, of the class in `column`; tiles (N,) must all be read."""
+    orders = {
+        "evidence": np.argsort(-scores, kind="stable"),
+        "attention": np.argsort(-attention, kind="stable"),
+        "random": np.random.default_rng(seed).permutation(len(scores)),
+    }
+
+    def chance(kept: Order) -> float:
+        chosen = torch.from_numpy(np.sort(kept))
+        found = probabilities(model.target, model.look(features[chosen], xy_um[chosen], pitch_um).logits)
+        return float(found[1] if model.target.task == "binary" else found[column])
+
+    whole = chance(np.arange(len(scores)))
+    deletion: dict[str, float] = {}
+    insertion: dict[str, float] = {}
+    for name, order in orders.items():
+        cuts = [min(round(share * len(order)), len(order) - 1) for share in SHARES]
+        deleted = [whole, *(chance(order[cut:]) for cut in cuts[1:])]
+        inserted = [*(chance(order[: max(1, round(share * len(order)))]) for share in SHARES[:-1]), whole]
+        deletion[name] = round(float(np.trapezoid(deleted, SHARES)), 4)
+        insertion[name] = round(float(np.trapezoid(inserted, SHARES)), 4)
+    return OrderFigures(**deletion), OrderFigures(**insertion)
+
+
+def check_heatmap(model: SlideModel, slide: SlideFeatures, prediction: SlidePrediction) -> HeatmapCheck:
+    """The check of one slide's heatmap, for slide.json. Deletion and insertion need a class that was called."""
+    error = sum_error(prediction)
+    column = called_class(prediction.target, prediction.probabilities)
+    if column is None or not np.isfinite(error):
+        return HeatmapCheck(round(error, 8) if np.isfinite(error) else None)
+    ok = slide.ok
+    features, xy_um = torch.from_numpy(slide.features[ok]), torch.from_numpy(slide.centres_um()[ok])
+    scores, attention = prediction.tile_scores[ok, column], prediction.attention[ok]
+    deletion, insertion = check_bag(model, features, xy_um, slide.pitch_um, scores, attention, column)
+    return HeatmapCheck(round(error, 8), prediction.score_names[column], deletion, insertion)
+
+
+def called_class(target: Target, chances: NDArray[Any]) -> int | None:
+    """Column of the tile scores whose class is the most probable; None if no class with tile scores is."""
+    if target.task == "binary":
+        return 0 if chances[1] >= 0.5 else None
+    if target.task == "multilabel" and chances.max() < 0.5:
+        return None
+    return int(chances.argmax()) if len(chances) else None
+
+
+def summarise(checks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Checks of many slides: means, and how sure evidence is ahead (one-sided Wilcoxon signed-rank test)."""
+    from scipy.stats import wilcoxon
+
+    errors = [check["sum_error"] for check in checks if check["sum_error"] is not None]
+    found: dict[str, Any] = {"slides": len(checks), "largest_sum_error": max(errors, default=None)}
+    called = [check for check in checks if check["class"] is not None]
+    found["slides_with_a_class_called"] = len(called)
+    if not called:
+        return found
+    for kind, sign in (("deletion", 1), ("insertion", -1)):
+        values = {name: np.array([check[kind][name] for check in called]) for name in ORDERS}
+        found[kind] = {name: round(float(v.mean()), 4) for name, v in values.items()}
+        for other in ORDERS[1:]:
+            ahead = sign * (values[other] - values["evidence"])
+            p = float(wilcoxon(ahead, alternative="greater").pvalue) if ahead.any() and len(ahead) >= 6 else None
+            found[kind][f"p_value_against_{other}"] = None if p is None else float(f"{p:.2g}")
+    return found

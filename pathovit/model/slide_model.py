@@ -1,0 +1,310 @@
+"""SlideModel: a trained aggregator with what it knows about itself; SlideFeatures to SlidePrediction."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pathovit.encoders.weights import read_safetensors
+from pathovit.errors import SettingsError, WeightsError
+from pathovit.files import file_sha256
+from pathovit.model.aggregator import Aggregator
+from pathovit.model.baselines import make_aggregator
+from pathovit.model.calibration import Calibration, margins, measured_interval, possible_answers, probabilities, questions
+from pathovit.model.card import ModelCard, Trained, model_digest, read_card
+from pathovit.model.novelty import Novelty
+from pathovit.model.targets import Target, answer_columns
+from pathovit.outputs.features import SlideFeatures
+from pathovit.outputs.recipe import EmbedRecipe, differing
+from pathovit.outputs.records import Answer
+from pathovit.settings import AnswerSettings
+
+Floats = NDArray[np.float64]
+UNSURE = "unsure"
+
+
+@dataclass(frozen=True)
+class SlidePrediction:
+    """The answer for a slide. Tile rows are in grid order; rows that were not read hold NaN.
+
+    All logits, evidence and contributions are calibrated: divided by the model's temperature, the bias shifted.
+    """
+
+    slide_id: str
+    target: Target
+    answer: str  # a class, several, "unsure", or a number
+    possible: tuple[tuple[str, ...], ...]  # of each question, the options that cannot be ruled out
+    probabilities: NDArray[np.float32]  # (classes,); empty for a target without classes
+    value: float | None  # a measurement or a risk; None for a target with classes
+    interval: tuple[float, float] | None  # of a measurement
+    tile_scores: NDArray[
+        np.float32
+    ]  # (N, C) in [0, 1]; 0.5 is the evidence that patients without the class hardly ever reach (for numbers: average)
+    attention: NDArray[np.float32]  # (N,), sums to 1 over the tiles that were read
+    contributions: NDArray[np.float32]  # (N, C), attention x evidence; their sum plus the bias is the logit
+    logits: NDArray[np.float32]  # (C,)
+    bias: NDArray[np.float32]  # (C,)
+    novelty: float  # above 1: stranger than 95 % of the cohort's own slides
+    tile_novelty: NDArray[np.float32]  # (N,); above 1: stranger than 95 % of the cohort's own tiles
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.target.classes
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """Classes that `tile_scores` has columns for."""
+        return self.target.score_names
+
+    @property
+    def unsure(self) -> bool:
+        return self.answer == UNSURE
+
+    @property
+    def strange(self) -> bool:
+        return self.novelty > 1
+
+    @property
+    def headline(self) -> str:
+        """The answer in a few words."""
+        if self.value is not None:
+            name = self.target.columns[0] if self.target.task == "regression" else "risk"
+            known = self.interval is not None and np.isfinite(self.interval).all()
+            between = f" ({self.interval[0]:.4g} to {self.interval[1]:.4g})" if self.interval and known else ""
+            return f"{name}: {self.value:.4g}{between}"
+        if self.target.task == "binary":
+            chance = f"{self.classes[1]}: {self.probabilities[1]:.3f}"
+            return f"unsure ({chance})" if self.unsure else chance
+        top = int(self.probabilities.argmax())
+        return f"{self.answer}; {self.classes[top]}: {self.probabilities[top]:.3f}"
+
+    def columns(self) -> dict[str, float]:
+        """The numbers of the answer, as columns of predictions.csv."""
+        values = [float(p) for p in self.probabilities] if self.value is None else [self.value]
+        found = dict(zip(answer_columns(self.target), values, strict=True))
+        if self.interval is not None and np.isfinite(self.interval).all():
+            found |= {f"{end}_{self.target.columns[0]}": value for end, value in zip(("low", "high"), self.interval, strict=True)}
+        return found
+
+    @property
+    def scale_note(self) -> str:
+        """What a tile score of 0.5 means."""
+        return "0.5: hardly reached without it" if self.target.is_classification else "0.5: average of the cohort"
+
+    def to_answer(self, model: str) -> Answer:
+        """What slide.json keeps of it."""
+        low, high = self.interval or (None, None)
+        return Answer(
+            model=model,
+            headline=self.headline,
+            answer=self.answer,
+            columns=self.columns(),
+            possible=self.possible,
+            classes=self.classes,
+            probabilities=tuple(float(p) for p in self.probabilities),
+            interval=None if self.interval is None else (_finite(low), _finite(high)),
+            novelty=_finite(round(self.novelty, 4)),
+            strange=self.strange,
+        )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Calibrated evidence of a bag of N tiles: logits = sum(attention * evidence) + bias, as far as there is evidence."""
+
+    logits: Floats  # (C,)
+    evidence: Floats  # (N, C)
+    attention: Floats  # (N,)
+    bias: Floats  # (C,)
+
+
+@dataclass(frozen=True)
+class SlideModel:
+    """A trained slide model with its card: what it was made for, from what, and how well it does."""
+
+    network: Aggregator
+    target: Target
+    calibration: Calibration
+    novelty: Novelty | None
+    card: ModelCard
+    sha256: str
+    name: str = ""
+
+    def check(self, recipe: EmbedRecipe) -> None:
+        """Refuse features of another recipe than the model was trained on; before they are made, best of all."""
+        check_recipe(self.card.trained, recipe, self.name)
+
+    def remarks(self, slide: SlideFeatures) -> list[str]:
+        """What must be said of an answer for features that were made otherwise than those the model learned from."""
+        learned, given = self.card.shaping, slide.shaping()
+        other = [
+            f"{part}.{line}" for part in ("tissue", "tiles") for line in differing(learned.get(part, {}), given.get(part, {}))
+        ]
+        return [f"tiles found otherwise than those the model learned from ({'; '.join(other[:3])})"] if learned and other else []
+
+    def look(self, features: torch.Tensor, xy_um: torch.Tensor, pitch_um: float) -> Seen:
+        """What the network makes of a bag of tiles (N, D), all of them read."""
+        with torch.inference_mode():
+            found = self.network(features.float(), xy_um, pitch_um)
+        logits, evidence, bias = (
+            tensor.detach().numpy().astype(np.float64) / self.calibration.temperature
+            for tensor in (found.logits, found.evidence, found.bias)
+        )
+        shift = np.asarray(self.calibration.shift)
+        return Seen(logits + shift, evidence, found.attention.numpy().astype(np.float64), bias + shift)
+
+    def predict(self, slide: SlideFeatures, error_rate: float = AnswerSettings().error_rate) -> SlidePrediction:
+        """The slide's answer and every tile's share in it.
+
+        Parameters
+        ----------
+        error_rate : share of slides for which the answer may be wrong; what cannot be said at that rate is "unsure", and
+            so is any answer for a slide unlike the cohort
+
+        Raises
+        ------
+        SettingsError : the features come from another encoder, other weights, or other tiles than the model was trained on
+        """
+        self.check(slide.recipe)
+        ok = slide.ok
+        if not ok.any():
+            raise SettingsError(f"{slide.slide_id}: not one of its tiles could be read.")
+        features = slide.features[ok].astype(np.float32)
+        seen = self.look(torch.from_numpy(features), torch.from_numpy(slide.centres_um()[ok]), slide.pitch_um)
+        chances = probabilities(self.target, seen.logits)
+        novelty = self.slide_novelty(features)
+        value, interval = self._measured(seen.logits, error_rate)
+        possible = self.possible(chances, novelty, error_rate)
+        if novelty > 1:
+            interval = interval and (-math.inf, math.inf)
+        strangeness = self.novelty.tiles(features) if self.novelty else np.full(len(features), np.nan)
+        return SlidePrediction(
+            slide_id=slide.slide_id,
+            target=self.target,
+            answer=self._answer(possible, value),
+            possible=possible,
+            probabilities=chances.astype(np.float32),
+            value=value,
+            interval=interval,
+            tile_scores=_spread(self.tile_scores(seen.evidence + seen.bias), ok),
+            attention=_spread(seen.attention[:, None], ok)[:, 0],
+            contributions=_spread(seen.attention[:, None] * seen.evidence, ok),
+            logits=seen.logits.astype(np.float32),
+            bias=seen.bias.astype(np.float32),
+            novelty=novelty,
+            tile_novelty=_spread(strangeness[:, None], ok)[:, 0],
+        )
+
+    def slide_novelty(self, features: NDArray[Any]) -> float:
+        """How unlike the cohort a slide (N, D) is; not a number for a model that does not know."""
+        return self.novelty.slide(features) if self.novelty else float("nan")
+
+    def possible(self, chances: Floats, novelty: float, error_rate: float) -> tuple[tuple[str, ...], ...]:
+        """For each question the options that cannot be ruled out, by the one rule for all commands.
+
+        The error rate holds for slides like the cohort's: of another one nothing can be ruled out.
+        """
+        if novelty > 1:
+            return tuple(questions(self.target))
+        return tuple(possible_answers(self.target, self.calibration, chances, error_rate))
+
+    def tile_scores(self, evidence: Floats) -> Floats:
+        """(N, C) calibrated evidence plus bias to scores in [0, 1], on one scale for all slides."""
+        with np.errstate(over="ignore"):
+            return np.asarray(1 / (1 + np.exp(np.asarray(self.calibration.hot) - margins(self.target, evidence))))
+
+    def _measured(self, logits: Floats, error_rate: float) -> tuple[float | None, tuple[float, float] | None]:
+        if self.target.is_classification:
+            return None, None
+        value = float(logits[0] * self.calibration.scale + self.calibration.centre)
+        return value, measured_interval(
+            self.calibration, float(logits[0]), error_rate
+        ) if self.target.task == "regression" else None
+
+    def _answer(self, possible: tuple[tuple[str, ...], ...], value: float | None) -> str:
+        if value is not None:
+            return f"{value:.4g}"
+        if any(len(options) != 1 for options in possible):
+            return UNSURE
+        if self.target.task == "multilabel":
+            return ", ".join(o[0] for o, q in zip(possible, questions(self.target), strict=True) if o[0] == q[1]) or "none"
+        return possible[0][0]
+
+
+def _spread(values: Floats | NDArray[np.float32], ok: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """(n, C) of the read tiles to (N, C) of all, NaN elsewhere."""
+    full = np.full((len(ok), values.shape[1]), np.nan, np.float32)
+    full[ok] = values
+    return full
+
+
+def check_recipe(trained: Trained, recipe: EmbedRecipe, model: str) -> None:
+    """Refuse features the model was not trained on, naming both."""
+    found = {**recipe.encoder, "mpp": recipe.tiles["mpp"]}
+    for key, wanted in asdict(trained).items():
+        if wanted != found[key]:
+            raise SettingsError(
+                f"Model {model!r} was trained on features with {key} = {wanted}, and these have {found[key]}. "
+                f"Embed the slides with --encoder {trained.encoder}, or train a model on these features."
+            )
+
+
+def load_model(folder: str | Path) -> SlideModel:
+    """A slide model from its folder (model.safetensors, model.json); "reference" is the bundled one."""
+    path, card = read_card(folder)
+    weights_path = path / "model.safetensors"
+    network = make_aggregator(card.config)
+    tensors = read_safetensors(weights_path)
+    digest = file_sha256(weights_path)
+    if digest != card.values["weights_sha256"]:
+        raise WeightsError(
+            f"{weights_path}: its SHA-256 is not the one in model.json; one of the two was changed. Train the model again."
+        )
+    novelty = Novelty.from_tensors(
+        {k.removeprefix("novelty."): v.numpy() for k, v in tensors.items() if k.startswith("novelty.")}
+    )
+    try:
+        network.load_state_dict({k: v for k, v in tensors.items() if not k.startswith("novelty.")})
+    except RuntimeError as error:
+        raise WeightsError(f"{weights_path}: does not fit model.json ({str(error).splitlines()[0]}).") from error
+    return SlideModel(network.eval(), card.target, card.calibration, novelty, card, model_digest(card), path.name)
+
+
+def save_model(folder: Path, model: SlideModel, describe: Callable[[ModelCard], str] | None = None) -> SlideModel:
+    """Write model.safetensors and, last of all, model.json; between them MODEL_CARD.md, if `describe` makes its text.
+
+    The card gets configuration, target, calibration and the weights' digest.
+    """
+    from safetensors.torch import save
+
+    from pathovit.files import to_json, write_atomically
+
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / "model.safetensors"
+    tensors = dict(model.network.state_dict())
+    if model.novelty:
+        tensors |= {f"novelty.{name}": torch.from_numpy(values) for name, values in model.novelty.tensors().items()}
+    write_atomically(weights, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    known = {
+        "config": asdict(model.network.config),
+        "target": asdict(model.target),
+        "calibration": model.calibration.to_dict(),
+        "weights_sha256": file_sha256(weights),
+    }
+    card = ModelCard(json.loads(json.dumps({**known, **model.card.values})))  # as it will be read back
+    if describe:
+        write_atomically(folder / "MODEL_CARD.md", describe(card).encode())
+    write_atomically(folder / "model.json", to_json(card.values))
+    return replace(model, card=card, sha256=model_digest(card), name=folder.name)

@@ -1,0 +1,149 @@
+"""SlideFeatures: one vector per tile, with the tiles it came from; the verdict on every tile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pathovit import RESEARCH_USE
+from pathovit.geometry import XY, Box
+from pathovit.outputs.recipe import EmbedRecipe, Values
+from pathovit.slides.slide import Slide
+from pathovit.slides.tiling import TileGrid
+
+
+class TileVerdict(IntEnum):
+    """What became of a tile; only `OK` tiles are ever embedded."""
+
+    OK = 0
+    MISSING = 1  # the scanner left it empty
+    UNREADABLE = 2  # the file is damaged here
+    REJECTED = 3  # read, but not fit to be judged
+    PENDING = 255  # not read yet
+
+
+@dataclass(frozen=True)
+class FeatureAttributes:
+    """What the attributes of features.zarr say beside the grid."""
+
+    mpp: XY  # um per level-0 pixel
+    mpp_source: str
+    level0_size: tuple[int, int]
+    bounds: Box  # the part that was scanned, level-0 pixels
+    has_bounds: bool  # the file states them, so QuPath crops to them
+    device: str
+    recipe: EmbedRecipe
+    tissue_downsample: XY  # level-0 pixels per pixel of the tissue array
+
+    @classmethod
+    def of_slide(cls, slide: Slide, device: str, recipe: EmbedRecipe, tissue_downsample: XY) -> FeatureAttributes:
+        return cls(
+            slide.mpp, slide.mpp_source, slide.size, slide.bounds, slide.has_bounds, device, recipe, tissue_downsample
+        )  # fmt: skip
+
+    def to_attributes(self, slide_id: str) -> dict[str, Any]:
+        """As they lie in zarr.json, less those of the grid."""
+        bounds = self.bounds
+        return {
+            "pathovit": RESEARCH_USE,
+            "slide_id": slide_id,
+            "mpp_x": self.mpp[0],
+            "mpp_y": self.mpp[1],
+            "mpp_source": self.mpp_source,
+            "level0_size": list(self.level0_size),
+            "bounds": [bounds.x, bounds.y, bounds.width, bounds.height],
+            "has_bounds": self.has_bounds,
+            "unit": "level-0 pixels, top-left",
+            "device": self.device,
+            "recipe": self.recipe.to_json(),
+            "tissue_downsample": list(self.tissue_downsample),
+        }
+
+    @classmethod
+    def from_attributes(cls, found: Mapping[str, Any]) -> FeatureAttributes:
+        width, height = found["level0_size"]
+        x, y = found["tissue_downsample"]
+        return cls(
+            (found["mpp_x"], found["mpp_y"]), found["mpp_source"], (width, height), Box(*found["bounds"]), found["has_bounds"],
+            found["device"], EmbedRecipe(dict(found["recipe"])), (x, y),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SlideFeatures:
+    """Features of a slide, in grid order. Rows whose verdict is not OK hold NaN."""
+
+    slide_id: str
+    grid: TileGrid
+    features: NDArray[np.floating[Any]]  # (N, D); float16, or float32 where the encoder's are too large for that
+    verdict: NDArray[np.uint8]  # (N,) of TileVerdict
+    attributes: FeatureAttributes
+
+    @property
+    def ok(self) -> NDArray[np.bool_]:
+        return np.asarray(self.verdict == TileVerdict.OK)
+
+    @property
+    def unread(self) -> NDArray[np.bool_]:
+        """(N,) tissue that is empty in the file, or damaged."""
+        return np.asarray(np.isin(self.verdict, (TileVerdict.MISSING, TileVerdict.UNREADABLE)))
+
+    @property
+    def recipe(self) -> EmbedRecipe:
+        return self.attributes.recipe
+
+    @property
+    def mpp(self) -> XY:
+        return self.attributes.mpp
+
+    @property
+    def xy(self) -> NDArray[np.int64]:
+        """(N, 2) top-left corners, level-0 pixels."""
+        return self.grid.xy
+
+    @property
+    def coverage(self) -> NDArray[np.float32]:
+        """(N,) share of each tile on tissue."""
+        return self.grid.coverage
+
+    @property
+    def tile_l0(self) -> XY:
+        return self.grid.tile_l0
+
+    def centres_um(self) -> NDArray[np.float64]:
+        """(N, 2) tile centres in micrometres from the slide's level-0 corner."""
+        centres: NDArray[np.float64] = (self.xy + np.asarray(self.tile_l0) / 2) * np.asarray(self.mpp)
+        return centres
+
+    @property
+    def pitch_um(self) -> float:
+        """True distance of neighbouring tiles in micrometres: of the tiles as they lie, not as they were asked for.
+
+        The smaller of the two axes, so that no two tiles ever round to one place.
+        """
+        return float(min(s * m for s, m in zip(self.grid.stride_l0, self.mpp, strict=True)))
+
+    @property
+    def trial(self) -> str:
+        """What to say of features that were made of a part of the tiles only; nothing for whole ones."""
+        kept, total = len(self.verdict), self.grid.total
+        return trial_of(kept, total) if total > kept else ""
+
+    def shaping(self) -> Values:
+        """What shaped the tiles and features, and must be shared by all that are learned from together."""
+        return self.recipe.shaping()
+
+    @property
+    def cap(self) -> int | None:
+        """At most so many tiles were taken, where that left some out."""
+        return self.recipe.max_tiles if self.trial else None
+
+
+def trial_of(kept: int, total: int) -> str:
+    """What to say of a slide of which only some tiles were taken."""
+    return f"a trial on {kept:,} of {total:,} tiles (--max-tiles)"

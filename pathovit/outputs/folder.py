@@ -1,0 +1,245 @@
+"""OutFolder: what lies where in an output folder, and the one place that knows it.
+
+out/
+  run.json, predictions.csv, report.html
+  slides/<slide_id>/     SlideFolder: slide.json, features.json, features.zarr, journal/, pictures and exports
+  .runs/                 the record of every run, by its time
+  .outcomes/             files that failed, or were the same slide as another; by the digest of their path
+  .fingerprints/         content digests that are known already; by the digest of the path
+  .replaced/             slides that an interrupted --overwrite has begun anew
+
+Paths themselves are not written down: folders can name patients.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pathovit.files import file_sha256, to_json, tried_again, write_atomically
+from pathovit.outputs.records import DONE, FeaturesRecord, Outcome, RecordError, SlideRecord
+from pathovit.slides.check import check_file
+from pathovit.slides.identity import FileState, content_sha256, file_state, require_unchanged
+
+PRODUCTS = ("heatmap.ome.tiff", "heatmap.geojson", "overview.png", "top_tiles")  # made of features by finishing
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A slide folder whose record is not read, and why."""
+
+    slide_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class SlideFolder:
+    """slides/<slide_id>"""
+
+    path: Path
+
+    @property
+    def slide_id(self) -> str:
+        return self.path.name
+
+    @property
+    def features(self) -> Path:
+        return self.path / "features.zarr"
+
+    @property
+    def overview(self) -> Path:
+        return self.path / "overview.png"
+
+    def read(self) -> SlideRecord | Refused | None:
+        """The slide's record; None if there is none; why not, where it is damaged, of another version, or speaks of another folder."""
+        try:
+            found = json.loads(tried_again((self.path / DONE).read_bytes))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):
+            return Refused(self.slide_id, f"its {DONE} is damaged: run it again")
+        try:
+            return SlideRecord.from_json(found, self.slide_id)
+        except RecordError as error:
+            return Refused(self.slide_id, str(error))
+
+    def record(self) -> SlideRecord | None:
+        """The slide's record, if there is one to believe."""
+        found = self.read()
+        return found if isinstance(found, SlideRecord) else None
+
+    def write(self, record: SlideRecord, files: Sequence[str]) -> SlideRecord:
+        """slide.json, with the digests of what was made: the features', and those of the files named."""
+        sealed = self.features_record()
+        products = {f"{self.features.name}/{name}": digest for name, digest in sealed.files.items()} if sealed else {}
+        products |= {name: file_sha256(self.path / name) for name in files}
+        record = replace(record, products=dict(sorted(products.items())))
+        write_atomically(self.path / DONE, to_json(record.to_json()))
+        return record
+
+    def features_record(self) -> FeaturesRecord | None:
+        """What vouches for the features: features.json, or the slide.json of a version that had none."""
+        try:
+            return FeaturesRecord.from_json(json.loads(tried_again((self.path / "features.json").read_bytes)))
+        except (OSError, ValueError):  # missing or damaged: then the other one may serve
+            record = self.record()
+        if record is None:
+            return None
+        inside = f"{self.features.name}/"
+        files = {name.removeprefix(inside): digest for name, digest in record.products.items() if name.startswith(inside)}
+        return FeaturesRecord(files, record.seconds) if files else None
+
+    def seal(self, record: FeaturesRecord) -> None:
+        write_atomically(self.path / "features.json", to_json(record.to_json()))
+
+    def has_all(self, record: SlideRecord) -> bool:
+        return all((self.path / name).is_file() for name in record.products)
+
+    def forget(self) -> None:
+        """Remove what was made of the features, and all that vouches for them: the record first."""
+        for name in (DONE, "features.json", "journal", *PRODUCTS):
+            path = self.path / name
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class OutFolder:
+    """The folder of one or more runs."""
+
+    path: Path
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "predictions.csv"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def slide(self, slide_id: str) -> SlideFolder:
+        return SlideFolder(self.path / "slides" / slide_id)
+
+    def slides(self) -> list[SlideFolder]:
+        """In order of slide_id; links are not followed."""
+        folders = (self.path / "slides").glob("*")
+        return [SlideFolder(path) for path in sorted(folders) if path.is_dir() and not path.is_symlink()]
+
+    def finished(self) -> tuple[list[SlideRecord], list[Refused]]:
+        """Records of all slides that are finished, and the records that are not read."""
+        found = [folder.read() for folder in self.slides()]
+        return (
+            [record for record in found if isinstance(record, SlideRecord) and record.finish_recipe is not None],
+            [refused for refused in found if isinstance(refused, Refused)],
+        )
+
+    # Files that were given, by the digest of their path
+
+    def fingerprint(self, path: Path) -> tuple[str, FileState]:
+        """Content SHA-256 of a slide, remembered by size, time and inode of its files; and these.
+
+        Raises
+        ------
+        SlideOpenError : the file is being written to
+        """
+        check_file(path)
+        state = file_state(path)
+        note = Note.read(self._noted(path))
+        if note is not None and note.state == state:
+            return note.sha256, state
+        digest = content_sha256(path)
+        state = require_unchanged(path, state, digest)
+        earlier = [*note.before, note.sha256] if note else []
+        made = Note(digest, state, tuple(old for old in dict.fromkeys(earlier) if old != digest))
+        write_atomically(self._noted(path), made.to_bytes())
+        return digest, state
+
+    def embedded_from(self, path: Path) -> str | None:
+        """Digest of the slide that was embedded from this path; None if none was."""
+        note = Note.read(self._noted(path))
+        return note.sha256 if note else None
+
+    def superseded(self) -> set[str]:
+        """Digests of slides whose file has other content now: an answer for them is an older one of the same file."""
+        notes = [note for path in (self.path / ".fingerprints").glob("*.json") if (note := Note.read(path))]
+        return {old for note in notes for old in note.before} - {note.sha256 for note in notes}
+
+    def _noted(self, path: Path) -> Path:
+        return self.path / ".fingerprints" / f"{path_key(path)}.json"
+
+    def settle(self, path: Path, slide_id: str, outcome: Outcome | None) -> None:
+        """What happened to a file stays on disk until it is done (None), from this path or, if it failed before, from another."""
+        if outcome is not None:
+            write_atomically(self._outcome(path), to_json(outcome.to_json()))
+            return
+        self._outcome(path).unlink(missing_ok=True)
+        for place, old in self._outcomes():
+            if old.slide_id == slide_id and not old.twin:
+                place.unlink(missing_ok=True)
+
+    def _outcome(self, path: Path) -> Path:
+        return self.path / ".outcomes" / f"{path_key(path)}.json"
+
+    def outcomes(self) -> list[Outcome]:
+        """Of all files that have no record of their own."""
+        return [outcome for _, outcome in self._outcomes()]
+
+    def _outcomes(self) -> list[tuple[Path, Outcome]]:
+        found = []
+        for path in sorted((self.path / ".outcomes").glob("*.json")):
+            try:
+                found.append((path, Outcome.from_json(json.loads(tried_again(path.read_bytes)))))
+            except (OSError, ValueError):  # torn by a crash: the next run of that file writes it anew
+                continue
+        return found
+
+    # An --overwrite that was interrupted goes on where it stopped
+
+    def begin_replacing(self, key: str) -> bool:
+        """Begin to replace features for a call that is known by `key`; True if the same was begun before and not ended."""
+        here = self.path / ".replaced"
+        again = (here / key).is_dir()
+        if not again:
+            shutil.rmtree(here, ignore_errors=True)
+            (here / key).mkdir(parents=True)
+        return again
+
+    def is_replaced(self, slide_id: str) -> bool:
+        return any((key / slide_id).exists() for key in (self.path / ".replaced").glob("*"))
+
+    def mark_replaced(self, slide_id: str) -> None:
+        for key in (self.path / ".replaced").glob("*"):
+            write_atomically(key / slide_id, b"")
+
+    def end_replacing(self) -> None:
+        shutil.rmtree(self.path / ".replaced", ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Note:
+    """What is remembered of a file: the digest of its content, and by what it is seen that the file is the same."""
+
+    sha256: str
+    state: FileState
+    before: tuple[str, ...] = ()  # digests of what the file held earlier
+
+    def to_bytes(self) -> bytes:
+        return json.dumps({"state": self.state, "sha256": self.sha256, "before": self.before}).encode()
+
+    @classmethod
+    def read(cls, path: Path) -> Note | None:
+        """None where there is none, or a damaged one: then the digest is computed again."""
+        try:
+            found = json.loads(tried_again(path.read_bytes))
+            state = tuple((int(size), int(time), int(inode)) for size, time, inode in found["state"])
+            return cls(str(found["sha256"]), state, tuple(map(str, found.get("before", ()))))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+def path_key(path: Path) -> str:
+    """What stands for a path on disk."""
+    return hashlib.sha256(str(path.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:24]

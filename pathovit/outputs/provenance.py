@@ -1,0 +1,25 @@
+"""Provenance: versions of everything that shapes a result."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+
+from pathovit import __version__
+
+LIBRARIES = (
+    "torch", "timm", "openslide-python", "openslide-bin", "tifffile", "simplejpeg", "imagecodecs", "opencv-python-headless", "pillow", "zarr", "dask",
+    "scikit-image", "numpy", "openvino", "nncf", "nvidia-nvimgcodec-cu13",
+)  # fmt: skip
+STEP_VERSIONS = {"tissue": 3, "tiling": 4, "embedding": 3, "aggregator": 2, "heatmap": 3}  # raised when results change
+
+
+def versions() -> dict[str, str]:
+    """Versions of pathovit, Python and the libraries that shape a result."""
+    found = {"pathovit": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found

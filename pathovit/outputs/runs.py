@@ -1,0 +1,147 @@
+"""RunRecord: what was asked of a run, what it was made by, how it ended. run.json is the newest; .runs/ keeps all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pathovit import RESEARCH_USE
+from pathovit.files import to_json, tried_again, write_atomically
+from pathovit.outputs.folder import OutFolder
+from pathovit.outputs.provenance import STEP_VERSIONS, versions
+from pathovit.outputs.records import FORMAT, RecordError, reading
+
+RUN = "run.json"
+
+
+@dataclass(frozen=True)
+class SlideOutcome:
+    """How a slide of a run ended."""
+
+    file: str
+    stage: str
+    slide_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run into an output folder. `exit_code` is None until it has ended."""
+
+    command: tuple[str, ...]
+    started: str
+    settings: Mapping[str, Mapping[str, Any]]
+    weights_sha256: str
+    model: str | None
+    model_sha256: str | None
+    demonstration: bool
+    slides: tuple[str, ...]
+    exit_code: int | None = None
+    seconds: float | None = None
+    outcomes: tuple[SlideOutcome, ...] = ()
+    error: str = ""
+    versions: Mapping[str, str] = field(default_factory=versions)
+    step_versions: Mapping[str, int] = field(default_factory=lambda: dict(STEP_VERSIONS))
+
+    @property
+    def slides_done(self) -> int:
+        return sum(outcome.stage == "done" for outcome in self.outcomes)
+
+    def to_json(self) -> dict[str, Any]:
+        ended = {"seconds": self.seconds, "exit_code": self.exit_code}
+        return {
+            "research_use": RESEARCH_USE,
+            "format": FORMAT,
+            "versions": dict(self.versions),
+            "step_versions": dict(self.step_versions),
+            "command": list(self.command),
+            "started": self.started,
+            "settings": {name: dict(table) for name, table in self.settings.items()},
+            "weights_sha256": self.weights_sha256,
+            "model": self.model,
+            "model_sha256": self.model_sha256,
+            "demonstration": self.demonstration,
+            "slides": list(self.slides),
+            **({"finished": ended} if self.seconds is not None else {}),
+            **({"outcomes": [dataclasses.asdict(outcome) for outcome in self.outcomes]} if self.outcomes else {}),
+            **({"error": self.error} if self.error else {}),
+            "exit_code": self.exit_code,
+        }
+
+    @classmethod
+    def from_json(cls, found: Any) -> RunRecord:
+        """Raises RecordError for a record of another form."""
+        with reading(found, RUN):
+            return cls(
+                command=tuple(found["command"]),
+                started=found["started"],
+                settings={str(name): dict(table) for name, table in found["settings"].items()},
+                weights_sha256=found["weights_sha256"],
+                model=found["model"],
+                model_sha256=found["model_sha256"],
+                demonstration=found["demonstration"],
+                slides=tuple(found["slides"]),
+                exit_code=found["exit_code"],
+                seconds=found.get("finished", {}).get("seconds"),
+                outcomes=tuple(SlideOutcome(**outcome) for outcome in found.get("outcomes", ())),
+                error=found.get("error", ""),
+                versions=dict(found["versions"]),
+                step_versions=dict(found["step_versions"]),
+            )
+
+
+def last_run(out: OutFolder) -> RunRecord:
+    """The newest run; raises RecordError if there is none, or it cannot be read."""
+    try:
+        found = json.loads(tried_again((out.path / RUN).read_bytes))
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{RUN} is missing or damaged") from error
+    return RunRecord.from_json(found)
+
+
+def all_runs(out: OutFolder) -> list[RunRecord]:
+    """The runs that are kept, newest first; those that cannot be read are left out."""
+    found = []
+    for path in sorted((out.path / ".runs").glob("*.json"), reverse=True):
+        try:
+            found.append(RunRecord.from_json(json.loads(tried_again(path.read_bytes))))
+        except (OSError, ValueError):  # of another version, or torn: it is still there to be read by a person
+            continue
+    return found
+
+
+@dataclass
+class RunLog:
+    """The record of a run that goes on: written as it begins and as it ends. A call that is refused leaves run.json as it was."""
+
+    out: OutFolder
+    record: RunRecord
+
+    def __post_init__(self) -> None:
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        self._kept: Path = self.out.path / ".runs" / f"{stamp}-{time.time_ns() % 10**9:09d}-{os.getpid()}.json"
+        current = self.out.path / RUN
+        self._before: bytes | None = tried_again(current.read_bytes) if current.is_file() else None
+        self._write()
+
+    def end(self, exit_code: int, seconds: float, outcomes: tuple[SlideOutcome, ...]) -> RunRecord:
+        self.record = dataclasses.replace(self.record, exit_code=exit_code, seconds=round(seconds, 1), outcomes=outcomes)
+        self._write()
+        return self.record
+
+    def refuse(self, exit_code: int, error: str) -> None:
+        """The call ended with an error that no slide could get past."""
+        self.record = dataclasses.replace(self.record, exit_code=exit_code, error=error)
+        write_atomically(self._kept, to_json(self.record.to_json()))
+        write_atomically(self.out.path / RUN, self._before or to_json(self.record.to_json()))
+
+    def _write(self) -> None:
+        content = to_json(self.record.to_json())
+        write_atomically(self._kept, content)
+        write_atomically(self.out.path / RUN, content)

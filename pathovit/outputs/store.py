@@ -1,0 +1,302 @@
+"""FeatureStore: features and grids on disk, resumable chunk by chunk. The one door to Zarr.
+
+    slides/<slide_id>/features.zarr      features (N, D), xy (N, 2), coverage (N,), verdict (N,); tissue (H, W)
+    slides/<slide_id>/journal/           one file per committed chunk, removed when the features are sealed
+    slides/<slide_id>/features.json      the seal: digests of all files of features.zarr
+
+A chunk is committed in this order: its files (each put in place by a rename), fsync of the files and their folders,
+a journal file with their SHA-256, fsync. Whatever is killed in between, a chunk is either vouched for by a file whose
+digests match, or it is computed again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import ZstdCodec
+
+from pathovit.errors import StoreError
+from pathovit.files import file_sha256, fsync, storage_errors, tried_again, write_atomically
+from pathovit.outputs.features import FeatureAttributes, SlideFeatures, TileVerdict
+from pathovit.outputs.folder import SlideFolder
+from pathovit.outputs.recipe import EmbedRecipe
+from pathovit.outputs.records import FeaturesRecord
+from pathovit.slides.tiling import TileGrid
+
+T = TypeVar("T")
+ARRAYS = ("features", "xy", "coverage", "verdict")
+CODECS = {"bytes", "zstd"}  # of our own stores
+TISSUE_CHUNK = (1024, 1024)
+
+
+@contextmanager
+def _every_chunk() -> Iterator[None]:
+    """Chunks that equal the fill value are written too: a chunk that is not there was never committed."""
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        yield
+
+
+@dataclass(frozen=True)
+class FeatureStore:
+    """The features of one slide, in its folder."""
+
+    folder: SlideFolder
+    path: Path  # the slide file, for messages
+
+    @property
+    def zarr_path(self) -> Path:
+        return self.folder.features
+
+    @property
+    def _journal(self) -> Path:
+        return self.folder.path / "journal"
+
+    def recipe(self) -> EmbedRecipe | None:
+        """The recipe the stored features were made by; None if there are none."""
+        if not (self.zarr_path / "zarr.json").is_file():
+            return None
+        return self.attributes().recipe
+
+    def create(
+        self, grid: TileGrid, dim: int, chunk_tiles: int, attributes: FeatureAttributes, tissue: NDArray[np.uint8],
+        dtype: str = "float16",
+    ) -> None:  # fmt: skip
+        """Lay out the arrays, with grid and recipe, whole or not at all. What was there is replaced, with all that was made of it.
+
+        Parameters
+        ----------
+        tissue : (H, W) what every pixel of the overview is
+        dtype : of features; float32 for encoders whose features are too large for float16
+        """
+        folder = self.folder.path
+        temporary = folder / f".features.{uuid.uuid4().hex[:8]}.partial"
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self.folder.forget()
+            for stale in folder.glob(".*.partial"):
+                shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
+            known = attributes.to_attributes(self.folder.slide_id) | grid.to_attributes()
+            group = zarr.create_group(temporary, attributes=known)
+            codec = ZstdCodec(level=1, checksum=True)
+            tiles = len(grid)
+            layout: dict[str, tuple[tuple[int, ...], str, Any]] = {
+                "features": ((tiles, dim), dtype, np.dtype(dtype).type("nan")),
+                "xy": ((tiles, 2), "int64", 0),
+                "coverage": ((tiles,), "float32", 0),
+                "verdict": ((tiles,), "uint8", int(TileVerdict.PENDING)),
+            }
+            for name, (shape, kind, fill) in layout.items():
+                group.create_array(
+                    name, shape=shape, dtype=kind, chunks=(chunk_tiles, *shape[1:]), compressors=codec, fill_value=fill
+                )  # fmt: skip
+            with _every_chunk():
+                self._array(group, "xy")[:] = grid.xy
+                self._array(group, "coverage")[:] = grid.coverage
+                group.create_array("tissue", data=tissue, chunks=TISSUE_CHUNK, compressors=codec)
+            if self.zarr_path.exists():
+                shutil.rmtree(self.zarr_path)
+            for file in temporary.rglob("*"):
+                fsync(file)
+            temporary.rename(self.zarr_path)
+            fsync(folder)
+
+    def _refuse_foreign(self) -> None:
+        """Look at a store before a byte of it is decoded: a codec of an older format can run code of its writer's choice."""
+        for about in [self.zarr_path / "zarr.json", *(self.zarr_path / name / "zarr.json" for name in (*ARRAYS, "tissue"))]:
+            if not about.is_file():
+                continue
+            try:
+                found = json.loads(tried_again(about.read_bytes))
+                codecs = {codec["name"] for codec in found.get("codecs", [])}
+                known = found["zarr_format"] == 3 and codecs <= CODECS and not found.get("consolidated_metadata")
+            except (ValueError, KeyError, TypeError):
+                known = False
+            if not known:
+                raise StoreError(
+                    self.path, f"{self.zarr_path} was not written by pathovit, and is not read. Embed the slide again."
+                )
+        for folder in (self.zarr_path, *(self.zarr_path / name for name in (*ARRAYS, "tissue"))):
+            if any((folder / older).exists() for older in (".zgroup", ".zarray", ".zattrs", ".zmetadata")):
+                raise StoreError(
+                    self.path, f"{self.zarr_path} holds a store of Zarr 2, which is not read. Embed the slide again."
+                )
+
+    def _group(self, mode: str) -> zarr.Group:
+        self._refuse_foreign()
+        try:
+            return tried_again(lambda: zarr.open_group(self.zarr_path, mode=mode))
+        except (OSError, ValueError, KeyError) as error:
+            raise StoreError(self.path, f"{self.zarr_path} is damaged ({error}). Run again with --overwrite.") from error
+
+    def _array(self, group: zarr.Group, name: str) -> zarr.Array[Any]:
+        array = tried_again(lambda: group.get(name))
+        if not isinstance(array, zarr.Array):
+            raise StoreError(self.path, f"{self.zarr_path} is damaged (its {name} are missing). Run again with --overwrite.")
+        return array
+
+    def _read(self, group: zarr.Group, name: str) -> NDArray[Any]:
+        return tried_again(lambda: np.asarray(self._array(group, name)[:]))
+
+    def shape(self) -> tuple[int, int, int]:
+        """Tiles, dimensions, and tiles per chunk."""
+        features = self._array(self._group("r"), "features")
+        return features.shape[0], features.shape[1], features.chunks[0]
+
+    def attributes(self) -> FeatureAttributes:
+        return self._understood(lambda: FeatureAttributes.from_attributes(self._group("r").attrs))
+
+    def grid(self) -> TileGrid:
+        """The grid that was laid when the store was made."""
+        self._check_chunks(("xy", "coverage"))
+        group = self._group("r")
+        xy, coverage = self._read(group, "xy"), self._read(group, "coverage")
+        return self._understood(
+            lambda: TileGrid.from_attributes(group.attrs, np.asarray(xy, np.int64), np.asarray(coverage, np.float32))
+        )
+
+    def _understood(self, read: Callable[[], T]) -> T:
+        """What attributes say. Raises StoreError where they say something else than ours."""
+        try:
+            return read()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, StoreError):
+                raise
+            raise StoreError(
+                self.path,
+                f"the attributes of {self.zarr_path} are not those of a store of pathovit ({error!r}). Embed the slide again.",
+            ) from error
+
+    def tissue(self) -> NDArray[np.uint8]:
+        """(H, W) what every pixel of the overview is: numbers of `tissue.KINDS`. Raises StoreError if it was not kept."""
+        return tried_again(lambda: np.asarray(self._array(self._group("r"), "tissue")[:], np.uint8))
+
+    def chunk_files(self, chunk: int) -> list[Path]:
+        """Files of one chunk that embedding writes."""
+        return [self.zarr_path / "features" / "c" / str(chunk) / "0", self.zarr_path / "verdict" / "c" / str(chunk)]
+
+    def write_chunk(self, chunk: int, features: NDArray[np.floating[Any]], verdict: NDArray[np.uint8]) -> None:
+        """Commit one chunk: features (n, D) and verdicts (n,)."""
+        with storage_errors(self.zarr_path):
+            tried_again(lambda: self._put(chunk, features, verdict))
+            files = self.chunk_files(chunk)
+            for file in files:
+                fsync(file)
+                fsync(file.parent)
+            line = json.dumps({"chunk": chunk, "sha256": [file_sha256(file) for file in files]})
+            self._journal.mkdir(exist_ok=True)
+            write_atomically(self._journal / f"{chunk:06d}.json", line.encode())
+
+    def _put(self, chunk: int, features: NDArray[np.floating[Any]], verdict: NDArray[np.uint8]) -> None:
+        group = zarr.open_group(self.zarr_path, mode="r+")
+        size = self._array(group, "features").chunks[0]
+        rows = slice(chunk * size, chunk * size + len(features))
+        with _every_chunk():
+            self._array(group, "features")[rows] = features
+            self._array(group, "verdict")[rows] = verdict
+
+    def committed(self) -> set[int]:
+        """Chunks that are vouched for, by the journal or by the seal, and whose files still have the digests written there."""
+        vouched = self._sealed_chunks() | self._journalled()
+        return {chunk for chunk, digests in vouched.items() if self._has(self.chunk_files(chunk), digests)}
+
+    def _sealed_chunks(self) -> dict[int, list[str]]:
+        sealed = self.folder.features_record()
+        if sealed is None:
+            return {}
+        tiles, _, size = self.shape()
+        found = {}
+        for chunk in range(-(-tiles // size)):
+            names = [file.relative_to(self.zarr_path).as_posix() for file in self.chunk_files(chunk)]
+            if all(name in sealed.files for name in names):
+                found[chunk] = [sealed.files[name] for name in names]
+        return found
+
+    def _journalled(self) -> dict[int, list[str]]:
+        found = {}
+        for entry in sorted(self._journal.glob("[0-9]*.json")) if self._journal.is_dir() else []:
+            try:
+                line = json.loads(tried_again(entry.read_bytes))
+                found[int(line["chunk"])] = [str(digest) for digest in line["sha256"]]
+            except (ValueError, KeyError, TypeError):  # torn: nobody vouches for that chunk, and it is computed again
+                continue
+        return found
+
+    def _has(self, files: list[Path], digests: list[str]) -> bool:
+        return all(file.is_file() for file in files) and [file_sha256(file) for file in files] == digests
+
+    def is_sound(self) -> bool:
+        """Whether all but the chunks that embedding writes is as it was laid out; where nothing vouches for it, it is taken for sound."""
+        sealed = self.folder.features_record()
+        if sealed is None:
+            return True
+        tiles, _, size = self.shape()
+        written = {file for chunk in range(-(-tiles // size)) for file in self.chunk_files(chunk)}
+        return all(
+            self._has([file], [digest]) for name, digest in sealed.files.items() if (file := self.zarr_path / name) not in written
+        )
+
+    def sweep(self) -> None:
+        """Remove what a killed writer left behind."""
+        for stale in [*self.folder.path.rglob("*.partial")]:
+            if stale.is_file():
+                stale.unlink(missing_ok=True)
+
+    def read(self) -> SlideFeatures:
+        """All rows of a slide.
+
+        Raises
+        ------
+        StoreError : a chunk is missing or fails its checksum
+        """
+        group = self._group("r")
+        self._check_chunks(ARRAYS)
+        try:
+            features, verdict = self._read(group, "features"), self._read(group, "verdict")
+            grid = self.grid()
+        except StoreError:
+            raise
+        except Exception as error:  # codecs raise their own kinds; whatever it is, the stored bytes are wrong
+            raise StoreError(self.path, f"its stored features are damaged ({error}). Run again with --overwrite.") from error
+        return SlideFeatures(self.folder.slide_id, grid, np.asarray(features), np.asarray(verdict, np.uint8), self.attributes())
+
+    def _check_chunks(self, names: tuple[str, ...]) -> None:
+        """A missing chunk would be read as fill values, without a word."""
+        tiles, _, size = self.shape()
+        for name in names:
+            for chunk in range(-(-tiles // size)):
+                file = self.zarr_path / name / "c" / str(chunk)
+                if not (file / "0" if name in ("features", "xy") else file).is_file():
+                    raise StoreError(self.path, f"chunk {chunk} of its {name} is missing. Run again with --overwrite.")
+
+    def seal(self, seconds: float) -> None:
+        """All chunks are written: from here on features.json vouches for them. `seconds` were spent on them since the last seal."""
+        self.sweep()
+        sealed = self.folder.features_record()
+        if sealed is None or seconds or self._journal.is_dir() or not (self.folder.path / "features.json").is_file():
+            files = {file.relative_to(self.zarr_path).as_posix(): file_sha256(file) for file in self._files()}
+            before = sealed.seconds if sealed else 0.0
+            self.folder.seal(FeaturesRecord(files, round(before + seconds, 2)))
+        shutil.rmtree(self._journal, ignore_errors=True)
+
+    def _files(self) -> list[Path]:
+        """Files of the store, and nothing else that may lie there."""
+        tiles, _, size = self.shape()
+        found = [self.zarr_path / "zarr.json", *(self.zarr_path / name / "zarr.json" for name in (*ARRAYS, "tissue"))]
+        for chunk in range(-(-tiles // size)):
+            found += [
+                *self.chunk_files(chunk),
+                self.zarr_path / "xy" / "c" / str(chunk) / "0",
+                self.zarr_path / "coverage" / "c" / str(chunk),
+            ]
+        found += sorted((self.zarr_path / "tissue" / "c").glob("[0-9]*/[0-9]*"))
+        return [file for file in found if file.is_file()]

@@ -1,0 +1,1 @@
+"""Many slides over many workers."""

@@ -1,0 +1,238 @@
+"""Many slides over many workers: steps handed out, retries, progress.
+
+When a worker dies, every step it was at is under suspicion and is tried again with the whole worker to itself; the one
+that kills it again fails alone, and the others go on. No step is suspect where the worker was killed from outside: by the
+system's guard of its memory, or by a person.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any
+
+from pathovit.errors import InternalError, SettingsError, SlideError, StorageError
+from pathovit.outputs.records import Outcome
+from pathovit.run.dask_cluster import Death, death_of, open_client, slots_of
+from pathovit.run.plan import SlideJob, SlidePlan, Twin
+from pathovit.run.schedule import SLOTS, Free, SlideState, Step, next_step
+from pathovit.run.worker import TOPIC, Failed, Ok, Work, guarded
+from pathovit.slides.check import check_kind
+
+RESULT_S = 2.0  # to fetch a result of a few bytes, before it is looked whether its worker is still there
+MOST_KILLS = 5  # of workers that a slide's steps were at, from outside and one after the other, before it is given up
+
+Listener = Callable[[SlideState], None]
+Say = Callable[[str], None]
+
+
+def run_slides(
+    jobs: Sequence[SlideJob], work: Work, changed: Listener, stop: threading.Event, say: Say = lambda text: None
+) -> list[SlideState]:
+    """Carry all slides through their steps; a slide that fails becomes a row, the others go on.
+
+    Parameters
+    ----------
+    changed : called with a slide's state whenever it changes
+    stop : when set, no more steps are handed out and the function returns
+    say : called with a sentence on what happens to workers
+
+    Raises
+    ------
+    SettingsError, StorageError : what no slide can get past
+    """
+    states = [SlideState(index, job) for index, job in enumerate(jobs)]
+    drive = Drive(states, work, changed, stop, say)
+    drive.refuse_at_sight()
+    if all(state.over for state in states):
+        return states
+    with open_client(work.settings, stop) as client:
+        if client is not None:
+            say("workers are ready; the first loads the encoder")
+            client.subscribe_topic(TOPIC, lambda event: drive.note_progress(event[1]))
+            drive.go(client)
+    return states
+
+
+class _ResultLost(Exception):
+    """The worker died after a step had ended, and before its result was fetched."""
+
+
+@dataclass
+class Drive:
+    """The slides of one run, and what happens to them."""
+
+    states: list[SlideState]
+    work: Work
+    changed: Listener
+    stop: threading.Event
+    say: Say
+    _told: set[str] = field(default_factory=set)  # workers whose death has been told
+
+    def refuse_at_sight(self) -> None:
+        """Fail what is no slide by its look, before workers are started for it."""
+        for state in self.states:
+            try:
+                check_kind(state.job.path)
+            except SlideError as error:
+                state.fail(error)
+                self._settle(state)
+
+    def note_progress(self, message: dict[str, int]) -> None:
+        state = self.states[message["slide"]]
+        if state.stage == "embedding":
+            state.tiles_done = min(state.tiles_done + message["tiles"], state.tiles)
+            self.changed(state)
+
+    def go(self, client: Any) -> None:
+        """Hand out steps until all slides are over, or the run is stopped."""
+        from distributed import as_completed
+
+        running: dict[Any, tuple[SlideState, Step, str | None]] = {}
+        queue = as_completed()
+        while not self.stop.is_set():
+            slots = {at: Counter(count) for at, count in slots_of(client).items()}
+            while found := next_step(self.states, self.work, Free(slots, ((at, step) for _, step, at in running.values()))):
+                state, step, worker = found
+                future = client.submit(
+                    guarded, step.function, state.job.path, state.index, *step.arguments,
+                    key=f"{step.name}-{state.index}-{time.monotonic_ns()}", pure=False, resources=step.slots,
+                    workers=[worker] if worker else None, allow_other_workers=bool(worker),
+                )  # fmt: skip
+                running[future] = found
+                queue.add(future)
+                self.changed(state)
+            if not running:
+                return
+            while not queue.has_ready() and not self.stop.is_set():  # poll, so that a signal is noticed at once
+                time.sleep(0.02)
+            if self.stop.is_set():
+                client.cancel(list(running), force=True)
+                return
+            future = next(queue)
+            state, step, worker = running.pop(future)
+            result = self._result(client, future, state, step, worker)
+            if result is not None and not state.over:  # another part of it may have failed
+                self._take(state, step, result)
+            self._settle(state)
+
+    def _result(self, client: Any, future: Any, state: SlideState, step: Step, worker: str | None) -> Ok | Failed | None:
+        """What became of a step; None if it has to be done again."""
+        from distributed import CancelledError, KilledWorker
+
+        try:
+            return _fetch(client, future, worker)
+        except _ResultLost:
+            if worker:
+                self._tell_of(worker, state)
+            hand_out_again(state, step)  # what it did lies on disk, and is recognised
+            return None
+        except KilledWorker as error:
+            return self.judge_death(state, step, error.last_worker.address)
+        except CancelledError as error:
+            return Failed(InternalError(f"internal error: {error!r}"))
+
+    def judge_death(self, state: SlideState, step: Step, worker: str) -> Failed | None:
+        """What to make of a worker's death: the step is done again, alone if it may be guilty (None), or the slide fails."""
+        death = self._tell_of(worker, state, alone=step.slots == SLOTS)
+        if state.over:
+            return None
+        if not death.slide:
+            state.kills.add(worker)
+            if len(state.kills) < MOST_KILLS:
+                if len(state.kills) > 1:  # perhaps it is what fills the memory: alone it cannot take others along
+                    state.suspects.append(step)
+                else:
+                    hand_out_again(state, step)
+                return None
+            reason = f"{death.cause} {len(state.kills)} times. Look at the machine's memory; the slide may be sound."
+        elif step.slots != SLOTS:  # it was not alone: another step may have done it
+            state.suspects.append(step)
+            return None
+        else:
+            reason = f"{death.cause}, twice. The file may be damaged; copy or export it again."
+        return Failed(SlideError(state.job.path, reason))
+
+    def _tell_of(self, worker: str, state: SlideState, alone: bool = False) -> Death:
+        """What a worker died of, said once."""
+        death = death_of(worker)
+        if worker not in self._told:
+            self._told.add(worker)
+            which = state.job.path.name if alone else "a slide"
+            cause = (
+                death.cause.replace("its worker", "a worker")
+                .replace("reading it", f"reading {which}")
+                .replace("it outgrew", f"{which} outgrew")
+            )
+            self.say(f"{cause}; the worker is replaced")
+        return death
+
+    def _take(self, state: SlideState, step: Step, result: Ok | Failed) -> None:
+        """Take a step's result into the slide's state. What no slide can get past is raised."""
+        if isinstance(result, Failed):
+            if isinstance(result.error, SettingsError | StorageError):
+                raise result.error
+            state.fail(result.error)
+            return
+        state.kills.clear()
+        if step.name == "start":
+            self._planned(state, result.value)
+        elif step.name == "embed":
+            state.parts_running -= 1
+            state.seconds = time.monotonic() - state.began
+            state.spans += result.value
+        else:
+            state.done, state.stage = result.value, "done"
+            state.tiles_done = state.tiles
+
+    def _planned(self, state: SlideState, plan: SlidePlan | Twin) -> None:
+        if isinstance(plan, Twin):
+            state.twin_of = next(s for s in state.like(self.states) if s.plan and s.plan.slide_id == plan.slide_id)
+            state.stage, state.skipped, state.twin_id = "done", True, plan.slide_id
+            return
+        state.plan, state.stage = plan, "embedding"
+        if plan.embedded:
+            state.tiles_done = state.tiles
+        else:
+            state.parts_left.extend(range(plan.parts(self.work.settings.embed.part_tiles)))
+        if plan.done is not None:
+            state.stage, state.skipped, state.done = "done", True, plan.done
+
+    def _settle(self, state: SlideState) -> None:
+        """What happened to a slide is told; if it is over, it stays on disk until it is done."""
+        self.changed(state)
+        if not state.over:
+            return
+        outcome = None
+        if state.error is not None or state.twin_of is not None:
+            outcome = Outcome(
+                state.job.path.name, state.reason.splitlines()[0], state.slide_id, state.twin_of is not None, state.job.patient,
+                date.today().isoformat(),
+            )  # fmt: skip
+        self.work.out.settle(state.job.path, state.slide_id, outcome)
+
+
+def _fetch(client: Any, future: Any, worker: str | None) -> Ok | Failed:
+    while True:
+        try:
+            found: Ok | Failed = future.result(timeout=RESULT_S)
+            return found
+        except TimeoutError:
+            if worker not in slots_of(client):
+                future.cancel(force=True)
+                raise _ResultLost from None
+
+
+def hand_out_again(state: SlideState, step: Step) -> None:
+    """As if the step had not been begun."""
+    if state.over:
+        return
+    if step.name == "embed":
+        state.parts_running -= 1
+        state.parts_left.appendleft(step.arguments[1])
+    else:
+        state.stage = {"start": "waiting", "finish": "embedding"}[step.name]

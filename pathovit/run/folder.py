@@ -1,0 +1,234 @@
+"""Many slides into one output folder: what `pathovit run` and `pathovit embed` do, to be called from anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pathovit.encoders.check import check_weights
+from pathovit.errors import InternalError, PathovitError, SettingsError, StorageError
+from pathovit.model.card import NO_EVIDENCE, REFERENCE, Trained, model_digest, read_card
+from pathovit.outputs.folder import OutFolder, Refused
+from pathovit.outputs.lease import lease
+from pathovit.outputs.records import SlideRecord, SlideVerdict
+from pathovit.outputs.runs import RunLog, RunRecord, SlideOutcome
+from pathovit.run.drive import Listener, run_slides
+from pathovit.run.jobs import find_jobs
+from pathovit.run.plan import SlideJob
+from pathovit.run.schedule import SlideState
+from pathovit.run.worker import Work
+from pathovit.settings import Settings
+from pathovit.show.report import write_report
+from pathovit.show.table import Contents, write_table
+from pathovit.tables import Say
+
+
+@dataclass
+class Stop:
+    """Set to have a run end soon, and with which exit code."""
+
+    event: threading.Event = field(default_factory=threading.Event)
+    code: int = 0
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Settings and the folder of a slide model that fit each other; without a model there are features only."""
+
+    settings: Settings
+    model: str | None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run into a folder ended."""
+
+    out: OutFolder
+    states: tuple[SlideState, ...]  # in the order in which the slides were given
+    refused: tuple[Refused, ...]  # records in the folder that are not read
+    record: RunRecord
+    exit_code: int
+
+    @property
+    def slides(self) -> list[SlideRecord]:
+        """Records of the slides that are done."""
+        return [state.done for state in self.states if state.done]
+
+    @property
+    def failures(self) -> dict[Path, PathovitError]:
+        """Why the others are not."""
+        return {state.job.path: state.error for state in self.states if state.error}
+
+
+def run_folder(
+    slides: Sequence[Path | str] | Path | str,
+    out: Path | str = "out",
+    *,
+    model: Path | str | None = None,
+    settings: Settings | None = None,
+    mpp: float | None = None,
+    manifest: Path | str | None = None,
+    overwrite: bool = False,
+    changed: Listener = lambda state: None,
+    say: Say = lambda text: None,
+) -> RunResult:
+    """Slides to answers, heatmaps and a report in a folder, by worker processes: `pathovit run`, from Python.
+
+    Parameters
+    ----------
+    slides : files, or folders of them
+    model : a folder that `pathovit train` made; None for the bundled one, or for features only where `settings` name another encoder
+    mpp : um per pixel of level 0, for slides that do not say it
+    changed : called with a slide's state whenever it changes
+    say : called with a sentence on what was understood, and on what happens to workers
+
+    Raises
+    ------
+    PathovitError : what no slide can get past; slides that fail alone are in `failures` of the result
+    """
+    given = [slides] if isinstance(slides, Path | str) else slides
+    settings = settings or Settings()
+    if model is not None:
+        settings = replace(settings, heatmap=replace(settings.heatmap, model=str(model)))
+    matched = match_model(settings, settings.embed.encoder != REFERENCE, model is not None, say)
+    jobs = find_jobs([Path(path) for path in given], mpp, None if manifest is None else Path(manifest), say)
+    folder = OutFolder(Path(out))
+    with lease(folder.path):
+        return run_jobs(jobs, folder, matched, overwrite, ("run_folder",), changed, say, Stop())
+
+
+def match_model(settings: Settings, encoder_given: bool, model_given: bool, say: Say = lambda text: None) -> Matched:
+    """Settings and model folder that fit each other.
+
+    A model brings the encoder and the tiles it was trained on, unless others were asked for; an encoder that no model
+    was given for is run for its features alone.
+    """
+    if not model_given and settings.heatmap.model == REFERENCE and settings.embed.encoder != REFERENCE:
+        say(
+            f"no slide model for encoder {settings.embed.encoder!r} was given: features only. "
+            "Train one with `pathovit train LABELS.csv`, then use --model."
+        )
+        return Matched(settings, None)
+    folder, card = read_card(settings.heatmap.model)
+    if card.config.kind in NO_EVIDENCE:
+        raise SettingsError(
+            f"{settings.heatmap.model}: a {card.config.kind} model says nothing of single tiles, so there is no heatmap to draw. "
+            "Use it with predict and evaluate, or train a slide_transformer."
+        )
+    if settings.heatmap.model != REFERENCE:  # `heatmap` may be called from another folder later
+        settings = replace(settings, heatmap=replace(settings.heatmap, model=str(folder)))
+    trained = card.trained
+    if not encoder_given:
+        settings = replace(settings, embed=replace(settings.embed, encoder=trained.encoder))
+    tiles = settings.tiles
+    settings = replace(settings, tiles=replace(tiles, tile_px=tiles.tile_px or trained.tile_px, mpp=tiles.mpp or trained.mpp))
+    _refuse_misfit(settings, trained, settings.heatmap.model)
+    return Matched(settings, str(folder))
+
+
+def _refuse_misfit(settings: Settings, trained: Trained, model: str) -> None:
+    """Refuse tiles and encoders that the model was not made for; before workers are started."""
+    asked = {"--encoder": settings.embed.encoder, "--tile-px": settings.tiles.tile_px, "--tile-mpp": settings.tiles.mpp}
+    fitting = {"--encoder": trained.encoder, "--tile-px": trained.tile_px, "--tile-mpp": trained.mpp}
+    for option, value in asked.items():
+        if value != fitting[option]:
+            raise SettingsError(
+                f"{option} {value}: the model {Path(model).name!r} was made for {fitting[option]}. Leave out {option}; or store features with "
+                "`pathovit embed`, train a model on them, and give that with --model."
+            )
+
+
+def run_jobs(
+    jobs: Sequence[SlideJob], out: OutFolder, matched: Matched, overwrite: bool, command: Sequence[str], changed: Listener, say: Say,
+    stop: Stop,
+) -> RunResult:  # fmt: skip
+    """Run all jobs into a folder whose lease is held, and write down what came of it.
+
+    Raises
+    ------
+    PathovitError : what no slide can get past; what was finished before is shown, and the record of the run before stays
+    """
+    settings, model = _with_whole_paths(matched.settings), matched.model
+    weights_sha256 = check_weights(settings)
+    card = read_card(model)[1] if model is not None else None
+    work = Work(
+        OutFolder(out.path.resolve()), settings, weights_sha256, model, model_digest(card) if card else None, overwrite
+    )  # fmt: skip
+    began = time.monotonic()
+    log = RunLog(
+        out,
+        RunRecord(
+            command=tuple(command),
+            started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            settings=settings.to_dict(),
+            weights_sha256=weights_sha256,
+            model=model,
+            model_sha256=work.model_sha256,
+            demonstration=card is not None and card.demonstration,
+            slides=tuple(str(job.path) for job in jobs),
+        ),
+    )
+    if overwrite and out.begin_replacing(_key(work, jobs)):
+        say("the same --overwrite was interrupted: it goes on with the slides that it had not begun")
+    try:
+        states = run_slides(jobs, work, changed, stop.event, say)
+    except StorageError:
+        raise  # nothing can be written there
+    except PathovitError as error:
+        log.refuse(error.exit_code, str(error))
+        _show(out, log.record)
+        raise
+    found = Contents.of(out)
+    _require_rows(states, found)
+    code = stop.code or exit_code(states)
+    outcomes = tuple(SlideOutcome(s.job.path.name, s.stage, s.slide_id, s.reason) for s in states)
+    record = log.end(code, time.monotonic() - began, outcomes)
+    _show(out, record)
+    if overwrite and not stop.event.is_set():
+        out.end_replacing()
+    return RunResult(out, tuple(states), found.refused, record, code)
+
+
+def _show(out: OutFolder, record: RunRecord) -> None:
+    found = Contents.of(out)
+    write_table(out, found)
+    write_report(out, found, record)
+
+
+def _require_rows(states: Sequence[SlideState], found: Contents) -> None:
+    """A slide that counts as done has a row of its own; one that has none was lost, by a fault of ours or another's hand."""
+    kept = {record.slide_id for record in found.records}
+    for state in states:
+        if state.stage == "done" and state.twin_of is None and state.slide_id not in kept:
+            state.fail(
+                InternalError(
+                    f"{state.job.path.name}: it was done, and its record is gone from slides/{state.slide_id}. Run it again."
+                )
+            )
+
+
+def _with_whole_paths(settings: Settings) -> Settings:
+    """Paths made absolute, for workers that may run in another folder."""
+    weights = settings.embed.weights
+    if weights and weights != "random":
+        settings = replace(settings, embed=replace(settings.embed, weights=str(Path(weights).resolve())))
+    return settings
+
+
+def _key(work: Work, jobs: Sequence[SlideJob]) -> str:
+    """What an --overwrite is known by: settings, weights, model and slides."""
+    known = [work.settings.to_dict(), work.weights_sha256, work.model_sha256, sorted(str(job.path) for job in jobs)]
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()[:24]
+
+
+def exit_code(states: Sequence[SlideState]) -> int:
+    """0 all done; 1 a fault of ours; 3 some slide failed or is degraded."""
+    if any(state.internal for state in states):
+        return 1
+    bad = any(state.stage != "done" or (state.done and state.done.verdict != SlideVerdict.OK) for state in states)
+    return 3 if bad else 0

@@ -1,0 +1,56 @@
+"""What was given, to slides that are to be done: files and folders, with what a manifest says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pathovit.errors import SettingsError
+from pathovit.manifest import existing_slide, read_manifest, rows_of_slides
+from pathovit.run.plan import SlideJob, with_mpp
+from pathovit.slides.find import find_slides
+from pathovit.tables import Say
+
+MAGNIFICATIONS = (5, 10, 20, 40, 60, 63, 80, 100)  # that users give where micrometres per pixel are asked for
+
+
+def find_jobs(
+    slides: Sequence[Path] | None, mpp: float | None = None, manifest: Path | None = None, say: Say = lambda text: None
+) -> list[SlideJob]:
+    """SlideJobs for the slides given, with what the manifest says of them; without slides, the manifest's.
+
+    Raises
+    ------
+    SettingsError : nothing given, a pixel size that is none, a manifest that cannot be understood
+    NoSlidesError : no slide was found
+    """
+    rows = read_manifest(manifest, say) if manifest else []
+    if not slides and not rows:
+        raise SettingsError("No slide given. Give slide files, a folder, or a --manifest.")
+    if mpp is not None:
+        check_mpp(mpp)
+    if not slides:
+        rows = [replace(row, slide=existing_slide(row), in_folder=True) for row in rows]
+    found: dict[Path, Path] = {}
+    for path in find_slides(slides or [row.slide for row in rows]):
+        found.setdefault(path.resolve(), path)
+    given = list(found.values())
+    told = rows_of_slides(rows, given, manifest, say) if manifest else {}
+    jobs = []
+    for path in given:
+        job = SlideJob(path.absolute())  # workers may run in another folder
+        if (row := told.get(path)) is not None:
+            job = SlideJob(path.absolute(), row.mpp, "manifest", row.patient, row.label("label"))
+        jobs.append(with_mpp(job, mpp))
+    return jobs
+
+
+def check_mpp(mpp: float) -> None:
+    """Refuse a pixel size that is a magnification, or none."""
+    if not mpp > 0:
+        raise SettingsError(f"--mpp is {mpp:g}, expected above 0.")
+    if mpp in MAGNIFICATIONS:
+        raise SettingsError(
+            f"--mpp {mpp:g} looks like a magnification. Give micrometres per pixel: {mpp:g}x is about {10 / mpp:g} with most scanners."
+        )

@@ -1,0 +1,202 @@
+"""The first step of a slide: what it is, where its tissue lies, which tiles are read; and what of all that is done already.
+
+    plan_slide  ->  embed_part 1..K  ->  finish_slide
+
+Every step can be killed at any point and run again: state lies on disk, and is recognised by its recipe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pathovit.encoders.records import EncoderRecord
+from pathovit.errors import StoreError
+from pathovit.geometry import XY
+from pathovit.outputs.features import FeatureAttributes
+from pathovit.outputs.folder import OutFolder
+from pathovit.outputs.recipe import EmbedRecipe, embed_recipe, feature_dtype, finish_recipe, tile_spec
+from pathovit.outputs.records import SlideRecord
+from pathovit.outputs.store import FeatureStore
+from pathovit.settings import Settings
+from pathovit.slides.description import SlideDescription, Survey
+from pathovit.slides.identity import FileState, slide_id
+from pathovit.slides.slide import Slide, open_slide
+from pathovit.slides.tiling import TileGrid, check_resolution, lay_grid
+from pathovit.slides.tissue import TissueMask, find_tissue
+
+if TYPE_CHECKING:
+    from pathovit.encoders import Encoder
+    from pathovit.model.slide_model import SlideModel
+
+
+@dataclass(frozen=True)
+class SlideJob:
+    """A slide asked for: its file, and what the user knows better than the file."""
+
+    path: Path
+    mpp: XY | None = None  # um per pixel of level 0
+    mpp_source: str = "option --mpp"
+    patient: str | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class SlidePlan:
+    """What will be done with a slide."""
+
+    job: SlideJob
+    slide_id: str
+    sha256: str
+    description: SlideDescription
+    survey: Survey
+    state: FileState  # of the slide's files when they were looked at first
+    embedded: bool = False  # all features are on disk, and have been checked
+    done: SlideRecord | None = None  # if all products are on disk
+
+    def parts(self, part_tiles: int) -> int:
+        return -(-self.survey.tiles // part_tiles)
+
+    def recipe(self, settings: Settings, encoder: Encoder) -> EmbedRecipe:
+        """The recipe of its features."""
+        mpp, reader = self.description.mpp, self.description.reader
+        return embed_recipe(self.sha256, mpp, reader, settings, encoder.record, encoder.recipe())
+
+    def store(self, out: OutFolder) -> FeatureStore:
+        return FeatureStore(out.slide(self.slide_id), self.job.path)
+
+    def open(self, settings: Settings) -> Slide:
+        """The slide again, as it was planned."""
+        return open_slide(
+            self.job.path, self.description.mpp, self.description.mpp_source, self.sha256, settings.embed.reader
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A slide whose content another one has that was given before, under the same name: it would write to the same folder."""
+
+    slide_id: str
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """An open slide with its tissue and its grid. The caller closes the slide."""
+
+    slide: Slide
+    mask: TissueMask
+    grid: TileGrid
+
+    @property
+    def survey(self) -> Survey:
+        mask = self.mask
+        return Survey(mask.area_mm2, len(self.grid), self.grid.upsampled, mask.left_out_mm2, mask.remarks)
+
+
+def survey_slide(job: SlideJob, settings: Settings, record: EncoderRecord, sha256: str | None = None) -> Surveyed:
+    """Preflight, tissue and grid of one slide; no model is loaded, and its content is not read for a digest."""
+    slide = open_slide(job.path, job.mpp, job.mpp_source, sha256, settings.embed.reader)
+    try:
+        spec = tile_spec(settings, record)
+        check_resolution(slide, spec)  # before any pixel is read
+        mask = find_tissue(slide, settings.tissue)
+        grid = lay_grid(slide, mask, spec, settings.embed.max_tiles, record.scaled_decoding)
+    except BaseException:
+        slide.close()
+        raise
+    return Surveyed(slide, mask, grid)
+
+
+def plan_slide(
+    job: SlideJob, out: OutFolder, settings: Settings, encoder: Encoder, model: SlideModel | None, overwrite: bool,
+    given: frozenset[str] = frozenset(),
+) -> SlidePlan | Twin:  # fmt: skip
+    """Plan a slide and lay out its store; a slide that is done already is recognised without looking at its pixels.
+
+    Parameters
+    ----------
+    given : slide_ids of slides that were given before: nothing of theirs is touched
+
+    Raises
+    ------
+    SettingsError : the model needs other features
+    SlideError : the slide cannot go on, or the folder holds features of it made by another recipe
+    """
+    sha256, state = out.fingerprint(job.path)
+    known_as = slide_id(job.path, sha256)
+    if known_as in given:
+        return Twin(known_as)
+    overwrite = overwrite and not out.is_replaced(known_as)
+    record = None if overwrite else out.slide(known_as).record()
+    if record is not None and (job.mpp is not None or record.description.mpp_source.startswith("metadata")):
+        description = replace(record.description, mpp=job.mpp or record.description.mpp)
+        plan = SlidePlan(job, known_as, sha256, description, record.survey, state)
+        if record.recipe == plan.recipe(settings, encoder):
+            if model is not None:
+                model.check(record.recipe)
+            if _is_done(record, plan, out, settings, model):
+                return replace(plan, embedded=True, done=record)
+            if _is_whole(plan.store(out)):
+                return replace(plan, embedded=True)
+    return _lay_out(job, known_as, sha256, state, out, settings, encoder, model, overwrite)
+
+
+def _is_done(record: SlideRecord, plan: SlidePlan, out: OutFolder, settings: Settings, model: SlideModel | None) -> bool:
+    """Whether all that is asked for was made, and is there. Features are enough where no model is given."""
+    if record.finish_recipe is None or not out.slide(plan.slide_id).has_all(record):
+        return False
+    asked = finish_recipe(settings, model.sha256 if model else None, plan.job.patient, plan.job.label)
+    return model is None or record.finish_recipe == asked
+
+
+def _is_whole(store: FeatureStore) -> bool:
+    """Whether all features are there as they were written."""
+    try:
+        tiles, _, size = store.shape()
+        return store.is_sound() and len(store.committed()) == -(-tiles // size)
+    except StoreError:
+        return False
+
+
+def _lay_out(
+    job: SlideJob, known_as: str, sha256: str, state: FileState, out: OutFolder, settings: Settings, encoder: Encoder,
+    model: SlideModel | None, overwrite: bool,
+) -> SlidePlan:  # fmt: skip
+    """Look at the slide, and lay out its store where there is none that can go on."""
+    found = survey_slide(job, settings, encoder.record, sha256)
+    with found.slide as slide:
+        plan = SlidePlan(job, known_as, sha256, slide.description, found.survey, state)
+        store, recipe = plan.store(out), plan.recipe(settings, encoder)
+        if model is not None:
+            model.check(recipe)
+        stored = None if overwrite else _stored_recipe(store)
+        if stored is not None and stored != recipe:
+            raise StoreError(
+                job.path,
+                f"{out.path} holds features of it made by another recipe ({'; '.join(stored.differences(recipe)[:4])}). "
+                "Choose another --out, or replace them with --overwrite.",
+            )
+        if stored is None:
+            attributes = FeatureAttributes.of_slide(slide, encoder.device.type, recipe, found.mask.downsample)
+            dtype = feature_dtype(settings, encoder.record)
+            store.create(found.grid, encoder.dim, settings.embed.chunk_tiles, attributes, found.mask.kinds(), dtype)
+            if overwrite:
+                out.mark_replaced(known_as)
+        else:
+            store.sweep()
+    return replace(plan, embedded=stored is not None and _is_whole(store))
+
+
+def _stored_recipe(store: FeatureStore) -> EmbedRecipe | None:
+    """The recipe of what can go on; a damaged store is laid out anew."""
+    try:
+        recipe = store.recipe()
+        return recipe if recipe is not None and store.is_sound() else None
+    except StoreError:
+        return None
+
+
+def with_mpp(job: SlideJob, mpp: float | None) -> SlideJob:
+    """The job with a pixel size given for all slides, unless it has its own."""
+    return job if mpp is None or job.mpp is not None else replace(job, mpp=(mpp, mpp), mpp_source="option --mpp")

@@ -1,0 +1,174 @@
+"""Steps of a slide as they run inside a worker process: what they need is loaded once, and kept for the next ones."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pathovit.errors import InternalError, PathovitError, SettingsError, SlideError
+from pathovit.machine import give_back_memory, keep_freed_memory, quiet_libraries, share_of, use_threads
+from pathovit.outputs.folder import OutFolder
+from pathovit.outputs.records import SlideRecord
+from pathovit.run.plan import SlideJob, SlidePlan, Twin, plan_slide
+from pathovit.run.watchdog import Watchdog
+from pathovit.settings import Settings
+
+if TYPE_CHECKING:
+    from pathovit.model.slide_model import SlideModel
+    from pathovit.run.embedder import Embedder, Span
+
+TOPIC = "pathovit-progress"
+REPORT_EVERY_S = 0.5
+STEP_READS = 15  # a step that reads a whole slide may take as long as so many tiles
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every step needs to know; sent along with it."""
+
+    out: OutFolder
+    settings: Settings
+    weights_sha256: str  # of the encoder; with the model's, it keys what workers keep loaded
+    model: str | None  # a model folder; None: features only
+    model_sha256: str | None
+    overwrite: bool
+
+
+@dataclass(frozen=True)
+class Ok:
+    """What a step returned."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why a step did not end: errors are results here, only a death is an event."""
+
+    error: PathovitError
+
+
+class Kept:
+    """What this worker has loaded: one embedder and one model. Steps run side by side, and the first of them loads."""
+
+    def __init__(self, workers: int) -> None:
+        """`workers` : that share this machine"""
+        quiet_libraries()
+        self.cores = share_of(workers)
+        self._lock = threading.Lock()
+        self._embedder: tuple[tuple[Settings, str], Embedder] | None = None
+        self._model: tuple[tuple[str, str | None], SlideModel] | None = None
+
+    def embedder(self, work: Work) -> Embedder:
+        with self._lock:
+            key = work.settings, work.weights_sha256
+            if self._embedder is None or self._embedder[0] != key:
+                self._embedder = None  # before the next takes its memory
+                self._embedder = key, self._load_embedder(work)
+            return self._embedder[1]
+
+    def _load_embedder(self, work: Work) -> Embedder:
+        from pathovit.encoders import load_encoder
+        from pathovit.run.embed import batch_tiles, make_embedder
+
+        keep_freed_memory()
+        settings, embed = work.settings, work.settings.embed
+        encoder = load_encoder(
+            embed.encoder, embed.weights, settings.run.device, embed.precision, settings.tiles.tile_px, embed.engine, self.cores
+        )
+        if encoder.weights_sha256 != work.weights_sha256:
+            raise SettingsError(
+                f"The weights of {embed.encoder!r} on a worker are not those of this machine. Give all machines the same files."
+            )
+        batch_tiles(settings, encoder)  # which a GPU has to find out, and not while it is at work
+        return make_embedder(encoder, settings, on_hang="exit")
+
+    def model(self, work: Work) -> SlideModel | None:
+        from pathovit.model.slide_model import load_model
+
+        if work.model is None:
+            return None
+        with self._lock:
+            key = work.model, work.model_sha256
+            if self._model is None or self._model[0] != key:
+                model = load_model(work.model)
+                if model.sha256 != work.model_sha256:
+                    raise SettingsError(
+                        f"{work.model} on a worker is not the model of this machine. Give all machines the same files."
+                    )
+                self._model = key, model
+            return self._model[1]
+
+
+@cache
+def kept() -> Kept:
+    """Of this process, which its nanny told how many workers share the machine."""
+    return Kept(int(os.environ.get("PATHOVIT_WORKERS", "1")))
+
+
+def start(index: int, job: SlideJob, given: frozenset[str], work: Work) -> SlidePlan | Twin:
+    with _limited(job.path, work):
+        encoder = kept().embedder(work).encoder
+        plan = plan_slide(job, work.out, work.settings, encoder, kept().model(work), work.overwrite, given)
+    give_back_memory()
+    return plan
+
+
+def embed(index: int, plan: SlidePlan, part: int, work: Work) -> list[Span]:
+    from pathovit.run.embed import embed_part
+
+    pending: dict[str, float] = {}
+    embedder = kept().embedder(work)
+    return embed_part(plan, part, work.out, work.settings, embedder, lambda tiles: _report(index, tiles, pending))
+
+
+def finish(index: int, plan: SlidePlan, work: Work, seconds: float) -> SlideRecord:
+    from pathovit.run.finish import finish_slide
+
+    use_threads(kept().cores)  # of this thread: those of the device have theirs
+    with _limited(plan.job.path, work):
+        done = finish_slide(plan, work.out, work.settings, kept().model(work), seconds)
+    give_back_memory()
+    return done
+
+
+@contextmanager
+def _limited(path: Path, work: Work) -> Iterator[None]:
+    """Planning and finishing read whole slides: they get as long as many tiles."""
+    watchdog = Watchdog(STEP_READS * work.settings.run.read_timeout_s, "exit")
+    try:
+        with watchdog(f"{path.name}: a step"):
+            yield
+    finally:
+        watchdog.close()
+
+
+def _report(slide: int, tiles: int, pending: dict[str, float]) -> None:
+    """Tell the scheduler's side about progress, a few times a second."""
+    from distributed import get_worker
+
+    pending["tiles"] = pending.get("tiles", 0) + tiles
+    now = time.monotonic()
+    if now - pending.get("at", 0.0) >= REPORT_EVERY_S:
+        get_worker().log_event(TOPIC, {"slide": slide, "tiles": int(pending["tiles"])})
+        pending.update(tiles=0, at=now)
+
+
+def guarded(step: Callable[..., Any], path: Path, *arguments: Any) -> Ok | Failed:
+    """A step's result, or its error as a value."""
+    try:
+        return Ok(step(*arguments))
+    except PathovitError as error:
+        return Failed(error)
+    except MemoryError as error:
+        return Failed(SlideError(path, f"it needs more memory than there is ({error}). Look whether its pixel size is true."))
+    except Exception as error:  # a fault of ours: this slide fails with it, and the exit code says so
+        return Failed(InternalError(f"internal error: {error!r}\n{traceback.format_exc()}"))

@@ -1,0 +1,1 @@
+"""Answer -> what people and other programs read."""

@@ -1,0 +1,57 @@
+"""Pictures by matplotlib, whatever the user's own settings of it are. The one door to matplotlib."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pathovit import RESEARCH_USE
+from pathovit.files import write_atomically
+
+FONT = "DejaVu Sans"  # comes with matplotlib
+
+
+@contextmanager
+def own_style() -> Iterator[None]:
+    """matplotlib's defaults: a matplotlibrc of the user does not reach our pictures."""
+    import matplotlib
+
+    left = {"backend", "backend_fallback", "interactive", "toolbar", "timezone"}  # of the process, not of a picture
+    ours = {key: value for key, value in matplotlib.rcParamsDefault.items() if key not in left}
+    with matplotlib.rc_context(ours | {"font.family": [FONT]}):
+        yield
+
+
+def new_figure(size: tuple[float, float], title: str, footer: str = RESEARCH_USE) -> Any:
+    """A figure of so many inches with its title and footer; to be made, filled and saved within `own_style`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=11, parse_math=False)
+    figure.supxlabel(footer, fontsize=8)
+    return figure
+
+
+def save(figure: Any, path: Path) -> None:
+    """Put a figure in place as PNG, whole."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": "pathovit", "Comment": RESEARCH_USE})
+    write_atomically(path, buffer.getvalue())
+
+
+@cache
+def _font() -> Any:
+    from matplotlib.font_manager import fontManager, get_font
+
+    return get_font(fontManager.findfont(FONT))
+
+
+def drawable(text: str, instead: str) -> str:
+    """The text, if the font has all of its characters; else what can stand for it. A row of boxes names nothing."""
+    return text if all(_font().get_char_index(ord(c)) for c in text if not c.isspace()) else instead

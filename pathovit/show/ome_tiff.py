@@ -1,0 +1,71 @@
+"""heatmap.ome.tiff: float32 layers with a pyramid, pixel size in micrometres, NaN where nothing was read."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pathovit import RESEARCH_USE
+from pathovit.files import write_atomically
+from pathovit.show.heatmap import Heatmap
+
+TILE_PX = 256
+SMALLEST_PX = 32  # the pyramid ends when the longer side is below twice this
+
+
+def write_ome_tiff(path: Path, heatmap: Heatmap, trial: str = "") -> None:
+    """Write a heatmap; `trial` says so if it is one. Its first pixel begins at the corner of the scanned bounds, where QuPath's view begins."""
+    import tifffile
+
+    names = [*heatmap.names, "unread"]
+    pyramid = [np.concatenate([heatmap.layers, heatmap.unread[None].astype(np.float32)])]
+    while max(pyramid[-1].shape[1:]) >= 2 * SMALLEST_PX:
+        pyramid.append(halve(pyramid[-1]))
+    width_um, height_um = heatmap.cell_um
+    layers = len(names)
+    metadata = {
+        "axes": "CYX",
+        "Name": "pathovit heatmap",
+        "Description": f"{RESEARCH_USE} {trial and f'This is {trial}. '}Level-0 origin {heatmap.origin}, cell {heatmap.cell_l0} level-0 pixels.",
+        "PhysicalSizeX": width_um,
+        "PhysicalSizeXUnit": "µm",
+        "PhysicalSizeY": height_um,
+        "PhysicalSizeYUnit": "µm",
+        "Channel": {"Name": names},
+        "Plane": {
+            "PositionX": [heatmap.origin[0] * heatmap.mpp[0]] * layers,
+            "PositionXUnit": ["µm"] * layers,
+            "PositionY": [heatmap.origin[1] * heatmap.mpp[1]] * layers,
+            "PositionYUnit": ["µm"] * layers,
+        },
+    }
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer, ome=True, bigtiff=False) as tiff:
+        options = {"tile": (TILE_PX, TILE_PX), "compression": "zlib", "photometric": "minisblack"}
+        for index, image in enumerate(pyramid):
+            scale = 2**index
+            tiff.write(
+                image,
+                subifds=len(pyramid) - 1 if index == 0 else 0,
+                subfiletype=0 if index == 0 else 1,
+                metadata=metadata if index == 0 else None,
+                resolution=(1e4 / (width_um * scale), 1e4 / (height_um * scale)),
+                resolutionunit="CENTIMETER",
+                **options,
+            )
+    write_atomically(path, buffer.getvalue())
+
+
+def halve(layers: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(L, H, W) -> (L, ceil(H/2), ceil(W/2)): the mean of what is known in each 2 x 2 block."""
+    height, width = layers.shape[1] + layers.shape[1] % 2, layers.shape[2] + layers.shape[2] % 2
+    padded = np.full((len(layers), height, width), np.nan, np.float32)
+    padded[:, : layers.shape[1], : layers.shape[2]] = layers
+    blocks = padded.reshape(len(layers), height // 2, 2, width // 2, 2)
+    known = np.isfinite(blocks)
+    count = known.sum((2, 4))
+    total = np.where(known, blocks, 0).sum((2, 4))
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)

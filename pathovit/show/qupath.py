@@ -1,0 +1,119 @@
+"""heatmap.geojson: tiles and hot regions for QuPath.
+
+Its rules, from its own reader: `id` is a UUID; geometry in pixels of the image QuPath shows, which is cropped to
+`openslide.bounds-*` where these exist; everything else inside `properties`; a classification with a name must have a
+colour; measurements are an object of finite numbers.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from shapely import STRtree, box, centroid, union_all
+from shapely.geometry import mapping
+
+from pathovit import RESEARCH_USE
+from pathovit.files import to_json, write_atomically
+from pathovit.outputs.features import SlideFeatures
+
+Feature: TypeAlias = dict[str, object]  # of GeoJSON
+HOT_COLOUR, UNREAD_COLOUR = [200, 30, 30], [120, 120, 120]
+BANDS = 10  # score bands, when tiles are too many to be listed one by one
+
+
+def write_geojson(
+    path: Path,
+    slide: SlideFeatures,
+    scores: NDArray[np.float32],
+    layers: dict[str, NDArray[np.float32]],
+    name: str,
+    *,
+    hot_score: float,
+    max_tiles: int,
+) -> int:
+    """Write tiles with their measurements, and the regions at or above `hot_score`; returns the number of regions.
+
+    Parameters
+    ----------
+    scores : (N,), NaN where a tile was not read
+    layers : further measurements (N,) of tiles, by name
+    name : the class the scores speak of
+    """
+    bounds = slide.attributes.bounds
+    offset = np.array([bounds.x, bounds.y]) if slide.attributes.has_bounds else np.zeros(2)
+    squares = box(*(tile_edges(slide) - np.tile(offset, 2)).T)
+    features: list[Feature] = []
+    if len(slide.xy) <= max_tiles:
+        features += _tiles(slide, squares, scores, layers, name)
+    else:
+        features += _bands(squares, scores, name)
+    for part in _parts(squares[slide.unread]):
+        features.append(_feature(slide.slide_id, part, "annotation", "Unread", UNREAD_COLOUR, {}))
+    regions = 0
+    hot = np.nan_to_num(scores, nan=-1.0) >= hot_score
+    tree, hot_scores = STRtree(centroid(squares[hot])), scores[hot]
+    for region in _parts(squares[hot]):
+        inside = [float(s) for s in hot_scores[tree.query(region, predicate="contains")]]
+        area = region.area * slide.mpp[0] * slide.mpp[1] * 1e-6
+        numbers = {"Mean score": float(np.mean(inside)), "Highest score": max(inside), "Area mm^2": area}
+        features.append(_feature(slide.slide_id, region, "annotation", name, HOT_COLOUR, numbers))
+        regions += 1
+    collection = {
+        "type": "FeatureCollection",
+        "pathovit": RESEARCH_USE,
+        **({"trial": slide.trial} if slide.trial else {}),
+        "features": features,
+    }
+    write_atomically(path, to_json(collection))
+    return regions
+
+
+def tile_edges(slide: SlideFeatures) -> NDArray[np.float64]:
+    """(N, 4) left, top, right, bottom in whole level-0 pixels; tiles that touch on the lattice share their edge exactly."""
+    tile, stride = np.asarray(slide.tile_l0), np.asarray(slide.grid.stride_l0)
+    if not np.allclose(tile, stride):
+        return np.concatenate([slide.xy, np.rint(slide.xy + tile)], axis=1)
+    origin = np.asarray(slide.grid.origin)
+    place = np.rint((slide.xy - origin) / stride)
+    return np.concatenate([np.rint(origin + place * stride), np.rint(origin + (place + 1) * stride)], axis=1)
+
+
+def _tiles(
+    slide: SlideFeatures, squares: NDArray[Any], scores: NDArray[np.float32], layers: dict[str, NDArray[np.float32]], name: str
+) -> Iterator[Feature]:
+    for index in np.flatnonzero(slide.ok):
+        numbers = {f"{name} score": float(scores[index])}
+        numbers |= {layer: float(values[index]) for layer, values in layers.items() if np.isfinite(values[index])}
+        yield _feature(slide.slide_id, squares[index], "tile", None, None, numbers)
+
+
+def _bands(squares: NDArray[Any], scores: NDArray[np.float32], name: str) -> Iterator[Feature]:
+    """Tiles of one score band dissolved into polygons: viewers choke on a hundred thousand squares."""
+    band = np.where(np.isfinite(scores), np.minimum(np.nan_to_num(scores) * BANDS, BANDS - 1), -1).astype(int)
+    for step in range(BANDS):
+        for part in _parts(squares[band == step]):
+            yield _feature("band", part, "tile", None, None, {f"{name} score": (step + 0.5) / BANDS})
+
+
+def _parts(squares: NDArray[Any]) -> list[Any]:
+    """Squares dissolved; the connected parts, largest first."""
+    if not len(squares):
+        return []
+    union = union_all(squares)
+    return sorted(getattr(union, "geoms", [union]), key=lambda part: -part.area)
+
+
+def _feature(
+    slide_id: str, geometry: Any, kind: str, name: str | None, colour: list[int] | None, numbers: dict[str, float]
+) -> Feature:
+    properties: dict[str, object] = {"objectType": kind, "measurements": numbers}
+    if name is not None:
+        properties |= {"name": name, "classification": {"name": name, "color": colour}, "isLocked": True}
+    shape = mapping(geometry)
+    identity = uuid.uuid5(uuid.NAMESPACE_OID, f"{slide_id} {kind} {name} {geometry.wkt}")
+    return {"type": "Feature", "id": str(identity), "geometry": shape, "properties": properties}

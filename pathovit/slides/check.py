@@ -1,0 +1,182 @@
+"""Look at a file before OpenSlide does: some files hang it, abort the process, or eat the memory.
+
+Measured: a FIFO hangs it for ever; a 1 kB TIFF that declares one 60,000 x 60,000 tile ends the process with SIGABRT
+when memory is refused; a truncated slide opens without complaint and fails tile by tile.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from pathlib import Path
+
+from pathovit.errors import SlideOpenError, slide_errors
+from pathovit.files import open_patiently, tried_again
+
+MAX_TILE_BYTES = 256 * 2**20  # a tile is decoded whole, 4 bytes a pixel
+MAX_SIDE_PX = 2**24
+MAX_PAGES = 10_000
+TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+ORIENTATIONS = {
+    2: "mirrored", 3: "turned by 180 degrees", 4: "flipped", 5: "mirrored and turned", 6: "turned by 90 degrees",
+    7: "mirrored and turned", 8: "turned by 270 degrees",
+}  # fmt: skip
+NOT_SLIDES = {
+    **dict.fromkeys(
+        (".csv", ".tsv", ".txt", ".xlsx", ".xls"),
+        "a table. Give tables with --manifest (or to `pathovit train`), and slides here.",
+    ),
+    **dict.fromkeys((".json", ".geojson", ".xml", ".toml", ".yaml", ".html", ".md", ".pdf"), "a document, not a slide."),
+    **dict.fromkeys((".zip", ".tar", ".gz", ".7z"), "an archive. Unpack it first."),
+    **dict.fromkeys((".pt", ".pth", ".safetensors", ".h5", ".npy"), "numbers, not pixels. Give the slide itself."),
+}
+
+
+def check_kind(path: Path) -> None:
+    """Refuse what is no slide at first sight.
+
+    Raises
+    ------
+    SlideOpenError : missing, not a regular file, unreadable, empty, or a file of another kind by its name
+    """
+    with slide_errors(path):
+        if not path.exists():
+            raise SlideOpenError(path, "there is no such file. Check the path; a link may point nowhere.")
+        found = tried_again(path.stat)
+        if stat.S_ISDIR(found.st_mode):
+            raise SlideOpenError(path, "this is a folder. Give a slide file.")
+        if not stat.S_ISREG(found.st_mode):
+            raise SlideOpenError(path, "not a regular file (a pipe, socket or device). Give a slide file.")
+        if kind := NOT_SLIDES.get(path.suffix.lower()):
+            raise SlideOpenError(path, f"this is {kind}")
+    if found.st_size == 0:
+        raise SlideOpenError(path, "the file is empty (0 bytes). Copy it again from its source.")
+
+
+def check_file(path: Path) -> None:
+    """Refuse what must not reach a decoder.
+
+    Raises
+    ------
+    SlideOpenError : as `check_kind`, or truncated, or of absurd dimensions
+    """
+    check_kind(path)
+    with slide_errors(path):
+        with open_patiently(path) as file:
+            head = file.read(4)
+        if head in TIFF_HEADS:
+            _check_tiff(path, path.stat().st_size)
+
+
+def _check_tiff(path: Path, file_bytes: int) -> None:
+    import tifffile
+
+    _refuse_truncated(path, file_bytes)
+    try:
+        with open_patiently(path) as file, tifffile.TiffFile(file) as tiff:
+            if not len(tiff.pages):
+                raise SlideOpenError(path, "damaged: it holds no image. Copy or export it again.")
+            for page in tiff.pages:
+                if not isinstance(page, tifffile.TiffPage):  # a frame: same geometry as the page before
+                    continue
+                _check_page(path, page, file_bytes)
+    except SlideOpenError:
+        raise
+    except OSError as error:
+        if error.errno is None:
+            raise SlideOpenError(path, f"damaged or not a TIFF slide ({error}). Copy or export it again.") from error
+        raise
+    except Exception as error:  # a fuzzed TIFF can raise anything in a parser; whatever it is, the file is refused
+        raise SlideOpenError(path, f"damaged or not a TIFF slide ({error}). Copy or export it again.") from error
+
+
+def _refuse_truncated(path: Path, file_bytes: int) -> None:
+    """Follow the chain of directories, which often lie behind the pixels: a file that was cut off has lost them."""
+    if path.suffix.lower() == ".ndpi":  # has a chain of its own kind
+        return
+    with open_patiently(path) as file:
+        head = file.read(16)
+        order = "<" if head[:2] == b"II" else ">"
+        big = len(head) == 16 and struct.unpack_from(order + "H", head, 2)[0] == 43
+        place, count, entry_bytes = ("Q", "Q", 20) if big else ("I", "H", 12)
+        if len(head) < (16 if big else 8):
+            raise SlideOpenError(
+                path, f"truncated: it has {file_bytes} bytes, fewer than a TIFF header. Copy it again from its source."
+            )
+        at: int = struct.unpack_from(order + place, head, 8 if big else 4)[0]
+        for _ in range(MAX_PAGES):
+            if not at:
+                return
+            if at >= file_bytes:
+                raise SlideOpenError(
+                    path,
+                    f"truncated: a directory would start at byte {at:,}, and the file has {file_bytes:,}. Copy it again from its source.",
+                )
+            file.seek(at)
+            entries = file.read(struct.calcsize(order + count))
+            if len(entries) < struct.calcsize(order + count):
+                return
+            file.seek(struct.unpack(order + count, entries)[0] * entry_bytes, os.SEEK_CUR)
+            following = file.read(struct.calcsize(order + place))
+            if len(following) < struct.calcsize(order + place):
+                return
+            at = struct.unpack(order + place, following)[0]
+
+
+def check_picture(path: Path) -> None:
+    """Refuse a TIFF whose pixels would be taken for what they are not.
+
+    Raises
+    ------
+    SlideOpenError : turned by its Orientation tag, not 8 bits a sample, grey, or of other colours than RGB
+    """
+    import tifffile
+
+    with slide_errors(path), open_patiently(path) as file:
+        if file.read(2) not in (b"II", b"MM"):
+            return
+        file.seek(0)
+        with tifffile.TiffFile(file) as tiff:
+            page = tiff.pages.first
+            tiled = [p for p in tiff.pages if isinstance(p, tifffile.TiffPage) and p.is_tiled]
+            turned = {p.tags["Orientation"].value for p in tiled if "Orientation" in p.tags}
+            grey = sum(1 for p in tiff.pages if p.shape[:2] == page.shape[:2]) if page.samplesperpixel == 1 else 0
+    if page.is_tiled and (odd := turned - {1, 0}):
+        raise SlideOpenError(
+            path,
+            f"its Orientation tag is {min(odd)} ({ORIENTATIONS.get(min(odd), 'unknown')}). Save it upright, without that tag.",
+        )
+    if page.bitspersample != 8:
+        raise SlideOpenError(
+            path,
+            f"its pixels have {page.bitspersample} bits a sample, and 8 are needed. Convert it, scaling the range that is used to 0 to 255.",
+        )
+    if grey:
+        pages = f" in {grey} pages of one channel each" if grey > 1 else ""
+        raise SlideOpenError(
+            path,
+            f"its pixels are grey{pages}; a stained slide needs its colours. If the pages are red, green and blue, save them as one RGB page.",
+        )
+
+
+def _check_page(path: Path, page: object, file_bytes: int) -> None:
+    import tifffile
+
+    assert isinstance(page, tifffile.TiffPage)
+    width, height = page.imagewidth, page.imagelength
+    if not (0 < width <= MAX_SIDE_PX and 0 < height <= MAX_SIDE_PX):
+        raise SlideOpenError(path, f"declares an image of {width} x {height} pixels. The file is damaged.")
+    if page.is_tiled and page.tilewidth * page.tilelength * 4 > MAX_TILE_BYTES:
+        raise SlideOpenError(
+            path,
+            f"its tiles are {page.tilewidth} x {page.tilelength} pixels, more than can be decoded safely. "
+            "Re-tile it, e.g. with `vips tiffsave --tile --pyramid`.",
+        )
+    end = max((o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
+    if end > file_bytes:
+        raise SlideOpenError(
+            path,
+            f"truncated: it has {file_bytes:,} bytes, and pixel data up to byte {end:,} are announced. "
+            "Copy it again from its source.",
+        )

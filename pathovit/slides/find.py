@@ -1,0 +1,81 @@
+"""Slide files under the paths that were given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pathovit.errors import NoSlidesError
+from pathovit.files import FLAT_SUFFIXES, SLIDE_SUFFIXES
+from pathovit.slides.identity import dicom_series
+
+OWN_OUTPUTS = {"run.json", "slide.json"}
+OWN_PICTURES = "heatmap.ome.tiff"  # is no slide
+
+
+def find_slides(paths: Iterable[Path]) -> list[Path]:
+    """Slide files under the given files and folders, sorted within a folder, each once.
+
+    Files named one by one are taken whatever their suffix (preflight says what is wrong with them). Of a DICOM
+    series, which is many files, the first stands for all.
+
+    Raises
+    ------
+    NoSlidesError : nothing was found
+    """
+    found: dict[Path, None] = {}
+    asked = list(paths)
+    if not any(path.exists() or path.is_symlink() for path in asked):
+        raise NoSlidesError(
+            f"{', '.join(str(p) for p in asked) or 'No path given'}: there is no such file or folder. Check the path."
+        )
+    for path in asked:
+        if path.is_dir():
+            found.update(dict.fromkeys(_slides_in(path)))
+        else:
+            found[path] = None
+    slides = _one_file_per_series(found)
+    if not slides:
+        names = ", ".join(str(p) for p in asked) or "no path given"
+        pictures = next((picture for path in asked if path.is_dir() for picture in _pictures_in(path)), None)
+        hint = f" Plain pictures count only when they are named, e.g. {pictures}." if pictures else ""
+        raise NoSlidesError(
+            f"No slide found in {names}. Give slide files ({', '.join(SLIDE_SUFFIXES)}) or a folder of them.{hint}"
+        )
+    return slides
+
+
+def _slides_in(folder: Path) -> Iterator[Path]:
+    """Slide files below a folder; links to folders, data folders of MRXS slides and output folders are left out.
+
+    The folder that was named is looked at whatever else lies in it. Plain pictures are not slides unless they are named.
+    """
+    for root, folders, files in os.walk(folder, followlinks=False):
+        if OWN_OUTPUTS & set(files):  # what pathovit wrote is not looked at as slides
+            if Path(root) != folder:
+                folders.clear()
+                continue
+            files = [name for name in files if name != OWN_PICTURES]
+        mirax_data = {Path(name).stem for name in files if name.lower().endswith(".mrxs")}
+        folders[:] = sorted(name for name in folders if name not in mirax_data and not name.endswith(".zarr"))
+        for name in sorted(files):
+            if name.lower().endswith(SLIDE_SUFFIXES) and not name.startswith("."):
+                yield Path(root) / name
+
+
+def _pictures_in(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.iterdir()) if path.suffix.lower() in FLAT_SUFFIXES)
+
+
+def _one_file_per_series(paths: Iterable[Path]) -> list[Path]:
+    kept: list[Path] = []
+    seen: set[tuple[Path, str]] = set()
+    for path in paths:
+        if path.suffix.lower() == ".dcm":
+            series = (path.parent, dicom_series(path))
+            if series[1] and series in seen:
+                continue
+            seen.add(series)
+        kept.append(path)
+    return kept

@@ -1,0 +1,84 @@
+"""Levels of a pyramid: their true scale, and which pages of a file are none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pathovit.errors import TileReadError
+from pathovit.geometry import XY
+from pathovit.slides.readers import average
+from pathovit.slides.readers.compressed import CompressedTiles, alike
+
+COMPARED_PX, COMPARED_PLACES = 96, 6  # where a level is compared with the sharper one
+
+
+@dataclass(frozen=True)
+class Level:
+    """One image of the pyramid."""
+
+    index: int
+    size: tuple[int, int]  # width, height in pixels of this level
+    downsample: XY  # level-0 pixels per pixel of this level, per axis
+    mpp: XY  # um per pixel
+    exact: bool = True  # its pixels can be had as they are stored; else they come moved by parts of a pixel, and softened
+
+
+def describe_levels(sizes: list[tuple[int, int]], mpp: XY) -> tuple[tuple[Level, ...], tuple[str, ...]]:
+    """The levels of the pyramid, and what is said of pages that are none: their two sides are not of one scale."""
+    levels, remarks = [], []
+    for index, size in enumerate(sizes):
+        if not _of_one_scale(sizes[0], size):
+            remarks.append(f"its page of {size[0]} x {size[1]} pixels is no level of the pyramid; it is left out")
+            continue
+        downsample = (_true_downsample(sizes[0][0], size[0]), _true_downsample(sizes[0][1], size[1]))
+        levels.append(Level(index, size, downsample, (mpp[0] * downsample[0], mpp[1] * downsample[1])))
+    return tuple(levels), tuple(remarks)
+
+
+def _of_one_scale(size_l0: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether one factor makes both sides of a level, each rounded up or down, and padded by a pixel at most."""
+    lowest = [whole / (side + 2) for whole, side in zip(size_l0, size, strict=True)]
+    highest = [whole / (side - 2) if side > 2 else float("inf") for whole, side in zip(size_l0, size, strict=True)]
+    return max(lowest) <= min(highest)
+
+
+def _true_downsample(side_l0: int, side: int) -> float:
+    """17,883 / 4,470 is 4.0007, because the last, incomplete pixel was cut off; the scanner's factor is 4."""
+    ratio = side_l0 / side
+    whole = round(ratio)
+    cut_off = abs(side_l0 / whole - side) < 1.0 + 1e-9
+    return float(whole) if cut_off and abs(ratio - whole) < 0.05 * whole else ratio
+
+
+def without_other_pictures(levels: tuple[Level, ...], tiles: CompressedTiles) -> tuple[tuple[Level, ...], tuple[str, ...]]:
+    """Levels less those that show something else than the one before: a macro or a thumbnail that is tiled, too."""
+    kept, remarks = [levels[0]], []
+    for level in levels[1:]:
+        shown = _shows_the_same(tiles, kept[-1], level)
+        if shown is False:
+            remarks.append(f"its page of {level.size[0]} x {level.size[1]} pixels shows another picture; it is left out")
+        else:
+            kept.append(level)
+    return tuple(kept), tuple(remarks)
+
+
+def _shows_the_same(tiles: CompressedTiles, sharp: Level, level: Level) -> bool | None:
+    """Whether a detailed place of a level shows what the sharper one shows there; None where neither can be read."""
+    if level.index not in tiles.levels or sharp.index not in tiles.levels:
+        return None
+    ratio = level.downsample[0] / sharp.downsample[0], level.downsample[1] / sharp.downsample[1]
+    found: list[bool] = []
+    for x, y, width, height in tiles.detailed(level.index, COMPARED_PLACES):
+        side = min(COMPARED_PX, width, height)
+        left, top = x + (width - side) // 2, y + (height - side) // 2
+        box = round(left * ratio[0]), round(top * ratio[1]), round(side * ratio[0]), round(side * ratio[1])
+        try:
+            ours = tiles.read(level.index, left, top, side, side)
+            theirs = tiles.read(sharp.index, *box)
+        except TileReadError:
+            continue
+        if ours is not None and theirs is not None and ours.std() > 3:  # glass tells nothing
+            found.append(alike(ours, average(theirs, (side, side))))
+            if len(found) == 3 or found[-1]:
+                break
+    return any(found) if found else None

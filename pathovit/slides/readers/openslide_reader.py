@@ -1,0 +1,96 @@
+"""OpenSlideSource: pixels of any slide. The one door to OpenSlide."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pathovit.errors import SlideOpenError, TileReadError
+from pathovit.files import open_patiently
+from pathovit.slides.readers import without_path
+
+OPENED_AGAIN = 6  # times: with 1 % of all reads failing, as few as four in ten attempts to open a file end well
+READ_AGAIN = 3
+KEPT_BYTES = 64 * 2**20  # of decoded tiles: neighbours, and the next row of tiles, share them
+
+
+def is_tiff(path: Path) -> bool:
+    with open_patiently(path) as file:
+        return file.read(2) in (b"II", b"MM")
+
+
+class OpenSlideSource:
+    """Pixels through OpenSlide. Its first read error is terminal for a handle, so the handle is replaced."""
+
+    def __init__(self, path: Path) -> None:
+        import openslide
+
+        self.path = path
+        self._lock = threading.Lock()
+        self._opened = 0
+        self._cache = openslide.OpenSlideCache(KEPT_BYTES)
+        self._handle = self._open()
+        self.properties = dict(self._handle.properties)
+        while "openslide.mpp-x" not in self.properties and self._opened < 3:  # a read that failed leaves no other trace
+            self._handle.close()
+            self._handle = self._open()
+            self.properties = dict(self._handle.properties)
+        self.sizes = list(self._handle.level_dimensions)
+        self._downsamples = self._handle.level_downsamples
+
+    def _open(self) -> Any:
+        """A handle; where OpenSlide fails it is asked again, for a read that failed looks like a file of another kind."""
+        import openslide
+
+        for attempt in range(OPENED_AGAIN):
+            try:
+                handle = openslide.OpenSlide(self.path)
+            except (openslide.OpenSlideUnsupportedFormatError, openslide.OpenSlideError) as failed:
+                error: Exception = failed
+                if attempt == 0 and openslide.OpenSlide.detect_format(self.path) is None and not is_tiff(self.path):
+                    break
+                continue
+            handle.set_cache(self._cache)
+            self._opened += 1
+            return handle
+        why = without_path(error, self.path)
+        remedy = "Check the drive it lies on." if "nput/output" in why else "Check that it is a whole slide image."
+        raise SlideOpenError(self.path, f"OpenSlide cannot open it ({why}). {remedy}") from error
+
+    def interpolates(self, level: int, downsample: tuple[float, float]) -> bool:
+        """Whether pixels of a level come out moved and softened: OpenSlide divides positions by its own mean downsample."""
+        own = self._downsamples[level]
+        drift = max(abs(true / own - 1) * side for true, side in zip(downsample, self.sizes[level], strict=True))
+        return drift > 1 / 64 or any(true != round(true) for true in downsample)
+
+    def read(self, level: int, x_level: int, y_level: int, width: int, height: int) -> NDArray[np.uint8]:
+        import openslide
+
+        # OpenSlide takes level-0 integers and divides by its own mean downsample (4.0007 for a true 4): rounding the
+        # product back keeps the shift under an eighth of a pixel of this level, where x * 4 drifts by up to one.
+        scale = self._downsamples[level]
+        at = (round(x_level * scale), round(y_level * scale))
+        handle = self._handle
+        try:
+            return np.asarray(handle.read_region(at, level, (width, height)))
+        except openslide.OpenSlideError:
+            with self._lock:
+                if self._handle is handle:
+                    self._handle = self._open()
+        for attempt in range(READ_AGAIN):
+            alone = self._open()  # another thread's bad tile may have spoilt the shared handle: judge this one by itself
+            try:
+                return np.asarray(alone.read_region(at, level, (width, height)))
+            except openslide.OpenSlideError as error:
+                if attempt == READ_AGAIN - 1:
+                    raise TileReadError(self.path, f"tile at {at} of level {level} cannot be decoded ({error}).") from error
+            finally:
+                alone.close()
+        raise AssertionError("every attempt returned or raised")
+
+    def close(self) -> None:
+        self._handle.close()

@@ -1,0 +1,1 @@
+"""A cohort and its labels -> a model and its figures."""

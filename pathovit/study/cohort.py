@@ -1,0 +1,414 @@
+"""A cohort: stored features and a table of labels, as one bag per patient, and the parts it is split into."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pathovit.errors import SettingsError
+from pathovit.files import slide_stem
+from pathovit.manifest import SHOWN, ManifestRow, Names, some
+from pathovit.model.aggregator import WINDOW
+from pathovit.model.targets import Target, Truth, read_truth, strata
+from pathovit.outputs.features import SlideFeatures
+from pathovit.outputs.folder import OutFolder
+from pathovit.outputs.recipe import Values, differing
+from pathovit.outputs.store import FeatureStore
+from pathovit.slides.identity import content_sha256
+from pathovit.tables import PARTS, Say
+
+GAP_WINDOWS = 100  # empty windows between the slides of one patient: none spans two slides, and all keep their own anchor
+
+OnStep = Callable[[int, int], None]  # things that are done, and how many there are
+
+
+@dataclass(frozen=True)
+class Bag:
+    """All tiles of one patient, and the truth."""
+
+    patient: str
+    slides: tuple[str, ...]
+    tiles: tuple[int, ...]  # of each slide
+    features: Tensor  # (N, D) float16
+    xy_um: Tensor  # (N, 2); slides lie far apart
+    pitch_um: float
+    truth: Truth
+    group: str  # site, or whatever must not be in two parts; the patient, if nothing was named
+
+    def by_slide(self) -> tuple[Tensor, ...]:
+        """Features of each slide."""
+        return torch.split(self.features, list(self.tiles))
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Bags in order of patient, what is asked of them, and the recipe all features share."""
+
+    bags: tuple[Bag, ...]
+    target: Target
+    recipe: Values
+    fixed: dict[str, str]  # patient -> part, where the table says it
+
+    def truth(self) -> NDArray[np.float32]:
+        return np.stack([bag.truth for bag in self.bags])
+
+
+def load_cohort(
+    rows: Sequence[ManifestRow], target: Target, features: Path, group: str | None = None, say: Say = lambda text: None,
+    on_slide: OnStep = lambda done, total: None,
+) -> Cohort:  # fmt: skip
+    """Read the features of every slide of a table that has a label.
+
+    Parameters
+    ----------
+    say : called with a sentence for everything that was understood and not written in so many words
+    on_slide : called with the slides that are read, and how many there are
+
+    Raises
+    ------
+    SettingsError : missing slides, a slide named twice, a patient with two labels, two groups or two parts, features that were
+        made in two ways
+    """
+    truth = read_truth(rows, target)
+    rows = [row for row in rows if row.line in truth]
+    if not any(row.patient for row in rows):
+        columns = ", ".join(["slide", *(name for name, _ in rows[0].labels)])
+        say(f"no column of patients (found: {columns}): every slide counts as a patient of its own")
+    out = OutFolder(features)
+    folders = find_features(rows, out, say)
+    by_patient: dict[str, list[ManifestRow]] = {}
+    for row, patient in zip(rows, _patient_names(rows, folders), strict=True):
+        by_patient.setdefault(patient, []).append(row)
+    taken: dict[Path, int] = {}
+    shape: Values = {}  # what the first slide shares with all others
+    caps: list[tuple[ManifestRow, int | None, int]] = []
+    like, bags, read = "", [], 0
+    for patient, members in sorted(by_patient.items()):
+        label = _shared(patient, members, "label", [tuple(truth[row.line].tolist()) for row in members])
+        site = _shared(patient, members, group, [row.label(group) for row in members]) if group else patient
+        if not site:
+            raise SettingsError(
+                f"Line {members[0].line}: the table has no {group!r} for it. Give one to every row, or leave out --group."
+            )
+        slides = []
+        for row in members:
+            folder = folders[row.line]
+            if taken.setdefault(folder, row.line) != row.line:
+                first, second = sorted((taken[folder], row.line))
+                raise SettingsError(
+                    f"Lines {first} and {second} both mean {folder.name}. Name each slide once, e.g. by its slide_id."
+                )
+            slide = FeatureStore(out.slide(folder.name), row.slide).read()
+            if not shape:
+                like, shape = row.slide.name, slide.shaping()
+            _refuse_other_shaping(like, shape, slide, row)
+            caps.append((row, slide.cap, len(slide.verdict)))
+            slides.append(slide)
+            read += 1
+            on_slide(read, len(rows))
+        bags.append(make_bag(patient, slides, np.array(label, np.float32), site))
+    trial = _shared_cap(caps)
+    if trial:
+        say(f"these features are a trial: at most {trial} tiles of each slide (--max-tiles); so is a model of them")
+    return Cohort(tuple(bags), target, {**shape, "max_tiles": trial}, _fixed_parts(by_patient))
+
+
+def _patient_names(rows: Sequence[ManifestRow], folders: dict[int, Path]) -> list[str]:
+    """The patient of every row; a slide without one is a patient of its own, by its name or, where that is taken, by its slide_id."""
+    taken = Counter(slide_stem(row.slide.name) for row in rows if not row.patient)
+    taken.update({row.patient for row in rows if row.patient})
+    stems = [slide_stem(row.slide.name) for row in rows]
+    return [row.patient or (stem if taken[stem] == 1 else folders[row.line].name) for row, stem in zip(rows, stems, strict=True)]
+
+
+def _shared(patient: str, members: Sequence[ManifestRow], what: str, values: Sequence[Any]) -> Any:
+    """The one value that all slides of a patient have."""
+    if len(set(values)) > 1:
+        lines = ", ".join(str(row.line) for row in members)
+        said = ", ".join(sorted({str(v) for row in members for name, v in row.labels if name not in ("slide", "split")}))
+        raise SettingsError(f"Patient {patient!r} has two values of {what} (lines {lines}; {said}). Correct the table.")
+    return values[0]
+
+
+def _fixed_parts(by_patient: dict[str, list[ManifestRow]]) -> dict[str, str]:
+    """Part by patient, from a column `split` if the table has one."""
+    found = {p: _shared(p, members, "split", [row.label("split") for row in members]) for p, members in by_patient.items()}
+    return {patient: part for patient, part in found.items() if part}
+
+
+def find_features(rows: Sequence[ManifestRow], out: OutFolder, say: Say) -> dict[int, Path]:
+    """The folder of each row's slide, by line.
+
+    A row that names a folder means the slide that was embedded from that very file, as far as this is known here.
+
+    Raises
+    ------
+    SettingsError : a slide without features, or a name that two slides have
+    """
+    names = Names(_stored_names(out))
+    found: dict[int, Path] = {}
+    missing: list[ManifestRow] = []
+    loose: list[str] = []
+    elsewhere = 0
+    for row in rows:
+        fitting, exact = names.find(row.slide.name)
+        if row.in_folder and fitting:
+            known = out.embedded_from(row.slide)
+            if known is None and not row.slide.exists():
+                elsewhere += 1  # neither the file nor a note of it is here: its name has to do
+            else:
+                digest = known or content_sha256(row.slide)
+                fitting = [folder for folder in fitting if folder.name.endswith(digest[:12])]
+        if len(fitting) > 1:
+            both = ", ".join(folder.name for folder in fitting[:4])
+            raise SettingsError(f"Line {row.line}: {row.slide.name} can mean {both}. Name it by its slide_id.")
+        if not fitting:
+            missing.append(row)
+            continue
+        found[row.line] = fitting[0]
+        if not exact:
+            loose.append(f"line {row.line}, {row.slide.name}: {fitting[0].name}")
+    if missing:
+        for refused in out.finished()[1][:SHOWN]:
+            say(f"{refused.slide_id}: {refused.reason}")
+        said = [f"line {row.line}: {row.slide.name}{names.near(row.slide.name)}" for row in missing[:SHOWN]]
+        count = "1 slide has" if len(missing) == 1 else f"{len(missing)} slides have"
+        raise SettingsError(
+            f"{count} no finished features in {out.path}: {some(said, len(missing))}. Embed them first with: pathovit embed"
+        )
+    if loose:
+        say(f"{len(loose)} rows are matched in another spelling: {some(loose)}")
+    if elsewhere:
+        say(f"{elsewhere} rows name folders that are not known here: their slides are matched by file name alone")
+    return found
+
+
+def _stored_names(out: OutFolder) -> dict[Path, list[str]]:
+    """What each slide with features may be called: by its slide_id, its file name, its stem."""
+    records = {folder.path: folder.record() for folder in out.slides()}
+    return {
+        path: [record.slide_id, record.description.file, slide_stem(record.description.file)]
+        for path, record in records.items()
+        if record is not None
+    }
+
+
+def _shared_cap(caps: Sequence[tuple[ManifestRow, int | None, int]]) -> int | None:
+    """The cap on tiles that all slides share: of those that it cut, and of those that have no more tiles than it allows."""
+    cut = [(row, cap) for row, cap, _ in caps if cap is not None]
+    if not cut:
+        return None
+    first, shared = cut[0]
+    for row, cap, tiles in caps:
+        if cap != shared and (cap is not None or tiles > shared):
+            raise SettingsError(
+                f"Line {row.line}: the features of {row.slide.name} were made otherwise than those of {first.slide.name} (max_tiles: {shared} in "
+                f"{first.slide.name}, {cap} in {row.slide.name}). Embed all slides of a table with the same settings, or take it out."
+            )
+    return shared
+
+
+def _refuse_other_shaping(name: str, shape: Values, slide: SlideFeatures, row: ManifestRow) -> None:
+    """Features of one table must share everything that shaped the tiles."""
+    other = slide.shaping()
+    if other != shape:
+        said = "; ".join(differing(shape, other, there=f"in {name}", here=f"in {row.slide.name}")[:SHOWN])
+        raise SettingsError(
+            f"Line {row.line}: the features of {row.slide.name} were made otherwise than those of {name} ({said}). "
+            "Embed all slides of a table with the same settings, or take it out."
+        )
+
+
+def make_bag(patient: str, slides: Sequence[SlideFeatures], truth: Truth, group: str = "") -> Bag:
+    """One bag of all slides of a patient; slides lie so far apart that no window spans two."""
+    features, places, first = [], [], 0.0
+    for slide in slides:
+        if not slide.ok.any():
+            raise SettingsError(f"{slide.slide_id}: not one of its tiles could be read. Take it out of the table.")
+        place = slide.centres_um()[slide.ok]
+        place = place - place.min(0) + np.array([first, 0.0])
+        side_um = WINDOW * slides[0].pitch_um
+        first = (np.ceil(place[:, 0].max() / side_um) + GAP_WINDOWS) * side_um
+        features.append(torch.from_numpy(slide.features[slide.ok]))
+        places.append(torch.from_numpy(place))
+    tiles = tuple(len(part) for part in features)
+    whole = features[0] if len(features) == 1 else torch.cat(features)
+    return Bag(
+        patient, tuple(s.slide_id for s in slides), tiles, whole, torch.cat(places), slides[0].pitch_um, truth, group or patient
+    )
+
+
+def split_patients(
+    cohort: Cohort, validation_share: float, test_share: float, seed: int, say: Say = lambda text: None
+) -> dict[str, list[Bag]]:
+    """Train, validation and test parts, stratified, groups kept together; parts that the table names are kept as they are.
+
+    A class of two patients leaves no test part: one is to learn from, and one to tell when to stop.
+
+    Raises
+    ------
+    SettingsError : too few patients for it, a part would lack a class, or the table names some of the training part only
+    """
+    parts: dict[str, list[Bag]] = {name: [] for name in PARTS}
+    group_part: dict[str, str] = {}
+    for bag in cohort.bags:
+        part = cohort.fixed.get(bag.patient)
+        if part and group_part.setdefault(bag.group, part) != part:
+            raise SettingsError(
+                f"Group {bag.group!r} is in two parts of the split ({group_part[bag.group]}, {part}). Keep groups together."
+            )
+    rest: list[Bag] = []
+    for bag in cohort.bags:
+        (parts[group_part[bag.group]] if bag.group in group_part else rest).append(bag)
+    if parts["train"] and rest:
+        raise SettingsError(
+            f"{len(rest)} patients have no part in the column `split`, and others do: {some([bag.patient for bag in rest])}. Give them "
+            "one, or take them out of the table."
+        )
+    if not cohort.fixed and test_share:
+        cut = cut_part(rest, cohort.target, test_share, seed, kept=2)
+        if cut:
+            parts["test"], rest = cut
+        else:
+            say(f"{_counted(rest, cohort.target)}: too few for a test part; none is held out")
+    if not parts["validation"]:
+        given = parts["train"] or rest
+        if parts["train"]:
+            say("the column `split` names no validation part: it is cut from the training part")
+        cut = cut_part(given, cohort.target, validation_share / (1 - test_share), seed, kept=1)
+        if cut is None:
+            check_part("train", given, cohort.target)
+            raise SettingsError(
+                f"{_counted(given, cohort.target)}: too few. At least two patients of every class are needed, one to learn from and "
+                "one to tell when to stop."
+            )
+        parts["validation"], parts["train"] = cut
+    else:
+        parts["train"] += rest
+    for name in ("train", "validation"):
+        check_part(name, parts[name], cohort.target)
+    return parts
+
+
+def cut_part(bags: Sequence[Bag], target: Target, share: float, seed: int, kept: int) -> tuple[list[Bag], list[Bag]] | None:
+    """A stratified share of patients, with every class in it, and the others, with at least `kept` of every class.
+
+    None where there are too few for that, whatever the share.
+    """
+    groups = len({bag.group for bag in bags})
+    for folds in range(min(max(2, round(1 / share)), groups), 1, -1):
+        place = _assign(bags, target, folds, seed)
+        for fold in range(folds):
+            inside, outside = (
+                [bag for bag, at in zip(bags, place, strict=True) if (at == fold) == part] for part in (True, False)
+            )
+            if fewest(inside, target) >= 1 and fewest(outside, target) >= kept:
+                return inside, outside
+    return None
+
+
+def fewest(bags: Sequence[Bag], target: Target) -> int:
+    """Patients of the scarcest class (with and without each label; with an event); all of them for a measurement."""
+    return min((count for _, count in _counts(bags, target)), default=0)
+
+
+def _counts(bags: Sequence[Bag], target: Target) -> list[tuple[str, int]]:
+    """Patients of every class, by its name."""
+    if not bags:
+        return []
+    truth = np.stack([bag.truth for bag in bags])
+    if target.task == "regression":
+        return [("patients", len(bags))]
+    if target.task == "survival":
+        return [("events", int(truth[:, 1].sum()))]
+    if target.task == "multiclass":
+        return [(name, int(truth[:, i].sum())) for i, name in enumerate(target.classes)]
+    counts = []
+    for i, name in enumerate(target.score_names):
+        without = target.classes[0] if target.task == "binary" else f"without {name}"
+        counts += [(without, int((truth[:, i] == 0).sum())), (name, int(truth[:, i].sum()))]
+    return counts
+
+
+def _counted(bags: Sequence[Bag], target: Target) -> str:
+    return f"{len(bags)} patients ({', '.join(f'{name} {count}' for name, count in _counts(bags, target))})"
+
+
+def possible_folds(bags: Sequence[Bag], target: Target, wanted: int) -> int:
+    """Folds of a cross-validation that these patients allow, at most those wanted: each leaves two of every class; 0 for none."""
+    groups, scarce = len({bag.group for bag in bags}), fewest(bags, target)
+    for folds in range(min(wanted, groups), 1, -1):
+        if scarce - -(-scarce // folds) >= 2:
+            return folds
+    return 0
+
+
+def check_part(name: str, bags: Sequence[Bag], target: Target) -> None:
+    """A part without a class (an event, a spread of values) teaches and tells nothing."""
+    if not bags:
+        raise SettingsError(f"The {name} part is empty. Give more patients, or correct the split column.")
+    truth = np.stack([bag.truth for bag in bags])
+    if target.task in ("binary", "multilabel") and (truth.min(0) == truth.max(0)).any():
+        raise SettingsError(f"The {name} part has patients of one class only. Give more patients, or correct the split column.")
+    if target.task == "multiclass" and not truth.any(0).all():
+        absent = target.classes[int(np.flatnonzero(~truth.any(0))[0])]
+        raise SettingsError(
+            f"The {name} part has no patient of class {absent!r}. Give more patients, or correct the split column."
+        )
+    if target.task == "survival" and not truth[:, 1].any():
+        raise SettingsError(f"The {name} part has no event. Give more patients, or correct the split column.")
+
+
+def assign_folds(bags: Sequence[Bag], target: Target, folds: int, seed: int) -> NDArray[np.int64]:
+    """(n,) fold of every patient: stratified, and no group in two folds.
+
+    Raises
+    ------
+    SettingsError : too few patients or groups for so many folds
+    """
+    possible = possible_folds(bags, target, folds)
+    if possible < folds:
+        members = "groups" if len({bag.group for bag in bags}) < len(bags) else "patients"
+        raise SettingsError(
+            f"{_counted(bags, target)}, {len({bag.group for bag in bags})} {members}: too few for {folds} folds. "
+            + (f"At most {possible} are possible." if possible else "Three patients of every class are needed.")
+        )
+    return _assign(bags, target, folds, seed)
+
+
+def _assign(bags: Sequence[Bag], target: Target, folds: int, seed: int) -> NDArray[np.int64]:
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    groups = [bag.group for bag in bags]
+    alone = len(set(groups)) == len(groups)
+    kinds = strata(target, np.stack([bag.truth for bag in bags]))
+    values, place, counts = np.unique(kinds, return_inverse=True, return_counts=True)
+    found = np.empty(len(bags), np.int64)
+    if alone and counts.min() < folds and target.task in ("binary", "multiclass"):
+        # Dealt out class after class: no fold gets a second patient of a class before every fold has one.
+        order = np.lexsort((np.random.default_rng(seed).permutation(len(bags)), place))
+        found[order] = np.arange(len(bags)) % folds
+        return found
+    kinds = np.where(counts[place] < folds, values[counts.argmax()], kinds)  # rare combinations join the commonest
+    splitter: Any = (StratifiedKFold if alone else StratifiedGroupKFold)(folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # a class smaller than the folds: we know
+        for fold, (_, inside) in enumerate(splitter.split(np.zeros(len(bags)), kinds, None if alone else groups)):
+            found[inside] = fold
+    return found
+
+
+def cohort_digest(bags: Sequence[Bag]) -> str:
+    """SHA-256 of patients, slides and truth: what a model was trained on."""
+    lines = sorted(json.dumps([bag.patient, bag.truth.tolist(), sorted(bag.slides)]) for bag in bags)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

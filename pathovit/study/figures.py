@@ -1,0 +1,157 @@
+"""Pictures of training and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pathovit.show.canvas import drawable, new_figure, own_style, save
+from pathovit.study.evaluation import CALIBRATION_BINS, Answers, lifelines
+
+MODEL, FAINT, SECOND = "#24507a", "#9aa5b1", "#c0562f"
+MAX_CURVES = 8
+
+
+@own_style()
+def training_curves(path: Path, history: Sequence[dict[str, float]], best_epoch: int, title: str) -> None:
+    """What training lowers, the validation loss that chose the epoch, and the main metric; these are different quantities."""
+    metric = next(name for name in history[0] if name not in ("epoch", "train_loss", "loss"))
+    figure, panels = _figure(1, 3, (12, 3.6), title)
+    epochs = [line["epoch"] for line in history]
+    names = {
+        "train_loss": "training objective",
+        "loss": "validation loss, calibrated",
+        metric: f"validation {metric.replace('_', ' ')}",
+    }
+    for axes, (key, name) in zip(panels, names.items(), strict=True):
+        axes.plot(epochs, [line[key] for line in history], color=FAINT if key == "train_loss" else MODEL)
+        axes.axvline(best_epoch, color=SECOND, linestyle=":", label="kept")
+        axes.set(xlabel="epoch", ylabel=name)
+        axes.legend(frameon=False)
+    save(figure, path)
+
+
+@own_style()
+def evaluation_picture(path: Path, answers: Answers, found: dict[str, Any], title: str) -> None:
+    """ROC, precision-recall and calibration for classes; Kaplan-Meier for survival; predicted against true for numbers."""
+    if answers.target.is_classification:
+        figure, (roc, pr, calibration) = _figure(1, 3, (13, 4.3), title)
+        _roc(roc, answers, found)
+        _precision_recall(pr, answers, found)
+        _calibration(calibration, answers, found)
+    elif answers.target.task == "survival":
+        figure, (axes,) = _figure(1, 1, (6.5, 4.6), title)
+        _kaplan_meier(axes, answers, found)
+    else:
+        figure, (axes,) = _figure(1, 1, (5, 4.8), title)
+        axes.scatter(answers.truth[:, 0], answers.values[:, 0], s=14, color=MODEL, alpha=0.7, linewidths=0)
+        ends = [float(min(answers.truth.min(), answers.values.min())), float(max(answers.truth.max(), answers.values.max()))]
+        axes.plot(ends, ends, color=FAINT, linestyle=":")
+        axes.set(
+            xlabel=_label(f"true {answers.target.columns[0]}"),
+            ylabel="predicted",
+            title=f"MAE {said(found['mae'])}\nR2 {said(found['r2'])}",
+        )
+    save(figure, path)
+
+
+@own_style()
+def device_timeline(path: Path, slides: dict[str, Sequence[tuple[float, float]]], title: str) -> None:
+    """Every batch that a device had, a row for each slide, and all of them below: a gap there is a device that waited."""
+    figure, (axes,) = _figure(1, 1, (12, 1.6 + 0.28 * len(slides)), title)
+    rows = [*slides.items(), ("any slide", [span for spans in slides.values() for span in spans])]
+    for row, (_, spans) in enumerate(rows):
+        bars = [(begun, ended - begun) for begun, ended in spans]
+        colour = SECOND if row == len(slides) else MODEL
+        axes.broken_barh(bars, (row - 0.4, 0.8), facecolors=colour, edgecolors="white", linewidth=0.2)
+    axes.set(
+        xlabel="seconds since the first batch",
+        yticks=range(len(rows)),
+        yticklabels=[_label(name, f"slide {place}") for place, (name, _) in enumerate(rows, start=1)],
+    )
+    axes.invert_yaxis()
+    save(figure, path)
+
+
+def said(metric: dict[str, float | None]) -> str:
+    """A metric with its interval, as text."""
+    if metric["value"] is None:
+        return "not defined"
+    if metric["low"] is None:
+        return f"{metric['value']:.3f}"
+    return f"{metric['value']:.3f} ({metric['low']:.3f} to {metric['high']:.3f})"
+
+
+def _roc(axes: Any, answers: Answers, found: dict[str, Any]) -> None:
+    from sklearn.metrics import roc_curve
+
+    for place, (name, truth, chance) in enumerate(answers.one_vs_rest()[:MAX_CURVES], start=1):
+        if 0 < truth.sum() < len(truth):
+            false, true, _ = roc_curve(truth, chance)
+            axes.plot(false, true, label=_label(name, f"class {place}"), **_line(answers))
+    axes.plot([0, 1], [0, 1], color=FAINT, linestyle=":")
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=f"AUROC {said(found['auroc'])}")
+    left_out = len(answers.target.score_names) - MAX_CURVES
+    if axes.get_legend_handles_labels()[0]:  # no curve where all patients are of one class
+        axes.legend(frameon=False, loc="lower right", title=f"{left_out} more are not drawn" if left_out > 0 else None)
+
+
+def _precision_recall(axes: Any, answers: Answers, found: dict[str, Any]) -> None:
+    from sklearn.metrics import precision_recall_curve
+
+    for place, (name, truth, chance) in enumerate(answers.one_vs_rest()[:MAX_CURVES], start=1):
+        if 0 < truth.sum() < len(truth):
+            precision, recall, _ = precision_recall_curve(truth, chance)
+            axes.plot(recall, precision, label=_label(name, f"class {place}"), **_line(answers))
+    axes.set(xlabel="sensitivity (recall)", ylabel="precision", ylim=(0, 1.02), title=f"AUPRC {said(found['auprc'])}")
+
+
+def _calibration(axes: Any, answers: Answers, found: dict[str, Any]) -> None:
+    """Dots as large as the patients they stand for."""
+    axes.plot([0, 1], [0, 1], color=FAINT, linestyle=":")
+    for place, (name, truth, chance) in enumerate(answers.one_vs_rest()[:MAX_CURVES], start=1):
+        bins = np.minimum((chance * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+        filled = np.unique(bins)
+        x = [chance[bins == b].mean() for b in filled]
+        y = [truth[bins == b].mean() for b in filled]
+        size = [20 + 300 * (bins == b).mean() for b in filled]
+        drawn = axes.plot(x, y, label=_label(name, f"class {place}"), **_line(answers))
+        axes.scatter(x, y, s=size, color=drawn[0].get_color(), alpha=0.5, linewidths=0)
+    axes.set(xlabel="probability", ylabel="frequency", title=f"calibration error {said(found['ece'])}")
+
+
+def _label(name: str, instead: str = "(a name in letters that cannot be drawn)") -> str:
+    """A name as matplotlib shows it as it is: no formula, and not left out for a leading underscore."""
+    text = drawable(name, instead).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+def _line(answers: Answers) -> dict[str, Any]:
+    return {"color": MODEL} if answers.target.task == "binary" else {}
+
+
+def _kaplan_meier(axes: Any, answers: Answers, found: dict[str, Any]) -> None:
+    """Patients above and below the median risk."""
+    fitter = lifelines("fitters.kaplan_meier_fitter").KaplanMeierFitter
+    high = answers.values[:, 0] > np.median(answers.values[:, 0])
+    for name, chosen, colour in (("lower risk", ~high, MODEL), ("higher risk", high, SECOND)):
+        if chosen.any():
+            curve = fitter().fit(answers.truth[chosen, 0], answers.truth[chosen, 1], label=f"{name}, {chosen.sum()} patients")
+            curve.plot_survival_function(ax=axes, color=colour, show_censors=True, censor_styles={"ms": 4, "marker": "|"})
+    axes.set(
+        xlabel=_label(answers.target.columns[0]),
+        ylabel="without event",
+        ylim=(0, 1.02),
+        title=f"C-index {said(found['c_index'])}",
+    )
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float], title: str) -> tuple[Any, list[Any]]:
+    figure = new_figure(size, title)
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, panels

@@ -1,0 +1,379 @@
+"""A study: a cohort in, a model folder out. Split, fit, calibrate, evaluate, and write down what was found.
+
+MODEL/
+  model.safetensors, model.json    the model and its card
+  MODEL_CARD.md                    the card, to be read
+  split.csv                        which slide was in which part
+  predictions.csv                  what it said of validation and test patients
+  training.png, evaluation.png     curves
+  folds/1..K/                      with --folds: one such model per fold, each judged on patients it has not seen
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pathovit import RESEARCH_USE
+from pathovit.errors import SettingsError
+from pathovit.files import to_json, write_atomically
+from pathovit.machine import threads_for
+from pathovit.model.calibration import Calibration, calibrate, margins, probabilities, scaling
+from pathovit.model.card import ModelCard, describe_model, read_card
+from pathovit.model.faithfulness import called_class, check_bag, summarise
+from pathovit.model.novelty import Novelty
+from pathovit.model.slide_model import SlideModel, load_model, save_model
+from pathovit.model.targets import Target
+from pathovit.outputs.provenance import versions
+from pathovit.outputs.recipe import EmbedRecipe
+from pathovit.settings import AnswerSettings, TrainSettings
+from pathovit.study.cohort import Bag, Cohort, assign_folds, check_part, cohort_digest, possible_folds, split_patients
+from pathovit.study.evaluation import Answers, answers_csv, evaluate, glance
+from pathovit.study.figures import evaluation_picture, training_curves
+from pathovit.study.fit import Fitted, OnEpoch, OnStep, Parts, fit, fit_key
+from pathovit.tables import PARTS, Say
+
+CHECKPOINT = "training.ckpt"
+FEW_PATIENTS, USUAL_FOLDS = 50, 5  # below so many, a part held out says little: every patient is held out once
+BY_CHANCE = 0.05  # what happens more rarely than this is not put down to chance
+CHECKED_BAGS, CHECKED_TILES = 20, 60_000  # patients, and their tiles, whose heatmaps are checked by deletion and insertion
+
+
+def answer(model: SlideModel, bags: Sequence[Bag]) -> Answers:
+    """Calibrated answers for patients; strange are those with a slide unlike the cohort."""
+    logits = np.stack([model.look(bag.features, bag.xy_um, bag.pitch_um).logits for bag in bags])
+    if model.target.is_classification:
+        values = probabilities(model.target, logits)
+    else:
+        values = logits * model.calibration.scale + model.calibration.centre
+    novelty = np.array([max(model.slide_novelty(part.numpy()) for part in bag.by_slide()) for bag in bags])
+    return Answers(model.target, tuple(bag.patient for bag in bags), np.stack([bag.truth for bag in bags]), values, novelty)
+
+
+def train_model(
+    cohort: Cohort, folder: Path, settings: TrainSettings, folds: int | None = None, on_epoch: OnEpoch = lambda line: None,
+    say: Say = lambda text: None, on_step: OnStep = lambda what, done, total: None,
+) -> ModelCard:  # fmt: skip
+    """Fit a model and write its folder; returns the card.
+
+    Parameters
+    ----------
+    folds : first one model per fold, for its figures; 0 for none; None for 5 where patients are few, and the table has no
+        column `split`. Where they are too few for so many there are fewer, and `say` says so.
+
+    Raises
+    ------
+    SettingsError : too few patients for the parts
+    """
+    if folds is None:
+        folds = USUAL_FOLDS if len(cohort.bags) < FEW_PATIENTS and not cohort.fixed else 0
+        if folds:
+            say(f"{len(cohort.bags)} patients: too few for a test part that tells anything, so that each is held out once")
+    elif folds < 0 or folds == 1:
+        raise SettingsError(f"--folds is {folds}, expected 0 (no cross-validation) or at least 2.")
+    elif folds and cohort.fixed:
+        raise SettingsError("The table has a column `split`, and --folds makes its own. Leave out one of the two.")
+    wanted, folds = folds, _workable_folds(cohort, settings, folds)
+    if folds < wanted:
+        say(
+            f"too few patients for {wanted} folds: {f'{folds} are made' if folds else 'none is made, and no figure is of unseen patients'}"
+        )
+    with threads_for(np.median([len(bag.features) for bag in cohort.bags])):
+        parts = split_patients(cohort, settings.validation_share, 0.0 if wanted else settings.test_share, settings.seed, say)
+        crossed = cross_validate(cohort, folder, settings, folds, on_epoch, say, on_step) if folds else None
+        say("model of all patients" if folds else "model")
+        return _train_one(cohort, folder, settings, parts, on_epoch, on_step, crossed)
+
+
+def _workable_folds(cohort: Cohort, settings: TrainSettings, wanted: int) -> int:
+    """Folds, at most those wanted, of which each leaves patients of every class to learn from and to stop by; 0 for none."""
+    for folds in range(possible_folds(cohort.bags, cohort.target, wanted), 1, -1):
+        try:
+            place = assign_folds(cohort.bags, cohort.target, folds, settings.seed)
+            for fold in range(folds):
+                rest = replace(cohort, bags=tuple(bag for bag, at in zip(cohort.bags, place, strict=True) if at != fold))
+                split_patients(rest, settings.validation_share, 0.0, settings.seed)
+        except SettingsError:
+            continue
+        return folds
+    return 0
+
+
+def cross_validate(
+    cohort: Cohort, folder: Path, settings: TrainSettings, folds: int, on_epoch: OnEpoch, say: Say, on_step: OnStep
+) -> dict[str, Any]:
+    """Metrics over all patients, each answered by the model that has not seen its fold. A finished fold is not fitted again."""
+    place = assign_folds(cohort.bags, cohort.target, folds, settings.seed)
+    splits = []
+    for fold in range(folds):  # all are checked before the first is fitted
+        test = [bag for bag, at in zip(cohort.bags, place, strict=True) if at == fold]
+        rest = replace(cohort, bags=tuple(bag for bag, at in zip(cohort.bags, place, strict=True) if at != fold))
+        splits.append(split_patients(rest, settings.validation_share, 0.0, settings.seed) | {"test": test})
+    found: list[Answers] = []
+    kept: list[dict[str, Any] | None] = []
+    for fold, parts in enumerate(splits, start=1):
+        say(f"fold {fold} of {folds}")
+        here = folder / "folds" / str(fold)
+        if not _is_done(here, fit_key(parts, cohort.target, cohort.recipe, settings)):
+            _train_one(cohort, here, settings, parts, on_epoch, on_step, None)
+        model = load_model(here)
+        found.append(answer(model, parts["test"]))
+        kept.append(abstention(model, found[-1]) if cohort.target.is_classification else None)
+    pooled = Answers(
+        cohort.target, tuple(name for a in found for name in a.patients), np.concatenate([a.truth for a in found]),
+        np.concatenate([a.values for a in found]), np.concatenate([a.novelty for a in found]),
+    )  # fmt: skip
+    write_atomically(folder / "folds" / "predictions.csv", answers_csv(pooled))
+    metrics = evaluate(pooled, settings.seed)
+    evaluation_picture(folder / "folds" / "evaluation.png", pooled, metrics, f"{folds}-fold cross-validation")
+    return {"folds": folds, **metrics, "abstention": pooled_abstention([a for a in kept if a])}
+
+
+def _is_done(folder: Path, key: str) -> bool:
+    """A fold is known by what it was fitted from, not by its folder."""
+    return (folder / "model.json").is_file() and read_card(folder)[1].fit_key == key
+
+
+def _train_one(
+    cohort: Cohort, folder: Path, settings: TrainSettings, parts: Parts, on_epoch: OnEpoch, on_step: OnStep,
+    crossed: dict[str, Any] | None,
+) -> ModelCard:  # fmt: skip
+    for name in ("train", "validation"):
+        check_part(name, parts[name], cohort.target)
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder = cohort.recipe["encoder"]
+    fitted = fit(parts, cohort.target, cohort.recipe, settings, on_epoch, folder / CHECKPOINT, on_step)
+    model = _calibrated(fitted, cohort, parts)
+    answers, metrics = {}, {}
+    for step, name in enumerate(filled := [name for name in PARTS if parts[name]]):
+        on_step("judging the parts", step, len(filled))
+        answers[name] = answer(model, parts[name])
+        metrics[name] = glance(answers[name]) if name == "train" else evaluate(answers[name], settings.seed)
+    judged = "test" if parts["test"] else "validation"
+    card = {
+        "research_use": RESEARCH_USE,
+        "encoder": {**encoder, "mpp": cohort.recipe["tiles"]["mpp"], "stride_px": cohort.recipe["tiles"]["stride_px"]},
+        "shaping": {key: value for key, value in cohort.recipe.items() if key != "encoder"},
+        "training": asdict(settings),
+        "fit_key": fit_key(parts, cohort.target, cohort.recipe, settings),
+        "patients": {name: len(part) for name, part in parts.items()},
+        "slides": {name: sum(len(bag.slides) for bag in part) for name, part in parts.items()},
+        "training_set_sha256": cohort_digest(parts["train"]),
+        "best_epoch": fitted.best_epoch,
+        "metrics": metrics,
+        "cross_validation": crossed,
+        "heatmap_check": check_model(model, parts[judged], on_step) | {"part": judged},
+        "abstention": abstention(model, answers[judged]) | {"part": judged} if cohort.target.is_classification else None,
+        "few": said_of_few(cohort, parts, crossed),
+        "intended_use": INTENDED_USE,
+        "limits": [
+            *LIMITS,
+            *([MANY_SLIDES] if any(len(bag.slides) > 1 for bag in cohort.bags) else []),
+            *(
+                [f"A trial: it learned from at most {trial} tiles of each slide."]
+                if (trial := cohort.recipe["max_tiles"])
+                else []
+            ),
+        ],
+        "versions": versions(),
+    }
+    evaluation_picture(
+        folder / "evaluation.png", answers[judged], metrics[judged], f"{judged} part, {len(parts[judged])} patients"
+    )
+    training_curves(
+        folder / "training.png", fitted.history, fitted.best_epoch, f"{settings.kind}, epoch {fitted.best_epoch} kept"
+    )
+    _write_parts(folder, parts, answers)
+    saved = save_model(folder, replace(model, card=ModelCard(card)), describe_model)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return saved.card
+
+
+INTENDED_USE = "Research on slides like those of its training set. A person checks every answer against the slide."
+LIMITS = (
+    "Its figures hold for slides like those of its table. Nothing is known of it on other scanners, stains and organs.",
+    "Temperature, score scale, abstention and novelty limits were learned on the validation part, which also chose the epoch.",
+    "The novelty score flags slides that differ from the cohort; a slide that is not flagged can still be wrong.",
+)
+
+
+MANY_SLIDES = "Its answers are calibrated for patients with all their slides; `pathovit run` answers slide by slide, `pathovit evaluate` by patient."
+
+
+def _calibrated(fitted: Fitted, cohort: Cohort, parts: Parts) -> SlideModel:
+    """The model with calibration and novelty learned on the validation part."""
+    target, truth = cohort.target, np.stack([bag.truth for bag in parts["validation"]])
+    bare = SlideModel(fitted.network, target, Calibration(), None, ModelCard({}), "")
+    raw = np.stack([bare.look(bag.features, bag.xy_um, bag.pitch_um).logits for bag in parts["validation"]])
+    scaled = replace(bare, calibration=scaling(target, raw, truth, fitted.centre, fitted.scale))
+    seen = [scaled.look(bag.features, bag.xy_um, bag.pitch_um) for bag in parts["validation"]]
+    hottest = np.stack([margins(target, bag.evidence + bag.bias).max(0) for bag in seen])
+    calibration = calibrate(target, scaled.calibration, np.stack([bag.logits for bag in seen]), truth, hottest)
+    slides = {name: [part.numpy() for bag in parts[name] for part in bag.by_slide()] for name in ("train", "validation")}
+    return replace(bare, calibration=calibration, novelty=Novelty.fit(slides["train"], slides["validation"]))
+
+
+def check_model(model: SlideModel, bags: Sequence[Bag], on_step: OnStep = lambda what, done, total: None) -> dict[str, Any]:
+    """The heatmap check over patients: all for the sum, some of those with a class called for deletion and insertion."""
+    checks: list[dict[str, Any]] = []
+    for bag in bags:
+        on_step("checking the heatmap", len(checks), len(bags))
+        seen = model.look(bag.features, bag.xy_um, bag.pitch_um)
+        if not np.isfinite(seen.evidence).all():
+            return {"slides": 0, "remark": f"a {model.network.config.kind} model has no evidence of single tiles"}
+        total = (seen.attention[:, None] * seen.evidence).sum(0) + seen.bias
+        check: dict[str, Any] = {"sum_error": float(np.abs(total - seen.logits).max()), "class": None}
+        column = called_class(model.target, probabilities(model.target, seen.logits))
+        called = [c["tiles"] for c in checks if c["class"] is not None]
+        if column is not None and len(called) < CHECKED_BAGS and sum(called) < CHECKED_TILES:
+            scores = model.tile_scores(seen.evidence + seen.bias)[:, column]
+            deletion, insertion = check_bag(model, bag.features, bag.xy_um, bag.pitch_um, scores, seen.attention, column)
+            check |= {"deletion": asdict(deletion), "insertion": asdict(insertion)}
+            check |= {"class": model.target.score_names[column], "tiles": len(bag.features)}
+        checks.append(check)
+    return summarise(checks)
+
+
+def abstention(model: SlideModel, answers: Answers, error_rate: float = AnswerSettings().error_rate) -> dict[str, Any]:
+    """How often the answer is unsure, by the rule that `run` and `predict` follow, and whether the promise is kept.
+
+    Returns
+    -------
+    answers : questions that were asked
+    unsure : share with more or less than one possible answer, of all; every answer for a patient unlike the cohort is
+    unsure_by_probability : the same, if nobody were unlike the cohort
+    strange : share of patients unlike the cohort
+    coverage : share of the others whose truth is among the possible answers; `error_rate` may be wrong
+    remark : what must be said of that coverage; empty if it is as promised
+    """
+    unsure = usual = covered = by_probability = asked = 0
+    for chances, truth, novelty in zip(answers.values, answers.truth, answers.novelty, strict=True):
+        alone, said = model.possible(chances, 0.0, error_rate), model.possible(chances, float(novelty), error_rate)
+        for question, (options, told) in enumerate(zip(alone, said, strict=True)):
+            asked += 1
+            unsure += len(told) != 1
+            by_probability += len(options) != 1
+            if not novelty > 1:
+                usual += 1
+                covered += _true_option(model.target, question, truth) in options
+    counts = {"asked": asked, "unsure": unsure, "by_probability": by_probability, "usual": usual, "covered": covered}
+    return _said_abstention(error_rate, counts, int((answers.novelty > 1).sum()), len(answers.novelty))
+
+
+def pooled_abstention(found: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The same over the folds of a cross-validation."""
+    if not found:
+        return None
+    counts = {name: sum(one["counts"][name] for one in found) for name in found[0]["counts"]}
+    return _said_abstention(
+        found[0]["error_rate"], counts, sum(one["strange_patients"] for one in found), sum(one["patients"] for one in found)
+    )
+
+
+def _said_abstention(error_rate: float, counts: dict[str, int], strange: int, patients: int) -> dict[str, Any]:
+    from scipy.stats import binom
+
+    coverage = counts["covered"] / counts["usual"] if counts["usual"] else None
+    broken = coverage is not None and binom.cdf(counts["covered"], counts["usual"], 1 - error_rate) < BY_CHANCE
+    kept = f"{1 - error_rate:.0%} were promised, and {coverage or 0:.0%} came out"
+    return {
+        "error_rate": error_rate,
+        "answers": counts["asked"],
+        "unsure": round(counts["unsure"] / counts["asked"], 4),
+        "unsure_by_probability": round(counts["by_probability"] / counts["asked"], 4),
+        "strange": round(strange / patients, 4),
+        "coverage": None if coverage is None else round(coverage, 4),
+        "remark": f"{kept}: the promise does not hold on these patients" if broken else "",
+        "counts": counts,
+        "strange_patients": strange,
+        "patients": patients,
+    }
+
+
+def said_of_few(cohort: Cohort, parts: Parts, crossed: dict[str, Any] | None) -> list[str]:
+    """What figures over so few patients can show at best; nothing where there are enough."""
+    said = []
+    target, seen = cohort.target, {"cross-validation": cohort.bags} if crossed else {}
+    for name, bags in {**{name: part for name, part in parts.items() if name != "train"}, **seen}.items():
+        if not bags or len(bags) >= FEW_PATIENTS:
+            continue
+        text = f"{name}, {len(bags)} patients: "
+        if target.task == "binary":
+            positive = sum(int(bag.truth[0]) for bag in bags)
+            if positive and positive < len(bags):
+                chance = 1 / math.comb(len(bags), positive)
+                text += f"a model that knows nothing reaches an AUROC of 1.0 on them once in {1 / chance:,.0f} times; "
+        error = 1 - BY_CHANCE ** (1 / len(bags))
+        said.append(
+            text + f"without a single error among them, {error:.0%} of all patients may still be answered wrongly (95 % limit)."
+        )
+    return said
+
+
+def _true_option(target: Target, question: int, truth: np.ndarray[Any, np.dtype[np.float32]]) -> str:
+    if target.task == "multilabel":
+        return target.classes[question] if truth[question] else f"no {target.classes[question]}"
+    return target.classes[int(truth[0] if target.task == "binary" else truth.argmax())]
+
+
+def _write_parts(folder: Path, parts: Parts, answers: dict[str, Answers]) -> None:
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["slide_id", "patient", "split"])
+    writer.writerows([slide, bag.patient, name] for name, part in parts.items() for bag in part for slide in bag.slides)
+    write_atomically(folder / "split.csv", buffer.getvalue().encode("utf-8", "replace"))
+    judged = answers.get("test", answers["validation"])
+    write_atomically(folder / "predictions.csv", answers_csv(judged))
+
+
+def evaluate_model(
+    folder: str | Path, cohort: Cohort, out: Path, split: str | None, seed: int = 0,
+    on_step: OnStep = lambda what, done, total: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Judge a model on the patients of a table; writes predictions.csv, evaluation.json and evaluation.png to `out`."""
+    model = load_model(folder)
+    model.check(EmbedRecipe(cohort.recipe))
+    bags = [bag for bag in cohort.bags if split is None or cohort.fixed.get(bag.patient) == split]
+    if not bags:
+        raise SettingsError(f"No patient of the table is in split {split!r}. Correct --split or the column.")
+    on_step("answering patients", 0, len(bags))
+    answers = answer(model, bags)
+    on_step("metrics with their intervals", 0, len(bags))
+    seen = _seen_before(Path(folder))
+    learned = [bag.patient for bag in bags if seen & {bag.patient, *bag.slides}]
+    found: dict[str, Any] = {
+        "research_use": RESEARCH_USE,
+        "model": model.name,
+        "model_sha256": model.sha256,
+        "target": asdict(model.target),
+        "patients": len(bags),
+        "patients_it_learned_from": len(learned),
+        "metrics": evaluate(answers, seed),
+        "abstention": abstention(model, answers) if model.target.is_classification else None,
+        "heatmap_check": check_model(model, bags, on_step),
+        "strange": int((answers.novelty > 1).sum()),
+        "trial": bool(cohort.recipe["max_tiles"]),
+        "versions": versions(),
+    }
+    extra: dict[str, Sequence[Any]] = {"novelty": [f"{v:.4f}" for v in answers.novelty]} if model.novelty else {}
+    write_atomically(out / "predictions.csv", answers_csv(answers, extra))
+    evaluation_picture(out / "evaluation.png", answers, found["metrics"], f"{model.name}, {len(bags)} patients")
+    write_atomically(out / "evaluation.json", to_json(found))
+    return found
+
+
+def _seen_before(folder: Path) -> set[str]:
+    """Slides and patients that a model was fitted or calibrated on."""
+    path = read_card(folder)[0] / "split.csv"
+    if not path.is_file():
+        return set()
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] != "test"]
+    return {row["slide_id"] for row in rows} | {row["patient"] for row in rows}
