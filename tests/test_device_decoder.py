@@ -14,7 +14,7 @@ from test_readers import REAL_40X, truncate_tile
 from test_tiling import exact_mask
 
 from pathovit.errors import SettingsError, SlideError
-from pathovit.outputs.features import Verdict
+from pathovit.outputs.features import TileVerdict
 from pathovit.run.embed import make_embedder
 from pathovit.run.embedder import Embedder, fetch_tile
 from pathovit.settings import EmbedSettings, Settings, TileSpec, TissueSettings, fill_spec
@@ -62,7 +62,7 @@ def test_features_and_verdicts_are_those_of_the_direct_reader(tmp_path: Path) ->
         assert np.array_equal(ours[1], theirs[1], equal_nan=True)
         assert np.array_equal(ours[2], theirs[2])
     verdicts = np.concatenate([verdict for _, _, verdict in found["device"]])
-    assert {Verdict.OK, Verdict.UNREADABLE} == set(verdicts)
+    assert {TileVerdict.OK, TileVerdict.UNREADABLE} == set(verdicts)
 
 
 def test_tiles_that_have_been_read_and_lost_ones_need_no_decoder(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pathovit.errors import PathovitError, SlideOpenError, TileReadError
-from pathovit.outputs.features import Verdict
+from pathovit.outputs.features import TileVerdict
 from pathovit.settings import TileSpec, TissueSettings, fill_spec
 from pathovit.slides.readers import openjpeg
 from pathovit.slides.readers.compressed import CompressedTiles, TiledLevel, locate_tiles
@@ -132,7 +132,7 @@ def test_missing_and_damaged_tiles_get_the_same_verdicts(tmp_path: Path, reader:
         grid = lay_grid(slide, exact_mask(slide), fill_spec(TileSpec(), 256, 0.5))
         verdicts = [judge_tile(slide, grid, index)[1] for index in range(len(grid))]
     tiles = (grid.xy[:, 1] // 256 * 8 + grid.xy[:, 0] // 256).tolist()
-    assert {tile for tile, verdict in zip(tiles, verdicts, strict=True) if verdict == Verdict.UNREADABLE} == {10, 20}
+    assert {tile for tile, verdict in zip(tiles, verdicts, strict=True) if verdict == TileVerdict.UNREADABLE} == {10, 20}
 
 
 def truncate_tile(path: Path, tile: int) -> None:

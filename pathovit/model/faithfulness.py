@@ -11,6 +11,7 @@ Source: Petsiuk et al., "RISE", BMVC 2018.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -86,21 +87,59 @@ def called_class(target: Target, chances: NDArray[Any]) -> int | None:
     return int(chances.argmax()) if len(chances) else None
 
 
-def summarise(checks: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Checks of many slides: means, and how sure evidence is ahead (one-sided Wilcoxon signed-rank test)."""
+@dataclass(frozen=True)
+class OrderTest:
+    """Mean figures of many slides, and how sure evidence is ahead (one-sided Wilcoxon signed-rank test; None where too few)."""
+
+    evidence: float
+    attention: float
+    random: float
+    p_value_against_attention: float | None
+    p_value_against_random: float | None
+
+
+@dataclass(frozen=True)
+class CheckSummary:
+    """Heatmap checks of many slides. As JSON it is in the cards of models."""
+
+    slides: int
+    largest_sum_error: float | None = None
+    slides_with_a_class_called: int = 0
+    deletion: OrderTest | None = None
+    insertion: OrderTest | None = None
+    remark: str = ""  # why there is no check
+
+    def to_json(self) -> dict[str, object]:
+        if self.remark:
+            return {"slides": self.slides, "remark": self.remark}
+        return {
+            key: value
+            for key, value in asdict(self).items()
+            if value is not None or key == "largest_sum_error"
+            if key != "remark"
+        }
+
+
+def summarise(checks: Sequence[HeatmapCheck]) -> CheckSummary:
+    """Checks of many slides, or patients."""
+    errors = [check.sum_error for check in checks if check.sum_error is not None]
+    deletions = [check.deletion for check in checks if check.deletion]
+    insertions = [check.insertion for check in checks if check.insertion]
+    return CheckSummary(
+        len(checks), max(errors, default=None), len(deletions), _tested(deletions, 1), _tested(insertions, -1)
+    )  # fmt: skip
+
+
+def _tested(figures: Sequence[OrderFigures], sign: int) -> OrderTest | None:
     from scipy.stats import wilcoxon
 
-    errors = [check["sum_error"] for check in checks if check["sum_error"] is not None]
-    found: dict[str, Any] = {"slides": len(checks), "largest_sum_error": max(errors, default=None)}
-    called = [check for check in checks if check["class"] is not None]
-    found["slides_with_a_class_called"] = len(called)
-    if not called:
-        return found
-    for kind, sign in (("deletion", 1), ("insertion", -1)):
-        values = {name: np.array([check[kind][name] for check in called]) for name in ORDERS}
-        found[kind] = {name: round(float(v.mean()), 4) for name, v in values.items()}
-        for other in ORDERS[1:]:
-            ahead = sign * (values[other] - values["evidence"])
-            p = float(wilcoxon(ahead, alternative="greater").pvalue) if ahead.any() and len(ahead) >= 6 else None
-            found[kind][f"p_value_against_{other}"] = None if p is None else float(f"{p:.2g}")
-    return found
+    if not figures:
+        return None
+    values = {name: np.array([getattr(found, name) for found in figures]) for name in ORDERS}
+    p_values: dict[str, float | None] = {}
+    for other in ORDERS[1:]:
+        ahead = sign * (values[other] - values["evidence"])
+        p = float(wilcoxon(ahead, alternative="greater").pvalue) if ahead.any() and len(ahead) >= 6 else None
+        p_values[other] = None if p is None else float(f"{p:.2g}")
+    means = {name: round(float(v.mean()), 4) for name, v in values.items()}
+    return OrderTest(means["evidence"], means["attention"], means["random"], *(p_values[other] for other in ORDERS[1:]))

@@ -27,12 +27,13 @@ from pathovit.files import to_json, write_atomically
 from pathovit.machine import threads_for
 from pathovit.model.calibration import Calibration, calibrate, margins, probabilities, scaling
 from pathovit.model.card import ModelCard, describe_model, read_card
-from pathovit.model.faithfulness import called_class, check_bag, summarise
+from pathovit.model.faithfulness import CheckSummary, called_class, check_bag, summarise
 from pathovit.model.novelty import Novelty
 from pathovit.model.slide_model import SlideModel, load_model, save_model
 from pathovit.model.targets import Target
 from pathovit.outputs.provenance import versions
 from pathovit.outputs.recipe import EmbedRecipe
+from pathovit.outputs.records import HeatmapCheck
 from pathovit.settings import AnswerSettings, TrainSettings
 from pathovit.study.cohort import Bag, Cohort, assign_folds, check_part, cohort_digest, possible_folds, split_patients
 from pathovit.study.evaluation import Answers, answers_csv, evaluate, glance
@@ -169,7 +170,7 @@ def _train_one(
         "best_epoch": fitted.best_epoch,
         "metrics": metrics,
         "cross_validation": crossed,
-        "heatmap_check": check_model(model, parts[judged], on_step) | {"part": judged},
+        "heatmap_check": check_model(model, parts[judged], on_step).to_json() | {"part": judged},
         "abstention": abstention(model, answers[judged]) | {"part": judged} if cohort.target.is_classification else None,
         "few": said_of_few(cohort, parts, crossed),
         "intended_use": INTENDED_USE,
@@ -220,24 +221,25 @@ def _calibrated(fitted: Fitted, cohort: Cohort, parts: Parts) -> SlideModel:
     return replace(bare, calibration=calibration, novelty=Novelty.fit(slides["train"], slides["validation"]))
 
 
-def check_model(model: SlideModel, bags: Sequence[Bag], on_step: OnStep = lambda what, done, total: None) -> dict[str, Any]:
+def check_model(model: SlideModel, bags: Sequence[Bag], on_step: OnStep = lambda what, done, total: None) -> CheckSummary:
     """The heatmap check over patients: all for the sum, some of those with a class called for deletion and insertion."""
-    checks: list[dict[str, Any]] = []
+    checks: list[HeatmapCheck] = []
+    tiles = called = 0
     for bag in bags:
         on_step("checking the heatmap", len(checks), len(bags))
         seen = model.look(bag.features, bag.xy_um, bag.pitch_um)
         if not np.isfinite(seen.evidence).all():
-            return {"slides": 0, "remark": f"a {model.network.config.kind} model has no evidence of single tiles"}
+            return CheckSummary(0, remark=f"a {model.network.config.kind} model has no evidence of single tiles")
         total = (seen.attention[:, None] * seen.evidence).sum(0) + seen.bias
-        check: dict[str, Any] = {"sum_error": float(np.abs(total - seen.logits).max()), "class": None}
+        error = float(np.abs(total - seen.logits).max())
         column = called_class(model.target, probabilities(model.target, seen.logits))
-        called = [c["tiles"] for c in checks if c["class"] is not None]
-        if column is not None and len(called) < CHECKED_BAGS and sum(called) < CHECKED_TILES:
-            scores = model.tile_scores(seen.evidence + seen.bias)[:, column]
-            deletion, insertion = check_bag(model, bag.features, bag.xy_um, bag.pitch_um, scores, seen.attention, column)
-            check |= {"deletion": asdict(deletion), "insertion": asdict(insertion)}
-            check |= {"class": model.target.score_names[column], "tiles": len(bag.features)}
-        checks.append(check)
+        if column is None or called >= CHECKED_BAGS or tiles >= CHECKED_TILES:
+            checks.append(HeatmapCheck(error))
+            continue
+        scores = model.tile_scores(seen.evidence + seen.bias)[:, column]
+        figures = check_bag(model, bag.features, bag.xy_um, bag.pitch_um, scores, seen.attention, column)
+        checks.append(HeatmapCheck(error, model.target.score_names[column], *figures))
+        called, tiles = called + 1, tiles + len(bag.features)
     return summarise(checks)
 
 
@@ -357,7 +359,7 @@ def evaluate_model(
         "patients_it_learned_from": len(learned),
         "metrics": evaluate(answers, seed),
         "abstention": abstention(model, answers) if model.target.is_classification else None,
-        "heatmap_check": check_model(model, bags, on_step),
+        "heatmap_check": check_model(model, bags, on_step).to_json(),
         "strange": int((answers.novelty > 1).sum()),
         "trial": bool(cohort.recipe["max_tiles"]),
         "versions": versions(),

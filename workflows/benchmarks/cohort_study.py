@@ -37,6 +37,8 @@ from pathovit.model.calibration import possible_answers, probabilities
 from pathovit.model.faithfulness import check_bag, summarise
 from pathovit.model.slide_model import SlideModel, load_model
 from pathovit.model.targets import read_target
+from pathovit.outputs.folder import SlideFolder
+from pathovit.outputs.records import HeatmapCheck
 from pathovit.outputs.store import FeatureStore
 from pathovit.settings import TrainSettings
 from pathovit.study.cohort import Bag, Cohort, load_cohort, make_bag, split_patients
@@ -86,7 +88,7 @@ def without_test(cohort: Cohort) -> Cohort:
 def best_model(folder: Path, kind: str, seed: int) -> SlideModel:
     """Of the noises tried, the one with the lower Brier score on the validation part."""
     models = [load_model(path) for path in sorted((folder / "models").glob(f"{kind}-{seed}-*")) if (path / "model.json").exists()]
-    return min(models, key=lambda model: model.card["metrics"]["validation"]["brier"]["value"])
+    return min(models, key=lambda model: model.card.values["metrics"]["validation"]["brier"]["value"])
 
 
 def judge_model(model: SlideModel, bags: list[Bag]) -> Judged:
@@ -98,7 +100,7 @@ def judge_model(model: SlideModel, bags: list[Bag]) -> Judged:
 def truth_of(folder: Path, bag: Bag, outlines: Path | None = None) -> NDArray[np.bool_]:
     """Tiles (n,) of a bag that lie at least half on tumour; outlines are beside the slides, unless they are elsewhere."""
     (store,) = (folder / "feat" / "slides").glob(f"{bag.patient}-????????????")
-    slide = FeatureStore(store, Path(bag.patient)).read(store.name)
+    slide = FeatureStore(SlideFolder(store), Path(bag.patient)).read()
     outline = json.loads(((outlines or folder / "slides") / f"{bag.patient}.geojson").read_text())
     tumour = union_all([shape(f["geometry"]) for f in outline["features"]])
     squares = box(*np.concatenate([slide.xy, slide.xy + np.asarray(slide.tile_l0)], axis=1).T)
@@ -225,7 +227,7 @@ def novelty(model: SlideModel, folder: Path, usual: list[Bag]) -> dict[str, Any]
                 if store is None:  # so strange that no tissue was found on it
                     refused += 1
                     continue
-                slide = FeatureStore(store, row.slide).read(store.name)
+                slide = FeatureStore(SlideFolder(store), row.slide).read()
                 assert model.novelty
                 strange.append(model.novelty.slide(slide.features[slide.ok].astype(np.float32)))
         auroc = roc_auc_score([0] * len(known) + [1] * len(strange), known + strange)
@@ -240,11 +242,11 @@ def novelty(model: SlideModel, folder: Path, usual: list[Bag]) -> dict[str, Any]
 
 def faithfulness(model: SlideModel, bags: list[Bag], judged: Judged) -> dict[str, Any]:
     """Deletion and insertion on every test slide that is called tumour."""
-    checks: list[dict[str, Any]] = []
+    checks: list[HeatmapCheck] = []
     for bag, probability, scores, attention in zip(bags, judged.probability, judged.scores, judged.attention, strict=True):
         if bag.truth[0] and probability >= 0.5:
-            figures = check_bag(model, bag.features, bag.xy_um, bag.pitch_um, scores, attention, 0)
-            checks.append({"sum_error": None, "class": "tumour", **figures})
+            deletion, insertion = check_bag(model, bag.features, bag.xy_um, bag.pitch_um, scores, attention, 0)
+            checks.append(HeatmapCheck(None, "tumour", deletion, insertion))
     return summarise(checks)
 
 
@@ -253,7 +255,7 @@ def complete(models: list[SlideModel], folder: Path) -> list[dict[str, float]]:
     found = []
     for store in (folder / "feat" / "slides").glob("breast-complete-*"):
         name = store.name.rsplit("-", 1)[0]
-        slide = FeatureStore(store, Path(name)).read(store.name)
+        slide = FeatureStore(SlideFolder(store), Path(name)).read()
         truth = truth_of(folder, make_bag(name, [slide], np.ones(1, np.float32)))
         for model in models:
             answer = model.predict(slide)
@@ -300,7 +302,7 @@ def retiled(models: list[SlideModel], folder: Path, bags: list[Bag]) -> list[dic
         change = []
         for store in stores:
             bag = known[store.name]
-            slide = FeatureStore(store, Path(store.name)).read(store.name)
+            slide = FeatureStore(SlideFolder(store), Path(store.name)).read()
             base = probabilities(model.target, model.look(bag.features, bag.xy_um, bag.pitch_um).logits)[1]
             change.append(abs(float(model.predict(slide).probabilities[1]) - base))
         if change:
