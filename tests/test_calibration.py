@@ -3,16 +3,10 @@ import pytest
 
 from pathovit.model.calibration import (
     Calibration,
-    calibrate,
-    fit_scaling,
-    margins,
-    possible_answers,
-    probabilities,
-    scaling,
     upper_quantile,
 )
+from pathovit.model.metrics import calibration_error
 from pathovit.model.targets import Target
-from pathovit.study.evaluation import calibration_error
 
 BINARY = Target("binary", ("label",), ("benign", "tumour"))
 THREE = Target("multiclass", ("label",), ("a", "b", "c"))
@@ -28,27 +22,27 @@ def drawn(patients: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 def whole(target: Target, logits: np.ndarray, truth: np.ndarray, hottest: np.ndarray | None = None) -> Calibration:
     """Both halves of a calibration."""
-    made = scaling(target, logits, truth, 0, 1)
+    made = target.kind.scaling(logits, truth, 0, 1)
     scaled = logits / made.temperature + np.array(made.shift)
-    return calibrate(target, made, scaled, truth, scaled if hottest is None else hottest)
+    return target.kind.calibrate(made, scaled, truth, scaled if hottest is None else hottest)
 
 
 @pytest.mark.parametrize("factor", [0.3, 1.0, 4.0])
 @pytest.mark.parametrize("offset", [0.0, 1.5])
 def test_scaling_undoes_overconfidence_and_a_wrong_threshold(factor: float, offset: float) -> None:
     logits, truth = drawn(4000)
-    temperature, shift = fit_scaling(BINARY, logits * factor + offset, truth)
+    temperature, shift = BINARY.kind.fit_scaling(logits * factor + offset, truth)
     assert temperature == pytest.approx(factor, rel=0.12)
     assert offset / temperature + shift[0] == pytest.approx(0, abs=0.1)
 
 
 def test_calibrated_probabilities_are_frequencies_on_new_patients() -> None:
     logits, truth = drawn(2000)
-    made = scaling(BINARY, logits * 5, truth, 0, 1)
+    made = BINARY.kind.scaling(logits * 5, truth, 0, 1)
     fresh, fresh_truth = drawn(4000, seed=1)
-    before = calibration_error(fresh_truth[:, 0].astype(int), probabilities(BINARY, fresh * 5)[:, 1])
+    before = calibration_error(fresh_truth[:, 0].astype(int), BINARY.kind.probabilities(fresh * 5)[:, 1])
     after = calibration_error(
-        fresh_truth[:, 0].astype(int), probabilities(BINARY, fresh * 5 / made.temperature + made.shift[0])[:, 1]
+        fresh_truth[:, 0].astype(int), BINARY.kind.probabilities(fresh * 5 / made.temperature + made.shift[0])[:, 1]
     )
     assert before > 0.1
     assert after < 0.03
@@ -56,8 +50,8 @@ def test_calibrated_probabilities_are_frequencies_on_new_patients() -> None:
 
 def test_separable_patients_do_not_ask_for_certainty() -> None:
     truth = np.array([[0.0], [1.0]] * 15, np.float32)
-    temperature, shift = fit_scaling(BINARY, truth * 8 - 4, truth)
-    assert 0.8 < probabilities(BINARY, 4 / temperature + shift)[1] < 0.99
+    temperature, shift = BINARY.kind.fit_scaling(truth * 8 - 4, truth)
+    assert 0.8 < BINARY.kind.probabilities(4 / temperature + shift)[1] < 0.99
 
 
 @pytest.mark.parametrize(("target", "columns"), [(BINARY, 1), (THREE, 3), (BOTH, 2)])
@@ -68,15 +62,15 @@ def test_the_truth_is_among_the_possible_answers_as_often_as_promised(target: Ta
     covered = []
     for _ in range(30):
         logits = chance.normal(0, 1.5, (160, columns))
-        chances = probabilities(target, logits)
+        chances = target.kind.probabilities(logits)
         if target is THREE:
             truth = np.eye(3, dtype=np.float32)[[chance.choice(3, p=p) for p in chances]]
         else:
             truth = (chance.random((160, columns)) < chances[:, -columns:]).astype(np.float32)
         made = whole(target, logits[:80], truth[:80])
-        scaled = probabilities(target, logits / made.temperature + np.array(made.shift))
+        scaled = target.kind.probabilities(logits / made.temperature + np.array(made.shift))
         for row in range(80, 160):
-            for question, options in enumerate(possible_answers(target, made, scaled[row], rate)):
+            for question, options in enumerate(target.kind.possible(made, scaled[row], rate)):
                 if target is BOTH:
                     right = target.classes[question] if truth[row, question] else f"no {target.classes[question]}"
                 else:
@@ -88,7 +82,7 @@ def test_the_truth_is_among_the_possible_answers_as_often_as_promised(target: Ta
 def test_too_few_patients_leave_the_answer_open() -> None:
     logits, truth = np.array([[-3.0], [3.0]] * 3), np.array([[0.0], [1.0]] * 3, np.float32)
     made = whole(BINARY, logits, truth)
-    assert possible_answers(BINARY, made, np.array([0.01, 0.99]), 0.1) == [("benign", "tumour")]
+    assert BINARY.kind.possible(made, np.array([0.01, 0.99]), 0.1) == [("benign", "tumour")]
 
 
 def test_few_benign_patients_reach_the_hot_limit() -> None:
@@ -107,11 +101,11 @@ def test_the_hot_limit_comes_from_patients_without_the_class() -> None:
 
 
 def test_margins_are_log_odds() -> None:
-    chances = probabilities(THREE, np.array([1.0, 2.0, 0.5]))
-    assert margins(THREE, np.array([1.0, 2.0, 0.5])) == pytest.approx(np.log(chances / (1 - chances)))
+    chances = THREE.kind.probabilities(np.array([1.0, 2.0, 0.5]))
+    assert THREE.kind.margins(np.array([1.0, 2.0, 0.5])) == pytest.approx(np.log(chances / (1 - chances)))
 
 
 def test_a_calibration_survives_json() -> None:
     logits, truth = drawn(50)
     made = whole(BINARY, logits, truth)
-    assert Calibration.from_dict(made.to_dict()) == made
+    assert Calibration.from_json(made.to_json()) == made

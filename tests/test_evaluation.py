@@ -5,8 +5,10 @@ import pytest
 from PIL import Image
 
 from pathovit.errors import SettingsError
+from pathovit.model.judged import Metric
+from pathovit.model.metrics import calibration_error
 from pathovit.model.targets import Target
-from pathovit.study.evaluation import Answers, answers_csv, calibration_error, compare, evaluate, read_answers
+from pathovit.study.evaluation import Answers, answers_csv, compare, evaluate, read_answers
 from pathovit.study.figures import evaluation_picture
 
 BINARY = Target("binary", ("label",), ("benign", "tumour"))
@@ -26,11 +28,11 @@ def test_metrics_that_can_be_worked_out_by_hand() -> None:
     truth = np.array([0, 0, 0, 0, 1, 1, 1, 1])
     positive = np.array([0.1, 0.2, 0.3, 0.6, 0.4, 0.7, 0.8, 0.9])
     found = evaluate(Answers(BINARY, ("x",) * 8, truth[:, None].astype(np.float32), np.stack([1 - positive, positive], -1)))
-    assert found["auroc"]["value"] == pytest.approx(15 / 16, abs=1e-4)
-    assert found["balanced_accuracy"]["value"] == 0.75
-    assert found["sensitivity_at_95_specificity"]["value"] == 0.75  # above the highest benign, 0.6
-    assert found["brier"]["value"] == pytest.approx(np.mean((positive - truth) ** 2), abs=1e-4)
-    assert found["auroc"]["low"] is None  # eight patients
+    assert found["auroc"].value == pytest.approx(15 / 16, abs=1e-4)
+    assert found["balanced_accuracy"].value == 0.75
+    assert found["sensitivity_at_95_specificity"].value == 0.75  # above the highest benign, 0.6
+    assert found["brier"].value == pytest.approx(np.mean((positive - truth) ** 2), abs=1e-4)
+    assert found["auroc"].low is None  # eight patients
 
 
 def test_calibration_error_by_hand() -> None:
@@ -40,15 +42,15 @@ def test_calibration_error_by_hand() -> None:
 
 def test_intervals_hold_the_value_and_shrink_with_patients() -> None:
     few, many = evaluate(binary(40, noise=2))["auroc"], evaluate(binary(400, noise=2))["auroc"]
-    assert few["low"] < few["value"] < few["high"]
-    assert many["high"] - many["low"] < few["high"] - few["low"]
+    assert few.low < few.value < few.high
+    assert many.high - many.low < few.high - few.low
 
 
 def test_an_absent_class_leaves_a_metric_undefined() -> None:
     answers = binary(30)
     found = evaluate(Answers(BINARY, answers.patients, np.zeros((30, 1), np.float32), answers.values))
-    assert found["auroc"] == {"value": None, "low": None, "high": None}
-    assert found["brier"]["value"] is not None
+    assert found["auroc"] == Metric(None)
+    assert found["brier"].value is not None
 
 
 def test_survival_and_numbers_have_their_own_metrics() -> None:
@@ -56,29 +58,29 @@ def test_survival_and_numbers_have_their_own_metrics() -> None:
     months = np.arange(1, 41, dtype=np.float32)
     truth = np.stack([months, np.ones(40, np.float32)], -1)
     names = tuple(map(str, range(40)))
-    assert evaluate(Answers(SURVIVAL, names, truth, -months[:, None].astype(float)))["c_index"]["value"] == 1.0
-    assert evaluate(Answers(SURVIVAL, names, truth, months[:, None].astype(float)))["c_index"]["value"] == 0.0
+    assert evaluate(Answers(SURVIVAL, names, truth, -months[:, None].astype(float)))["c_index"].value == 1.0
+    assert evaluate(Answers(SURVIVAL, names, truth, months[:, None].astype(float)))["c_index"].value == 0.0
     found = evaluate(Answers(NUMBER, names, months[:, None], months[:, None].astype(float) + 2))
-    assert found["mae"]["value"] == 2.0
-    assert found["r2"]["value"] == pytest.approx(1 - 4 / np.var(months), abs=1e-3)
+    assert found["mae"].value == 2.0
+    assert found["r2"].value == pytest.approx(1 - 4 / np.var(months), abs=1e-3)
 
 
 def test_a_better_model_is_found_better_and_equal_ones_are_not() -> None:
     good, bad = binary(200, noise=0.6), binary(200, noise=3.0, seed=1)
     found = compare(bad, good)["auroc"]
-    assert found["difference"] > 0.1
-    assert found["low"] > 0
-    assert found["p_value"] < 0.01
+    assert found.difference > 0.1
+    assert found.low > 0
+    assert found.p_value < 0.01
     same = compare(good, good)["auroc"]
-    assert same["difference"] == 0
-    assert same["p_value"] == 1
+    assert same.difference == 0
+    assert same.p_value == 1
 
 
 def test_patients_are_paired_by_name_not_by_row() -> None:
     a = binary(60)
     order = np.random.default_rng(0).permutation(60)
     b = Answers(BINARY, tuple(a.patients[i] for i in order), a.truth[order], a.values[order])
-    assert all(line["difference"] == 0 for line in compare(a, b).values())
+    assert all(line.difference == 0 for line in compare(a, b).values())
 
 
 def test_what_cannot_be_compared_is_refused() -> None:

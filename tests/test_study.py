@@ -15,7 +15,6 @@ from pathovit.cli import app, commands  # noqa: F401  # registers them
 from pathovit.errors import OutputInUseError
 from pathovit.machine import MANY_TILES, allowed_cores, threads_for
 from pathovit.manifest import read_manifest
-from pathovit.model.card import say_abstention
 from pathovit.model.slide_model import load_model
 from pathovit.model.targets import read_target
 from pathovit.outputs.folder import OutFolder
@@ -223,8 +222,8 @@ def test_an_evaluation_writes_predictions_pictures_and_says_what_was_seen(cohort
     manifest = read_manifest(cohort / "labels.csv")
     loaded = load_cohort(manifest, read_target(manifest, ["label"], None, None), cohort / "features")
     found = evaluate_model(tmp_path / "m", loaded, tmp_path / "e", None)
-    assert found["patients"] == 28
-    assert found["patients_it_learned_from"] == 28 - load_model(tmp_path / "m").card.values["patients"]["test"]
+    assert found.patients == 28
+    assert found.patients_it_learned_from == 28 - load_model(tmp_path / "m").card.values["patients"]["test"]
     assert {p.name for p in (tmp_path / "e").iterdir()} == {"predictions.csv", "evaluation.json", "evaluation.png"}
     with (tmp_path / "e" / "predictions.csv").open() as file:
         row = next(csv.DictReader(file))
@@ -311,11 +310,11 @@ def test_unsure_is_counted_by_the_rule_of_predict(cohort: Path, tmp_path: Path) 
     manifest = read_manifest(cohort / "labels.csv")
     bags = load_cohort(manifest, read_target(manifest, ["label"], None, None), cohort / "features").bags
     found = abstention(strict, answer(strict, bags))
-    assert (found["unsure"], found["strange"], found["coverage"]) == (1.0, 1.0, None)
+    assert (found.unsure, found.strange, found.coverage) == (1.0, 1.0, None)
     usual = abstention(model, answer(model, bags))
-    assert usual["unsure"] >= usual["unsure_by_probability"] == found["unsure_by_probability"]
+    assert usual.unsure >= usual.unsure_by_probability == found.unsure_by_probability
     for bag in bags[:6]:
-        slide = FeatureStore(cohort / "features" / "slides" / bag.slides[0], Path("x.svs")).read(bag.slides[0])
+        slide = FeatureStore(OutFolder(cohort / "features").slide(bag.slides[0]), Path("x.svs")).read()
         assert strict.predict(slide).unsure
 
 
@@ -327,10 +326,10 @@ def test_a_promise_that_is_not_kept_is_told(cohort: Path, tmp_path: Path) -> Non
     )  # rules out everything
     manifest = read_manifest(cohort / "labels.csv")
     bags = load_cohort(manifest, read_target(manifest, ["label"], None, None), cohort / "features").bags
-    assert abstention(sure, answer(sure, bags))["remark"] == (
+    assert abstention(sure, answer(sure, bags)).remark == (
         "90% were promised, and 0% came out: the promise does not hold on these patients"
     )
-    assert "90% were promised" in say_abstention(abstention(sure, answer(sure, bags)))
+    assert "90% were promised" in str(abstention(sure, answer(sure, bags)))
 
 
 def test_two_trainings_do_not_share_a_folder(cohort: Path, tmp_path: Path) -> None:

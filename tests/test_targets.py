@@ -5,7 +5,7 @@ import pytest
 
 from pathovit.errors import SettingsError
 from pathovit.manifest import ManifestRow
-from pathovit.model.targets import Target, read_target, read_truth, said_of_classes, strata
+from pathovit.model.targets import Target, read_target, read_truth, said_of_classes
 
 
 def rows(**columns: list[str]) -> list[ManifestRow]:
@@ -81,9 +81,9 @@ def test_a_class_the_model_does_not_know_is_named() -> None:
 
 def test_strata_hold_what_must_be_spread() -> None:
     months = np.array([[1, 0], [2, 1], [3, 1]], np.float32)
-    assert strata(Target("survival", ("m", "d"), ("risk",)), months).tolist() == [0, 1, 1]
+    assert Target("survival", ("m", "d"), ("risk",)).kind.strata(months).tolist() == [0, 1, 1]
     ages = np.arange(8, dtype=np.float32)[:, None]
-    assert strata(Target("regression", ("age",), ("age",)), ages).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert Target("regression", ("age",), ("age",)).kind.strata(ages).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_spellings_of_one_class_are_one_and_said() -> None:

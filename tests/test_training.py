@@ -5,9 +5,10 @@ import torch
 from pathovit.errors import SettingsError
 from pathovit.model.aggregator import TileEvidence
 from pathovit.model.targets import Target
+from pathovit.model.targets.survival import cox_loss
 from pathovit.settings import TrainSettings
 from pathovit.study.fit import rate
-from pathovit.study.losses import Loss, cox_loss
+from pathovit.study.losses import Loss
 
 
 def test_the_learning_rate_rises_and_falls_for_any_number_of_steps() -> None:
@@ -45,9 +46,9 @@ def test_every_tile_of_a_benign_patient_must_be_cold_and_the_hottest_of_a_tumour
     few_hot[:2] = 4.0
     benign, tumour = torch.tensor([0.0]), torch.tensor([1.0])
     ones = torch.ones(1)
-    assert judge.of_tiles(found(few_hot), benign, ones) > judge.of_tiles(found(cold), benign, ones) + 1
-    assert judge.of_tiles(found(few_hot), tumour, ones) < 0.1
-    assert judge.of_tiles(found(cold), tumour, ones) > 3
+    assert judge.of_tiles(few_hot, benign, ones) > judge.of_tiles(cold, benign, ones) + 1
+    assert judge.of_tiles(few_hot, tumour, ones) < 0.1
+    assert judge.of_tiles(cold, tumour, ones) > 3
 
 
 def test_a_common_class_is_not_drowned_by_rare_ones() -> None:

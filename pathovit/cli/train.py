@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,10 +16,10 @@ from pathovit.cli import app, options
 from pathovit.cli.progress import Steps
 from pathovit.errors import SettingsError
 from pathovit.machine import wait_passively
-from pathovit.model.card import SAID, read_card, say_abstention, say_metric
+from pathovit.model.judged import SAID, Abstention, Metrics
 
 if TYPE_CHECKING:
-    from pathovit.model.targets import Target
+    pass
 
 Labels = Annotated[
     Path,
@@ -93,13 +93,13 @@ def train(
     if as_json:
         typer.echo(json.dumps(card, indent=1))
     if crossed := card["cross_validation"]:
-        _show_metrics(f"{crossed['folds']}-fold cross-validation", crossed, as_json)
+        _show_metrics(f"{crossed['folds']}-fold cross-validation", Metrics.from_json(crossed), as_json)
         if crossed["abstention"]:
-            sys.stderr.write(f"  {say_abstention(crossed['abstention'])}\n")
+            sys.stderr.write(f"  {Abstention.from_json(crossed['abstention'])}\n")
     for part, found in card["metrics"].items():
-        _show_metrics(part, found, as_json)
+        _show_metrics(part, Metrics.from_json(found), as_json)
     if card["abstention"]:
-        sys.stderr.write(f"  {say_abstention(card['abstention'])}\n")
+        sys.stderr.write(f"  {Abstention.from_json(card['abstention'])}\n")
     for text in card["few"]:
         sys.stderr.write(f"  {text}\n")
     sys.stderr.write(f"Model card: {model / 'MODEL_CARD.md'}   (use the model with: pathovit run --model {model})\n")
@@ -118,12 +118,11 @@ def show_epoch(line: dict[str, float]) -> None:
     )
 
 
-def _show_metrics(part: str, found: dict[str, Any], beside_json: bool) -> None:
+def _show_metrics(part: str, found: Metrics, beside_json: bool) -> None:
     """A table on stdout; on stderr where stdout carries JSON."""
-    typer.echo(f"\n{part}, {found['patients']} patients (95 % interval)", err=beside_json)
-    for name, metric in found.items():
-        if name in SAID:
-            typer.echo(f"  {SAID[name]:32} {say_metric(metric)}", err=beside_json)
+    typer.echo(f"\n{part}, {found.patients} patients (95 % interval)", err=beside_json)
+    for name, metric in found.found.items():
+        typer.echo(f"  {SAID[name]:32} {metric}", err=beside_json)
 
 
 @app.command()
@@ -140,6 +139,7 @@ def evaluate(
     """Judge a slide model on patients with known labels: metrics with intervals, pictures, predictions."""
     wait_passively()
     from pathovit.manifest import read_manifest
+    from pathovit.model.card import read_card
     from pathovit.model.targets import said_of_classes
     from pathovit.study.cohort import load_cohort
     from pathovit.study.study import evaluate_model
@@ -153,13 +153,13 @@ def evaluate(
         options.note(said)
     found = evaluate_model(model, cohort, out, split, on_step=steps)
     if as_json:
-        typer.echo(json.dumps(found, indent=1))
-    _show_metrics(found["model"], found["metrics"], as_json)
-    if found["abstention"]:
-        sys.stderr.write(f"  {say_abstention(found['abstention'])}\n")
-    if found["patients_it_learned_from"]:
+        typer.echo(json.dumps(found.to_json(), indent=1))
+    _show_metrics(found.model, found.metrics, as_json)
+    if found.abstention:
+        sys.stderr.write(f"  {found.abstention}\n")
+    if found.patients_it_learned_from:
         sys.stderr.write(
-            f"pathovit: the model learned from {found['patients_it_learned_from']} of these patients; its figures on them say little. Use --split test.\n"
+            f"pathovit: the model learned from {found.patients_it_learned_from} of these patients; its figures on them say little. Use --split test.\n"
         )
     sys.stderr.write(f"Pictures and predictions: {out}\n")
 
@@ -171,29 +171,25 @@ def compare(
     as_json: options.Json = False,
 ) -> None:
     """Two models on the same patients: the difference of every metric with its interval and p-value (paired bootstrap)."""
+    from pathovit.model.targets import Target
     from pathovit.study.evaluation import compare as compare_answers
     from pathovit.study.evaluation import read_answers
 
-    cards = []
+    cards, answers = [], []
     for folder in (a, b):
         try:
             cards.append(json.loads((folder / "evaluation.json").read_text("utf-8")))
-        except (OSError, ValueError) as error:
+            answers.append(read_answers(folder / "predictions.csv", Target.from_json(cards[-1]["target"])))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, SettingsError):
+                raise
             raise SettingsError(f"{folder}: not a folder that `pathovit evaluate` wrote ({error}).") from error
-    answers = [read_answers(folder / "predictions.csv", _target_of(card)) for folder, card in zip((a, b), cards, strict=True)]
     found = compare_answers(answers[0], answers[1])
     if as_json:
-        typer.echo(json.dumps(found, indent=1))
+        typer.echo(json.dumps({name: asdict(line) for name, line in found.items()}, indent=1))
         return
-    typer.echo(f"{next(iter(found.values()))['patients']:.0f} patients; a = {cards[0]['model']}, b = {cards[1]['model']}")
+    typer.echo(f"{next(iter(found.values())).patients} patients; a = {cards[0]['model']}, b = {cards[1]['model']}")
     for name, line in found.items():
         typer.echo(
-            f"{SAID[name]:32} a {line['a']}  b {line['b']}  b - a {line['difference']} ({line['low']} to {line['high']})  p = {line['p_value']}"
+            f"{SAID[name]:32} a {line.a}  b {line.b}  b - a {line.difference} ({line.low} to {line.high})  p = {line.p_value}"
         )
-
-
-def _target_of(card: dict[str, Any]) -> Target:
-    from pathovit.model.targets import Target
-
-    asked = card["target"]
-    return Target(asked["task"], tuple(asked["columns"]), tuple(asked["classes"]))

@@ -19,9 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pathovit.model.calibration import probabilities
 from pathovit.model.slide_model import SlideModel, SlidePrediction
-from pathovit.model.targets import Target
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.records import HeatmapCheck, OrderFigures
 
@@ -50,8 +48,8 @@ def check_bag(
 
     def chance(kept: Order) -> float:
         chosen = torch.from_numpy(np.sort(kept))
-        found = probabilities(model.target, model.look(features[chosen], xy_um[chosen], pitch_um).logits)
-        return float(found[1] if model.target.task == "binary" else found[column])
+        found = model.target.kind.probabilities(model.look(features[chosen], xy_um[chosen], pitch_um).logits)
+        return model.target.kind.chance_of(found, column)
 
     whole = chance(np.arange(len(scores)))
     deletion: dict[str, float] = {}
@@ -68,7 +66,7 @@ def check_bag(
 def check_heatmap(model: SlideModel, slide: SlideFeatures, prediction: SlidePrediction) -> HeatmapCheck:
     """The check of one slide's heatmap, for slide.json. Deletion and insertion need a class that was called."""
     error = sum_error(prediction)
-    column = called_class(prediction.target, prediction.probabilities)
+    column = prediction.target.kind.called(prediction.probabilities)
     if column is None or not np.isfinite(error):
         return HeatmapCheck(round(error, 8) if np.isfinite(error) else None)
     ok = slide.ok
@@ -76,15 +74,6 @@ def check_heatmap(model: SlideModel, slide: SlideFeatures, prediction: SlidePred
     scores, attention = prediction.tile_scores[ok, column], prediction.attention[ok]
     deletion, insertion = check_bag(model, features, xy_um, slide.pitch_um, scores, attention, column)
     return HeatmapCheck(round(error, 8), prediction.score_names[column], deletion, insertion)
-
-
-def called_class(target: Target, chances: NDArray[Any]) -> int | None:
-    """Column of the tile scores whose class is the most probable; None if no class with tile scores is."""
-    if target.task == "binary":
-        return 0 if chances[1] >= 0.5 else None
-    if target.task == "multilabel" and chances.max() < 0.5:
-        return None
-    return int(chances.argmax()) if len(chances) else None
 
 
 @dataclass(frozen=True)

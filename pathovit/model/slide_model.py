@@ -18,10 +18,10 @@ from pathovit.errors import SettingsError, WeightsError
 from pathovit.files import file_sha256
 from pathovit.model.aggregator import Aggregator
 from pathovit.model.baselines import make_aggregator
-from pathovit.model.calibration import Calibration, margins, measured_interval, possible_answers, probabilities, questions
+from pathovit.model.calibration import Calibration
 from pathovit.model.card import ModelCard, Trained, model_digest, read_card
 from pathovit.model.novelty import Novelty
-from pathovit.model.targets import Target, answer_columns
+from pathovit.model.targets import Target
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.recipe import EmbedRecipe, differing
 from pathovit.outputs.records import Answer
@@ -75,21 +75,12 @@ class SlidePrediction:
     @property
     def headline(self) -> str:
         """The answer in a few words."""
-        if self.value is not None:
-            name = self.target.columns[0] if self.target.task == "regression" else "risk"
-            known = self.interval is not None and np.isfinite(self.interval).all()
-            between = f" ({self.interval[0]:.4g} to {self.interval[1]:.4g})" if self.interval and known else ""
-            return f"{name}: {self.value:.4g}{between}"
-        if self.target.task == "binary":
-            chance = f"{self.classes[1]}: {self.probabilities[1]:.3f}"
-            return f"unsure ({chance})" if self.unsure else chance
-        top = int(self.probabilities.argmax())
-        return f"{self.answer}; {self.classes[top]}: {self.probabilities[top]:.3f}"
+        return self.target.kind.headline(self.answer, self.probabilities, self.value, self.interval)
 
     def columns(self) -> dict[str, float]:
         """The numbers of the answer, as columns of predictions.csv."""
         values = [float(p) for p in self.probabilities] if self.value is None else [self.value]
-        found = dict(zip(answer_columns(self.target), values, strict=True))
+        found = dict(zip(self.target.kind.answer_columns, values, strict=True))
         if self.interval is not None and np.isfinite(self.interval).all():
             found |= {f"{end}_{self.target.columns[0]}": value for end, value in zip(("low", "high"), self.interval, strict=True)}
         return found
@@ -183,9 +174,9 @@ class SlideModel:
             raise SettingsError(f"{slide.slide_id}: not one of its tiles could be read.")
         features = slide.features[ok].astype(np.float32)
         seen = self.look(torch.from_numpy(features), torch.from_numpy(slide.centres_um()[ok]), slide.pitch_um)
-        chances = probabilities(self.target, seen.logits)
+        chances = self.target.kind.probabilities(seen.logits)
         novelty = self.slide_novelty(features)
-        value, interval = self._measured(seen.logits, error_rate)
+        value, interval = self.target.kind.measured(self.calibration, seen.logits, error_rate)
         possible = self.possible(chances, novelty, error_rate)
         if novelty > 1:
             interval = interval and (-math.inf, math.inf)
@@ -217,30 +208,16 @@ class SlideModel:
         The error rate holds for slides like the cohort's: of another one nothing can be ruled out.
         """
         if novelty > 1:
-            return tuple(questions(self.target))
-        return tuple(possible_answers(self.target, self.calibration, chances, error_rate))
+            return tuple(self.target.kind.questions())
+        return tuple(self.target.kind.possible(self.calibration, chances, error_rate))
 
     def tile_scores(self, evidence: Floats) -> Floats:
         """(N, C) calibrated evidence plus bias to scores in [0, 1], on one scale for all slides."""
         with np.errstate(over="ignore"):
-            return np.asarray(1 / (1 + np.exp(np.asarray(self.calibration.hot) - margins(self.target, evidence))))
-
-    def _measured(self, logits: Floats, error_rate: float) -> tuple[float | None, tuple[float, float] | None]:
-        if self.target.is_classification:
-            return None, None
-        value = float(logits[0] * self.calibration.scale + self.calibration.centre)
-        return value, measured_interval(
-            self.calibration, float(logits[0]), error_rate
-        ) if self.target.task == "regression" else None
+            return np.asarray(1 / (1 + np.exp(np.asarray(self.calibration.hot) - self.target.kind.margins(evidence))))
 
     def _answer(self, possible: tuple[tuple[str, ...], ...], value: float | None) -> str:
-        if value is not None:
-            return f"{value:.4g}"
-        if any(len(options) != 1 for options in possible):
-            return UNSURE
-        if self.target.task == "multilabel":
-            return ", ".join(o[0] for o, q in zip(possible, questions(self.target), strict=True) if o[0] == q[1]) or "none"
-        return possible[0][0]
+        return UNSURE if any(len(options) != 1 for options in possible) else self.target.kind.said(possible, value)
 
 
 def _spread(values: Floats | NDArray[np.float32], ok: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -300,7 +277,7 @@ def save_model(folder: Path, model: SlideModel, describe: Callable[[ModelCard], 
     known = {
         "config": asdict(model.network.config),
         "target": asdict(model.target),
-        "calibration": model.calibration.to_dict(),
+        "calibration": model.calibration.to_json(),
         "weights_sha256": file_sha256(weights),
     }
     card = ModelCard(json.loads(json.dumps({**known, **model.card.values})))  # as it will be read back

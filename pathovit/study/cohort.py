@@ -20,7 +20,8 @@ from pathovit.errors import SettingsError
 from pathovit.files import slide_stem
 from pathovit.manifest import SHOWN, ManifestRow, Names, some
 from pathovit.model.aggregator import WINDOW
-from pathovit.model.targets import Target, Truth, read_truth, strata
+from pathovit.model.targets import Target, Truth, read_truth
+from pathovit.model.targets.classes import NamedClasses
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.recipe import Values, differing
@@ -325,20 +326,7 @@ def fewest(bags: Sequence[Bag], target: Target) -> int:
 
 def _counts(bags: Sequence[Bag], target: Target) -> list[tuple[str, int]]:
     """Patients of every class, by its name."""
-    if not bags:
-        return []
-    truth = np.stack([bag.truth for bag in bags])
-    if target.task == "regression":
-        return [("patients", len(bags))]
-    if target.task == "survival":
-        return [("events", int(truth[:, 1].sum()))]
-    if target.task == "multiclass":
-        return [(name, int(truth[:, i].sum())) for i, name in enumerate(target.classes)]
-    counts = []
-    for i, name in enumerate(target.score_names):
-        without = target.classes[0] if target.task == "binary" else f"without {name}"
-        counts += [(without, int((truth[:, i] == 0).sum())), (name, int(truth[:, i].sum()))]
-    return counts
+    return target.kind.counts(np.stack([bag.truth for bag in bags])) if bags else []
 
 
 def _counted(bags: Sequence[Bag], target: Target) -> str:
@@ -358,16 +346,8 @@ def check_part(name: str, bags: Sequence[Bag], target: Target) -> None:
     """A part without a class (an event, a spread of values) teaches and tells nothing."""
     if not bags:
         raise SettingsError(f"The {name} part is empty. Give more patients, or correct the split column.")
-    truth = np.stack([bag.truth for bag in bags])
-    if target.task in ("binary", "multilabel") and (truth.min(0) == truth.max(0)).any():
-        raise SettingsError(f"The {name} part has patients of one class only. Give more patients, or correct the split column.")
-    if target.task == "multiclass" and not truth.any(0).all():
-        absent = target.classes[int(np.flatnonzero(~truth.any(0))[0])]
-        raise SettingsError(
-            f"The {name} part has no patient of class {absent!r}. Give more patients, or correct the split column."
-        )
-    if target.task == "survival" and not truth[:, 1].any():
-        raise SettingsError(f"The {name} part has no event. Give more patients, or correct the split column.")
+    if lacking := target.kind.lacking(np.stack([bag.truth for bag in bags])):
+        raise SettingsError(f"The {name} part has {lacking}. Give more patients, or correct the split column.")
 
 
 def assign_folds(bags: Sequence[Bag], target: Target, folds: int, seed: int) -> NDArray[np.int64]:
@@ -392,10 +372,10 @@ def _assign(bags: Sequence[Bag], target: Target, folds: int, seed: int) -> NDArr
 
     groups = [bag.group for bag in bags]
     alone = len(set(groups)) == len(groups)
-    kinds = strata(target, np.stack([bag.truth for bag in bags]))
+    kinds = target.kind.strata(np.stack([bag.truth for bag in bags]))
     values, place, counts = np.unique(kinds, return_inverse=True, return_counts=True)
     found = np.empty(len(bags), np.int64)
-    if alone and counts.min() < folds and target.task in ("binary", "multiclass"):
+    if alone and counts.min() < folds and isinstance(target.kind, NamedClasses):
         # Dealt out class after class: no fold gets a second patient of a class before every fold has one.
         order = np.lexsort((np.random.default_rng(seed).permutation(len(bags)), place))
         found[order] = np.arange(len(bags)) % folds

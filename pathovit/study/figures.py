@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pathovit.model.judged import Metric, Metrics
+from pathovit.model.metrics import CALIBRATION_BINS, lifelines
+from pathovit.model.targets import Kind
+from pathovit.model.targets.classes import Classes
+from pathovit.model.targets.survival import Survival
 from pathovit.show.canvas import drawable, new_figure, own_style, save
-from pathovit.study.evaluation import CALIBRATION_BINS, Answers, lifelines
+from pathovit.study.evaluation import Answers
 
 MODEL, FAINT, SECOND = "#24507a", "#9aa5b1", "#c0562f"
 MAX_CURVES = 8
@@ -35,31 +40,45 @@ def training_curves(path: Path, history: Sequence[dict[str, float]], best_epoch:
 
 
 @own_style()
-def evaluation_picture(path: Path, answers: Answers, found: dict[str, Any], title: str) -> None:
+def evaluation_picture(path: Path, answers: Answers, found: Metrics, title: str) -> None:
     """ROC, precision-recall and calibration for classes; Kaplan-Meier for survival; predicted against true for numbers."""
-    if answers.target.is_classification:
-        figure, (roc, pr, calibration) = _figure(1, 3, (13, 4.3), title)
-        _roc(roc, answers, found)
-        _precision_recall(pr, answers, found)
-        _calibration(calibration, answers, found)
-    elif answers.target.task == "survival":
-        figure, (axes,) = _figure(1, 1, (6.5, 4.6), title)
-        _kaplan_meier(axes, answers, found)
-    else:
-        figure, (axes,) = _figure(1, 1, (5, 4.8), title)
-        axes.scatter(answers.truth[:, 0], answers.values[:, 0], s=14, color=MODEL, alpha=0.7, linewidths=0)
-        ends = [float(min(answers.truth.min(), answers.values.min())), float(max(answers.truth.max(), answers.values.max()))]
-        axes.plot(ends, ends, color=FAINT, linestyle=":")
-        axes.set(
-            xlabel=_label(f"true {answers.target.columns[0]}"),
-            ylabel="predicted",
-            title=f"MAE {said(found['mae'])}\nR2 {said(found['r2'])}",
-        )
-    save(figure, path)
+    kind = answers.target.kind
+    draw = next(draw for known, draw in PICTURES.items() if isinstance(kind, known))
+    save(draw(answers, found, title), path)
+
+
+def _of_classes(answers: Answers, found: Metrics, title: str) -> Any:
+    figure, (roc, pr, calibration) = _figure(1, 3, (13, 4.3), title)
+    _roc(roc, answers, found)
+    _precision_recall(pr, answers, found)
+    _calibration(calibration, answers, found)
+    return figure
+
+
+def _of_survival(answers: Answers, found: Metrics, title: str) -> Any:
+    figure, (axes,) = _figure(1, 1, (6.5, 4.6), title)
+    _kaplan_meier(axes, answers, found)
+    return figure
+
+
+def _of_numbers(answers: Answers, found: Metrics, title: str) -> Any:
+    figure, (axes,) = _figure(1, 1, (5, 4.8), title)
+    axes.scatter(answers.truth[:, 0], answers.values[:, 0], s=14, color=MODEL, alpha=0.7, linewidths=0)
+    ends = [float(min(answers.truth.min(), answers.values.min())), float(max(answers.truth.max(), answers.values.max()))]
+    axes.plot(ends, ends, color=FAINT, linestyle=":")
+    axes.set(
+        xlabel=_label(f"true {answers.target.columns[0]}"),
+        ylabel="predicted",
+        title=f"MAE {said(found['mae'])}\nR2 {said(found['r2'])}",
+    )
+    return figure
+
+
+PICTURES = {Classes: _of_classes, Survival: _of_survival, Kind: _of_numbers}  # of the first kind that fits
 
 
 @own_style()
-def device_timeline(path: Path, slides: dict[str, Sequence[tuple[float, float]]], title: str) -> None:
+def device_timeline(path: Path, slides: Mapping[str, Sequence[tuple[float, float]]], title: str) -> None:
     """Every batch that a device had, a row for each slide, and all of them below: a gap there is a device that waited."""
     figure, (axes,) = _figure(1, 1, (12, 1.6 + 0.28 * len(slides)), title)
     rows = [*slides.items(), ("any slide", [span for spans in slides.values() for span in spans])]
@@ -76,16 +95,16 @@ def device_timeline(path: Path, slides: dict[str, Sequence[tuple[float, float]]]
     save(figure, path)
 
 
-def said(metric: dict[str, float | None]) -> str:
+def said(metric: Metric) -> str:
     """A metric with its interval, as text."""
-    if metric["value"] is None:
+    if metric.value is None:
         return "not defined"
-    if metric["low"] is None:
-        return f"{metric['value']:.3f}"
-    return f"{metric['value']:.3f} ({metric['low']:.3f} to {metric['high']:.3f})"
+    if metric.low is None:
+        return f"{metric.value:.3f}"
+    return f"{metric.value:.3f} ({metric.low:.3f} to {metric.high:.3f})"
 
 
-def _roc(axes: Any, answers: Answers, found: dict[str, Any]) -> None:
+def _roc(axes: Any, answers: Answers, found: Metrics) -> None:
     from sklearn.metrics import roc_curve
 
     for place, (name, truth, chance) in enumerate(answers.one_vs_rest()[:MAX_CURVES], start=1):
@@ -99,7 +118,7 @@ def _roc(axes: Any, answers: Answers, found: dict[str, Any]) -> None:
         axes.legend(frameon=False, loc="lower right", title=f"{left_out} more are not drawn" if left_out > 0 else None)
 
 
-def _precision_recall(axes: Any, answers: Answers, found: dict[str, Any]) -> None:
+def _precision_recall(axes: Any, answers: Answers, found: Metrics) -> None:
     from sklearn.metrics import precision_recall_curve
 
     for place, (name, truth, chance) in enumerate(answers.one_vs_rest()[:MAX_CURVES], start=1):
@@ -109,7 +128,7 @@ def _precision_recall(axes: Any, answers: Answers, found: dict[str, Any]) -> Non
     axes.set(xlabel="sensitivity (recall)", ylabel="precision", ylim=(0, 1.02), title=f"AUPRC {said(found['auprc'])}")
 
 
-def _calibration(axes: Any, answers: Answers, found: dict[str, Any]) -> None:
+def _calibration(axes: Any, answers: Answers, found: Metrics) -> None:
     """Dots as large as the patients they stand for."""
     axes.plot([0, 1], [0, 1], color=FAINT, linestyle=":")
     for place, (name, truth, chance) in enumerate(answers.one_vs_rest()[:MAX_CURVES], start=1):
@@ -129,11 +148,12 @@ def _label(name: str, instead: str = "(a name in letters that cannot be drawn)")
     return f" {text}" if text.startswith("_") else text
 
 
-def _line(answers: Answers) -> dict[str, Any]:
-    return {"color": MODEL} if answers.target.task == "binary" else {}
+def _line(answers: Answers) -> dict[str, str]:
+    """One curve has the colour of the model; of several each has its own."""
+    return {"color": MODEL} if len(answers.target.score_names) == 1 else {}
 
 
-def _kaplan_meier(axes: Any, answers: Answers, found: dict[str, Any]) -> None:
+def _kaplan_meier(axes: Any, answers: Answers, found: Metrics) -> None:
     """Patients above and below the median risk."""
     fitter = lifelines("fitters.kaplan_meier_fitter").KaplanMeierFitter
     high = answers.values[:, 0] > np.median(answers.values[:, 0])

@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +24,8 @@ from pathovit.files import write_atomically
 from pathovit.machine import keep_freed_memory, pick_device
 from pathovit.model.aggregator import Aggregator
 from pathovit.model.baselines import make_aggregator
-from pathovit.model.targets import Target
+from pathovit.model.targets import Target, Truth
+from pathovit.model.targets.binary import Binary
 from pathovit.outputs.provenance import STEP_VERSIONS
 from pathovit.outputs.recipe import Values
 from pathovit.settings import AggregatorConfig, TrainSettings
@@ -34,7 +35,6 @@ from pathovit.study.losses import Loss
 Parts = dict[str, list[Bag]]
 OnEpoch = Callable[[dict[str, float]], None]
 OnStep = Callable[[str, int, int], None]  # what is being done, how much of it is done, and how much there is
-SURVIVAL_BAGS = 16  # of a step: a Cox loss compares patients with each other
 
 
 @dataclass(frozen=True)
@@ -73,16 +73,17 @@ def _fit(
 ) -> Fitted:  # fmt: skip
     torch.manual_seed(settings.seed)
     config = AggregatorConfig(recipe["encoder"]["dim"], target.outputs, settings.width, settings.depth, kind=settings.kind)
-    if settings.kind == "clam_sb" and target.task != "binary":
+    if settings.kind == "clam_sb" and not isinstance(target.kind, Binary):
         raise SettingsError("clam_sb is made for binary targets. Use another --kind.")
     keep_freed_memory()
     device = pick_device(settings.device)
     network = make_aggregator(config)
     _learn_scale(network, parts["train"])
     network.to(device)
-    centre, scale = _measure(target, parts["train"])
-    judge = Loss(target, settings, _class_weights(target, parts["train"], settings.class_weights), centre, scale)
-    per_step = max(settings.bags_per_step, SURVIVAL_BAGS) if target.task == "survival" else settings.bags_per_step
+    truth = np.stack([bag.truth for bag in parts["train"]])
+    centre, scale = target.kind.measure(truth)
+    judge = Loss(target, settings, _class_weights(target, truth, settings.class_weights), centre, scale)
+    per_step = max(settings.bags_per_step, target.kind.least_bags)
     steps = settings.epochs * -(-len(parts["train"]) // per_step)
     optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
@@ -141,23 +142,9 @@ def _learn_scale(network: Aggregator, bags: Sequence[Bag]) -> None:
     network.feature_scale.copy_(sample.std(0).clamp_min(1e-3))
 
 
-def _measure(target: Target, bags: Sequence[Bag]) -> tuple[float, float]:
-    if target.task != "regression":
-        return 0.0, 1.0
-    values = np.array([bag.truth[0] for bag in bags])
-    return float(values.mean()), float(max(values.std(), 1e-12))
-
-
-def _class_weights(target: Target, bags: Sequence[Bag], wanted: bool) -> Tensor:
+def _class_weights(target: Target, truth: Truth, wanted: bool) -> Tensor:
     """(2, C): weight of a patient without and with each class; 1 on average."""
-    truth = np.stack([bag.truth for bag in bags])[:, : target.outputs]
-    if not wanted or not target.is_classification:
-        return torch.ones(2, target.outputs)
-    with_class = truth.sum(0).clip(1)
-    counts = np.stack([(len(truth) - truth.sum(0)).clip(1), with_class])
-    if target.task == "multiclass":  # one class per patient: its weight alone counts
-        return torch.from_numpy(np.tile(len(truth) / (target.outputs * with_class), (2, 1))).float()
-    return torch.from_numpy(len(truth) / (2 * counts)).float()
+    return torch.from_numpy(target.kind.class_weights(truth)).float() if wanted else torch.ones(2, target.outputs)
 
 
 def fit_key(parts: Parts, target: Target, recipe: Values, settings: TrainSettings) -> str:
@@ -167,13 +154,13 @@ def fit_key(parts: Parts, target: Target, recipe: Values, settings: TrainSetting
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
-def _keep(path: Path, state: dict[str, Any], key: str, progress: tuple[Any, ...]) -> None:
+def _keep(path: Path, state: Mapping[str, Any], key: str, progress: tuple[Any, ...]) -> None:
     buffer = io.BytesIO()
     torch.save({"key": key, "progress": progress, **{name: part.state_dict() for name, part in state.items()}}, buffer)
     write_atomically(path, buffer.getvalue())
 
 
-def _restore(path: Path, state: dict[str, Any], key: str, device: torch.device) -> tuple[Any, ...] | None:
+def _restore(path: Path, state: Mapping[str, Any], key: str, device: torch.device) -> tuple[Any, ...] | None:
     """Put the state of a checkpoint back; None if there is none of this very training."""
     if not path.is_file():
         return None

@@ -14,10 +14,9 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,12 +24,15 @@ from pathovit import RESEARCH_USE
 from pathovit.errors import SettingsError
 from pathovit.files import to_json, write_atomically
 from pathovit.machine import threads_for
-from pathovit.model.calibration import Calibration, calibrate, margins, probabilities, scaling
-from pathovit.model.card import ModelCard, describe_model, read_card
-from pathovit.model.faithfulness import CheckSummary, called_class, check_bag, summarise
+from pathovit.model.calibration import Calibration
+from pathovit.model.card import ModelCard, read_card
+from pathovit.model.card_text import describe_model
+from pathovit.model.faithfulness import CheckSummary, check_bag, summarise
+from pathovit.model.judged import Abstention, Counts, Crossed, Metrics
 from pathovit.model.novelty import Novelty
 from pathovit.model.slide_model import SlideModel, load_model, save_model
 from pathovit.model.targets import Target
+from pathovit.model.targets.binary import Binary
 from pathovit.outputs.provenance import versions
 from pathovit.outputs.recipe import EmbedRecipe
 from pathovit.outputs.records import HeatmapCheck
@@ -50,10 +52,7 @@ CHECKED_BAGS, CHECKED_TILES = 20, 60_000  # patients, and their tiles, whose hea
 def answer(model: SlideModel, bags: Sequence[Bag]) -> Answers:
     """Calibrated answers for patients; strange are those with a slide unlike the cohort."""
     logits = np.stack([model.look(bag.features, bag.xy_um, bag.pitch_um).logits for bag in bags])
-    if model.target.is_classification:
-        values = probabilities(model.target, logits)
-    else:
-        values = logits * model.calibration.scale + model.calibration.centre
+    values = model.target.kind.values(logits, model.calibration.centre, model.calibration.scale)
     novelty = np.array([max(model.slide_novelty(part.numpy()) for part in bag.by_slide()) for bag in bags])
     return Answers(model.target, tuple(bag.patient for bag in bags), np.stack([bag.truth for bag in bags]), values, novelty)
 
@@ -109,7 +108,7 @@ def _workable_folds(cohort: Cohort, settings: TrainSettings, wanted: int) -> int
 
 def cross_validate(
     cohort: Cohort, folder: Path, settings: TrainSettings, folds: int, on_epoch: OnEpoch, say: Say, on_step: OnStep
-) -> dict[str, Any]:
+) -> Crossed:
     """Metrics over all patients, each answered by the model that has not seen its fold. A finished fold is not fitted again."""
     place = assign_folds(cohort.bags, cohort.target, folds, settings.seed)
     splits = []
@@ -118,7 +117,7 @@ def cross_validate(
         rest = replace(cohort, bags=tuple(bag for bag, at in zip(cohort.bags, place, strict=True) if at != fold))
         splits.append(split_patients(rest, settings.validation_share, 0.0, settings.seed) | {"test": test})
     found: list[Answers] = []
-    kept: list[dict[str, Any] | None] = []
+    kept: list[Abstention] = []
     for fold, parts in enumerate(splits, start=1):
         say(f"fold {fold} of {folds}")
         here = folder / "folds" / str(fold)
@@ -126,7 +125,7 @@ def cross_validate(
             _train_one(cohort, here, settings, parts, on_epoch, on_step, None)
         model = load_model(here)
         found.append(answer(model, parts["test"]))
-        kept.append(abstention(model, found[-1]) if cohort.target.is_classification else None)
+        kept += [abstention(model, found[-1])] if cohort.target.is_classification else []
     pooled = Answers(
         cohort.target, tuple(name for a in found for name in a.patients), np.concatenate([a.truth for a in found]),
         np.concatenate([a.values for a in found]), np.concatenate([a.novelty for a in found]),
@@ -134,7 +133,7 @@ def cross_validate(
     write_atomically(folder / "folds" / "predictions.csv", answers_csv(pooled))
     metrics = evaluate(pooled, settings.seed)
     evaluation_picture(folder / "folds" / "evaluation.png", pooled, metrics, f"{folds}-fold cross-validation")
-    return {"folds": folds, **metrics, "abstention": pooled_abstention([a for a in kept if a])}
+    return Crossed(folds, metrics, pooled_abstention(kept))
 
 
 def _is_done(folder: Path, key: str) -> bool:
@@ -144,7 +143,7 @@ def _is_done(folder: Path, key: str) -> bool:
 
 def _train_one(
     cohort: Cohort, folder: Path, settings: TrainSettings, parts: Parts, on_epoch: OnEpoch, on_step: OnStep,
-    crossed: dict[str, Any] | None,
+    crossed: Crossed | None,
 ) -> ModelCard:  # fmt: skip
     for name in ("train", "validation"):
         check_part(name, parts[name], cohort.target)
@@ -168,10 +167,12 @@ def _train_one(
         "slides": {name: sum(len(bag.slides) for bag in part) for name, part in parts.items()},
         "training_set_sha256": cohort_digest(parts["train"]),
         "best_epoch": fitted.best_epoch,
-        "metrics": metrics,
-        "cross_validation": crossed,
+        "metrics": {name: found.to_json() for name, found in metrics.items()},
+        "cross_validation": crossed and crossed.to_json(),
         "heatmap_check": check_model(model, parts[judged], on_step).to_json() | {"part": judged},
-        "abstention": abstention(model, answers[judged]) | {"part": judged} if cohort.target.is_classification else None,
+        "abstention": abstention(model, answers[judged]).to_json() | {"part": judged}
+        if cohort.target.is_classification
+        else None,
         "few": said_of_few(cohort, parts, crossed),
         "intended_use": INTENDED_USE,
         "limits": [
@@ -213,10 +214,10 @@ def _calibrated(fitted: Fitted, cohort: Cohort, parts: Parts) -> SlideModel:
     target, truth = cohort.target, np.stack([bag.truth for bag in parts["validation"]])
     bare = SlideModel(fitted.network, target, Calibration(), None, ModelCard({}), "")
     raw = np.stack([bare.look(bag.features, bag.xy_um, bag.pitch_um).logits for bag in parts["validation"]])
-    scaled = replace(bare, calibration=scaling(target, raw, truth, fitted.centre, fitted.scale))
+    scaled = replace(bare, calibration=target.kind.scaling(raw, truth, fitted.centre, fitted.scale))
     seen = [scaled.look(bag.features, bag.xy_um, bag.pitch_um) for bag in parts["validation"]]
-    hottest = np.stack([margins(target, bag.evidence + bag.bias).max(0) for bag in seen])
-    calibration = calibrate(target, scaled.calibration, np.stack([bag.logits for bag in seen]), truth, hottest)
+    hottest = np.stack([target.kind.margins(bag.evidence + bag.bias).max(0) for bag in seen])
+    calibration = target.kind.calibrate(scaled.calibration, np.stack([bag.logits for bag in seen]), truth, hottest)
     slides = {name: [part.numpy() for bag in parts[name] for part in bag.by_slide()] for name in ("train", "validation")}
     return replace(bare, calibration=calibration, novelty=Novelty.fit(slides["train"], slides["validation"]))
 
@@ -232,7 +233,7 @@ def check_model(model: SlideModel, bags: Sequence[Bag], on_step: OnStep = lambda
             return CheckSummary(0, remark=f"a {model.network.config.kind} model has no evidence of single tiles")
         total = (seen.attention[:, None] * seen.evidence).sum(0) + seen.bias
         error = float(np.abs(total - seen.logits).max())
-        column = called_class(model.target, probabilities(model.target, seen.logits))
+        column = model.target.kind.called(model.target.kind.probabilities(seen.logits))
         if column is None or called >= CHECKED_BAGS or tiles >= CHECKED_TILES:
             checks.append(HeatmapCheck(error))
             continue
@@ -243,19 +244,9 @@ def check_model(model: SlideModel, bags: Sequence[Bag], on_step: OnStep = lambda
     return summarise(checks)
 
 
-def abstention(model: SlideModel, answers: Answers, error_rate: float = AnswerSettings().error_rate) -> dict[str, Any]:
-    """How often the answer is unsure, by the rule that `run` and `predict` follow, and whether the promise is kept.
-
-    Returns
-    -------
-    answers : questions that were asked
-    unsure : share with more or less than one possible answer, of all; every answer for a patient unlike the cohort is
-    unsure_by_probability : the same, if nobody were unlike the cohort
-    strange : share of patients unlike the cohort
-    coverage : share of the others whose truth is among the possible answers; `error_rate` may be wrong
-    remark : what must be said of that coverage; empty if it is as promised
-    """
-    unsure = usual = covered = by_probability = asked = 0
+def abstention(model: SlideModel, answers: Answers, error_rate: float = AnswerSettings().error_rate) -> Abstention:
+    """How often the answer is unsure, by the rule that `run` and `predict` follow, and whether the promise is kept."""
+    asked = unsure = by_probability = usual = covered = 0
     for chances, truth, novelty in zip(answers.values, answers.truth, answers.novelty, strict=True):
         alone, said = model.possible(chances, 0.0, error_rate), model.possible(chances, float(novelty), error_rate)
         for question, (options, told) in enumerate(zip(alone, said, strict=True)):
@@ -264,42 +255,41 @@ def abstention(model: SlideModel, answers: Answers, error_rate: float = AnswerSe
             by_probability += len(options) != 1
             if not novelty > 1:
                 usual += 1
-                covered += _true_option(model.target, question, truth) in options
-    counts = {"asked": asked, "unsure": unsure, "by_probability": by_probability, "usual": usual, "covered": covered}
-    return _said_abstention(error_rate, counts, int((answers.novelty > 1).sum()), len(answers.novelty))
+                covered += model.target.kind.option(question, truth) in options
+    counts = Counts(asked, unsure, by_probability, usual, covered)
+    return _judged_abstention(error_rate, counts, int((answers.novelty > 1).sum()), len(answers.novelty))
 
 
-def pooled_abstention(found: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def pooled_abstention(found: Sequence[Abstention]) -> Abstention | None:
     """The same over the folds of a cross-validation."""
     if not found:
         return None
-    counts = {name: sum(one["counts"][name] for one in found) for name in found[0]["counts"]}
-    return _said_abstention(
-        found[0]["error_rate"], counts, sum(one["strange_patients"] for one in found), sum(one["patients"] for one in found)
+    counts = sum((one.counts for one in found), Counts())
+    strange, patients = sum(one.strange_patients for one in found), sum(one.patients for one in found)
+    return _judged_abstention(found[0].error_rate, counts, strange, patients)
+
+
+def _judged_abstention(error_rate: float, counts: Counts, strange: int, patients: int) -> Abstention:
+    from scipy.stats import binom
+
+    coverage = counts.covered / counts.usual if counts.usual else None
+    broken = coverage is not None and binom.cdf(counts.covered, counts.usual, 1 - error_rate) < BY_CHANCE
+    kept = f"{1 - error_rate:.0%} were promised, and {coverage or 0:.0%} came out"
+    return Abstention(
+        error_rate=error_rate,
+        answers=counts.asked,
+        unsure=round(counts.unsure / counts.asked, 4),
+        unsure_by_probability=round(counts.by_probability / counts.asked, 4),
+        strange=round(strange / patients, 4),
+        coverage=None if coverage is None else round(coverage, 4),
+        remark=f"{kept}: the promise does not hold on these patients" if broken else "",
+        counts=counts,
+        strange_patients=strange,
+        patients=patients,
     )
 
 
-def _said_abstention(error_rate: float, counts: dict[str, int], strange: int, patients: int) -> dict[str, Any]:
-    from scipy.stats import binom
-
-    coverage = counts["covered"] / counts["usual"] if counts["usual"] else None
-    broken = coverage is not None and binom.cdf(counts["covered"], counts["usual"], 1 - error_rate) < BY_CHANCE
-    kept = f"{1 - error_rate:.0%} were promised, and {coverage or 0:.0%} came out"
-    return {
-        "error_rate": error_rate,
-        "answers": counts["asked"],
-        "unsure": round(counts["unsure"] / counts["asked"], 4),
-        "unsure_by_probability": round(counts["by_probability"] / counts["asked"], 4),
-        "strange": round(strange / patients, 4),
-        "coverage": None if coverage is None else round(coverage, 4),
-        "remark": f"{kept}: the promise does not hold on these patients" if broken else "",
-        "counts": counts,
-        "strange_patients": strange,
-        "patients": patients,
-    }
-
-
-def said_of_few(cohort: Cohort, parts: Parts, crossed: dict[str, Any] | None) -> list[str]:
+def said_of_few(cohort: Cohort, parts: Parts, crossed: Crossed | None) -> list[str]:
     """What figures over so few patients can show at best; nothing where there are enough."""
     said = []
     target, seen = cohort.target, {"cross-validation": cohort.bags} if crossed else {}
@@ -307,7 +297,7 @@ def said_of_few(cohort: Cohort, parts: Parts, crossed: dict[str, Any] | None) ->
         if not bags or len(bags) >= FEW_PATIENTS:
             continue
         text = f"{name}, {len(bags)} patients: "
-        if target.task == "binary":
+        if isinstance(target.kind, Binary):
             positive = sum(int(bag.truth[0]) for bag in bags)
             if positive and positive < len(bags):
                 chance = 1 / math.comb(len(bags), positive)
@@ -317,12 +307,6 @@ def said_of_few(cohort: Cohort, parts: Parts, crossed: dict[str, Any] | None) ->
             text + f"without a single error among them, {error:.0%} of all patients may still be answered wrongly (95 % limit)."
         )
     return said
-
-
-def _true_option(target: Target, question: int, truth: np.ndarray[Any, np.dtype[np.float32]]) -> str:
-    if target.task == "multilabel":
-        return target.classes[question] if truth[question] else f"no {target.classes[question]}"
-    return target.classes[int(truth[0] if target.task == "binary" else truth.argmax())]
 
 
 def _write_parts(folder: Path, parts: Parts, answers: dict[str, Answers]) -> None:
@@ -335,10 +319,40 @@ def _write_parts(folder: Path, parts: Parts, answers: dict[str, Answers]) -> Non
     write_atomically(folder / "predictions.csv", answers_csv(judged))
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """evaluation.json: how a model did on the patients of a table."""
+
+    model: str
+    model_sha256: str
+    target: Target
+    patients: int
+    patients_it_learned_from: int
+    metrics: Metrics
+    abstention: Abstention | None
+    heatmap_check: CheckSummary
+    strange: int
+    trial: bool
+    versions: Mapping[str, str]
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "research_use": RESEARCH_USE,
+            **{name: getattr(self, name) for name in ("model", "model_sha256")},
+            "target": asdict(self.target),
+            **{name: getattr(self, name) for name in ("patients", "patients_it_learned_from")},
+            "metrics": self.metrics.to_json(),
+            "abstention": self.abstention and self.abstention.to_json(),
+            "heatmap_check": self.heatmap_check.to_json(),
+            **{name: getattr(self, name) for name in ("strange", "trial")},
+            "versions": dict(self.versions),
+        }
+
+
 def evaluate_model(
     folder: str | Path, cohort: Cohort, out: Path, split: str | None, seed: int = 0,
     on_step: OnStep = lambda what, done, total: None,
-) -> dict[str, Any]:  # fmt: skip
+) -> Evaluation:  # fmt: skip
     """Judge a model on the patients of a table; writes predictions.csv, evaluation.json and evaluation.png to `out`."""
     model = load_model(folder)
     model.check(EmbedRecipe(cohort.recipe))
@@ -349,25 +363,23 @@ def evaluate_model(
     answers = answer(model, bags)
     on_step("metrics with their intervals", 0, len(bags))
     seen = _seen_before(Path(folder))
-    learned = [bag.patient for bag in bags if seen & {bag.patient, *bag.slides}]
-    found: dict[str, Any] = {
-        "research_use": RESEARCH_USE,
-        "model": model.name,
-        "model_sha256": model.sha256,
-        "target": asdict(model.target),
-        "patients": len(bags),
-        "patients_it_learned_from": len(learned),
-        "metrics": evaluate(answers, seed),
-        "abstention": abstention(model, answers) if model.target.is_classification else None,
-        "heatmap_check": check_model(model, bags, on_step).to_json(),
-        "strange": int((answers.novelty > 1).sum()),
-        "trial": bool(cohort.recipe["max_tiles"]),
-        "versions": versions(),
-    }
-    extra: dict[str, Sequence[Any]] = {"novelty": [f"{v:.4f}" for v in answers.novelty]} if model.novelty else {}
+    found = Evaluation(
+        model=model.name,
+        model_sha256=model.sha256,
+        target=model.target,
+        patients=len(bags),
+        patients_it_learned_from=sum(bool(seen & {bag.patient, *bag.slides}) for bag in bags),
+        metrics=evaluate(answers, seed),
+        abstention=abstention(model, answers) if model.target.is_classification else None,
+        heatmap_check=check_model(model, bags, on_step),
+        strange=int((answers.novelty > 1).sum()),
+        trial=bool(cohort.recipe["max_tiles"]),
+        versions=versions(),
+    )
+    extra = {"novelty": [f"{v:.4f}" for v in answers.novelty]} if model.novelty else {}
     write_atomically(out / "predictions.csv", answers_csv(answers, extra))
-    evaluation_picture(out / "evaluation.png", answers, found["metrics"], f"{model.name}, {len(bags)} patients")
-    write_atomically(out / "evaluation.json", to_json(found))
+    evaluation_picture(out / "evaluation.png", answers, found.metrics, f"{model.name}, {len(bags)} patients")
+    write_atomically(out / "evaluation.json", to_json(found.to_json()))
     return found
 
 

@@ -33,8 +33,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from pathovit.files import to_json
 from pathovit.manifest import read_manifest
-from pathovit.model.calibration import possible_answers, probabilities
 from pathovit.model.faithfulness import check_bag, summarise
+from pathovit.model.metrics import calibration_error
 from pathovit.model.slide_model import SlideModel, load_model
 from pathovit.model.targets import read_target
 from pathovit.outputs.folder import SlideFolder
@@ -42,7 +42,6 @@ from pathovit.outputs.records import HeatmapCheck
 from pathovit.outputs.store import FeatureStore
 from pathovit.settings import TrainSettings
 from pathovit.study.cohort import Bag, Cohort, load_cohort, make_bag, split_patients
-from pathovit.study.evaluation import calibration_error
 from pathovit.study.study import train_model
 
 KINDS = ("slide_transformer", "mean", "abmil", "clam_sb", "transmil", "transformer")
@@ -93,7 +92,7 @@ def best_model(folder: Path, kind: str, seed: int) -> SlideModel:
 
 def judge_model(model: SlideModel, bags: list[Bag]) -> Judged:
     seen = [model.look(bag.features, bag.xy_um, bag.pitch_um) for bag in bags]
-    chances = np.array([probabilities(model.target, s.logits)[1] for s in seen])
+    chances = np.array([model.target.kind.probabilities(s.logits)[1] for s in seen])
     return Judged(chances, [model.tile_scores(s.evidence + s.bias)[:, 0] for s in seen], [s.attention for s in seen])
 
 
@@ -205,7 +204,7 @@ def calibration(
         ),
     }
     for rate in rates:
-        sets = [possible_answers(model.target, model.calibration, np.array([1 - p, p]), rate)[0] for p in probability]
+        sets = [model.target.kind.possible(model.calibration, np.array([1 - p, p]), rate)[0] for p in probability]
         right = [model.target.classes[y] in s for y, s in zip(label, sets, strict=True)]
         found[f"rate_{rate:g}"] = {
             "coverage": round(float(np.mean(right)), 4),
@@ -240,14 +239,14 @@ def novelty(model: SlideModel, folder: Path, usual: list[Bag]) -> dict[str, Any]
     return found
 
 
-def faithfulness(model: SlideModel, bags: list[Bag], judged: Judged) -> dict[str, Any]:
+def faithfulness(model: SlideModel, bags: list[Bag], judged: Judged) -> dict[str, object]:
     """Deletion and insertion on every test slide that is called tumour."""
     checks: list[HeatmapCheck] = []
     for bag, probability, scores, attention in zip(bags, judged.probability, judged.scores, judged.attention, strict=True):
         if bag.truth[0] and probability >= 0.5:
             deletion, insertion = check_bag(model, bag.features, bag.xy_um, bag.pitch_um, scores, attention, 0)
             checks.append(HeatmapCheck(None, "tumour", deletion, insertion))
-    return summarise(checks)
+    return summarise(checks).to_json()
 
 
 def complete(models: list[SlideModel], folder: Path) -> list[dict[str, float]]:
@@ -289,7 +288,7 @@ def invariance(model: SlideModel, bags: list[Bag]) -> dict[str, float]:
             change[name] = max(change[name], abs(float(model.look(features, xy_um, bag.pitch_um).logits[0] - base)))
         xy_um = (bag.xy_um[:, None] + quarters * bag.pitch_um).reshape(-1, 2)
         fine = model.look(bag.features.repeat_interleave(4, 0), xy_um, bag.pitch_um / 2).logits
-        finer.append(abs(probabilities(model.target, fine)[1] - probabilities(model.target, np.array([base]))[1]))
+        finer.append(abs(model.target.kind.probabilities(fine)[1] - model.target.kind.probabilities(np.array([base]))[1]))
     return change | {"finer_median": float(np.median(finer)), "finer_largest": float(max(finer))}
 
 
@@ -303,7 +302,7 @@ def retiled(models: list[SlideModel], folder: Path, bags: list[Bag]) -> list[dic
         for store in stores:
             bag = known[store.name]
             slide = FeatureStore(SlideFolder(store), Path(store.name)).read()
-            base = probabilities(model.target, model.look(bag.features, bag.xy_um, bag.pitch_um).logits)[1]
+            base = model.target.kind.probabilities(model.look(bag.features, bag.xy_um, bag.pitch_um).logits)[1]
             change.append(abs(float(model.predict(slide).probabilities[1]) - base))
         if change:
             found.append({"slides": len(change), "median": round(float(np.median(change)), 4), "largest": round(max(change), 4)})

@@ -42,7 +42,7 @@ def pcam_tiles(data: Path, model: SlideModel) -> dict[str, Any]:
     positive = 1 / (1 + np.exp(-logits))
     names = tuple(map(str, range(len(labels))))
     answers = Answers(model.target, names, np.array(labels, np.float32)[:, None], np.stack([1 - positive, positive], -1))
-    return {"tiles": len(labels), "auroc": evaluate(answers)["auroc"]}
+    return {"tiles": len(labels), "auroc": evaluate(answers)["auroc"].to_json()}
 
 
 def slides_of(work: Path, model: SlideModel, prefix: str, folder: Path) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def slides_of(work: Path, model: SlideModel, prefix: str, folder: Path) -> dict[
     )  # fmt: skip
     return {
         "slides": len(bags),
-        "metrics": evaluate(answers),
+        "metrics": evaluate(answers).to_json(),
         "localisation": localisation({"slide_transformer": [judged]}, truth),
         "cold": cold([judged], label, truth),
     }

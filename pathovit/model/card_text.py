@@ -1,0 +1,94 @@
+"""MODEL_CARD.md: the card of a model, to be read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pathovit.model.card import ModelCard
+from pathovit.model.judged import SAID, Abstention, Metrics
+
+Values = Mapping[str, Any]
+
+
+def describe_model(model: ModelCard) -> str:
+    """MODEL_CARD.md, written from the card."""
+    card, target, trained, config = model.values, model.target, model.trained, model.config
+    parts = ", ".join(f"{name} {count} ({card['slides'][name]} slides)" for name, count in card["patients"].items() if count)
+    limits = "\n".join(f"* {limit}" for limit in card["limits"])
+    picture = "\n![Evaluation](evaluation.png)\n\n![Training](training.png)\n"
+    return f"""# Slide model: {" / ".join(target.classes)}
+
+**{card["research_use"]}**
+
+* Intended use: {card["intended_use"]}
+* Target: {target.task}; column {", ".join(f"`{c}`" for c in target.columns)}; {", ".join(target.classes)}.
+* Aggregator: {config.kind}, {config.feature_dim} features in. Seed {card["training"]["seed"]}, epoch {card["best_epoch"]} kept.
+* Features: encoder `{trained.encoder}` (weights SHA-256 `{trained.weights_sha256[:16]}...`), tiles of {trained.tile_px} px at {trained.mpp} um/px.
+* Patients: {parts}. Training set SHA-256 `{card["training_set_sha256"][:16]}...`; slides by part in `split.csv`.
+* Calibration, from {model.calibration.patients} validation patients: {target.kind.say_calibration(model.calibration)}
+
+## How well it does
+
+{_metrics_table(card)}
+
+{_few(card["few"])}
+{_heatmap(card["heatmap_check"])}
+{_crossed(card["cross_validation"])}{_abstention(card["abstention"])}{picture}
+## Limits
+
+{limits}
+"""
+
+
+def _metrics_table(card: Values) -> str:
+    parts = {name: Metrics.from_json(found) for name, found in card["metrics"].items()}
+    if crossed := card["cross_validation"]:
+        parts = {f"cross-validation, {crossed['folds']} folds": Metrics.from_json(crossed)} | parts
+    lines = ["| metric | part | patients | value (95 % interval) |", "|---|---|---|---|"]
+    for part, metrics in parts.items():
+        remark = {"train": " (learned from)", "validation": " (chose the epoch and the calibration)"}.get(part, "")
+        lines += [f"| {SAID[name]} | {part}{remark} | {metrics.patients} | {metric} |" for name, metric in metrics.found.items()]
+    return "\n".join(lines)
+
+
+def _heatmap(check: Values) -> str:
+    if "remark" in check:
+        return f"Heatmap: {check['remark']}."
+    text = f"Heatmap ({check['part']} part): tiles add up to the logit within {check['largest_sum_error']:.1g} on {check['slides']} patients."
+    if "deletion" not in check:
+        return text
+    rows = [
+        "",
+        "",
+        "| mean probability while tiles are | evidence | attention | random | p against attention | p against random |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind, better in (("deletion", "taken away (lower is better)"), ("insertion", "put back (higher is better)")):
+        f = check[kind]
+        p = [_p(f[f"p_value_against_{other}"]) for other in ("attention", "random")]
+        rows.append(f"| {better} | {f['evidence']} | {f['attention']} | {f['random']} | {p[0]} | {p[1]} |")
+    return text + "\n".join(rows)
+
+
+def _p(value: float | None) -> str:
+    return "too few" if value is None else f"{value:.2g}"
+
+
+def _few(said: Sequence[str]) -> str:
+    if not said:
+        return ""
+    return "What so few patients can show at best:\n\n" + "\n".join(f"* {text}" for text in said) + "\n"
+
+
+def _crossed(found: Values | None) -> str:
+    if not found or not found.get("abstention"):
+        return ""
+    return f"\nAbstention (cross-validation): {Abstention.from_json(found['abstention'])}.\n"
+
+
+def _abstention(found: Values | None) -> str:
+    if not found:
+        return ""
+    remark = ", which set the limits" if found["part"] == "validation" else ""
+    return f"\nAbstention ({found['part']} part{remark}): {Abstention.from_json(found)}.\n"

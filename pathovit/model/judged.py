@@ -1,0 +1,133 @@
+"""What is known of how good a model is: records that its card keeps, and their words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+SAID = {
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "balanced_accuracy": "balanced accuracy",
+    "sensitivity_at_95_specificity": "sensitivity at 95 % specificity",
+    "brier": "Brier score",
+    "ece": "expected calibration error",
+    "c_index": "C-index",
+    "mae": "mean absolute error",
+    "r2": "R2",
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric, and its 95 % interval where there are patients enough for one; None where it is not defined."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    learned_from: bool = False  # of patients that the model learned from, of whom an interval would say nothing
+
+    def to_json(self) -> dict[str, object]:
+        found: dict[str, object] = {"value": self.value, "low": self.low, "high": self.high}
+        return found | {"learned_from": True} if self.learned_from else found
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return "not defined"
+        if self.learned_from:
+            return str(self.value)
+        if self.low is None:
+            return f"{self.value} (too few patients for an interval)"
+        return f"{self.value} ({self.low} to {self.high})"
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Metrics of a set of patients, by name, the main one first."""
+
+    patients: int
+    found: Mapping[str, Metric]
+
+    def __getitem__(self, name: str) -> Metric:
+        return self.found[name]
+
+    def to_json(self) -> dict[str, object]:
+        return {"patients": self.patients, **{name: metric.to_json() for name, metric in self.found.items()}}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Metrics:
+        """Of what a card holds; what else stands beside the metrics is left out."""
+        return cls(found["patients"], {name: Metric(**found[name]) for name in found if name in SAID})
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A metric of two models on the same patients."""
+
+    patients: int
+    a: float | None
+    b: float | None
+    difference: float | None  # b - a
+    low: float | None
+    high: float | None
+    p_value: float | None  # two-sided
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Questions that were asked of patients, and how they were answered."""
+
+    asked: int = 0
+    unsure: int = 0
+    by_probability: int = 0  # unsure, if nobody were unlike the cohort
+    usual: int = 0  # asked of patients like the cohort
+    covered: int = 0  # of these, with the truth among the possible answers
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(a + b for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
+
+
+@dataclass(frozen=True)
+class Abstention:
+    """How often the answer is unsure, by the rule that `run` and `predict` follow, and whether the promise is kept."""
+
+    error_rate: float
+    answers: int  # questions that were asked
+    unsure: float  # share with more or less than one possible answer, of all; every answer for a patient unlike the cohort is
+    unsure_by_probability: float
+    strange: float  # share of patients unlike the cohort
+    coverage: float | None  # share of the others whose truth is among the possible answers; `error_rate` may be wrong
+    remark: str  # what must be said of that coverage; empty if it is as promised
+    counts: Counts
+    strange_patients: int
+    patients: int
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Abstention:
+        """Of what a card holds; what else stands beside it is left out."""
+        return cls(**{name: found[name] for name in cls.__annotations__ if name != "counts"}, counts=Counts(**found["counts"]))
+
+    def __str__(self) -> str:
+        coverage = "none to judge by" if self.coverage is None else f"{self.coverage:.1%}"
+        text = (
+            f"at an error rate of {self.error_rate:g}, {self.unsure:.1%} of {self.answers} answers are unsure "
+            f"({self.unsure_by_probability:.1%} by their probabilities alone; {self.strange:.1%} of patients are unlike the cohort); "
+            f"of the other patients the truth is among the possible answers in {coverage}"
+        )
+        return text + (f". {self.remark}" if self.remark else "")
+
+
+@dataclass(frozen=True)
+class Crossed:
+    """Figures over all patients of a cross-validation, each answered by the model that has not seen its fold."""
+
+    folds: int
+    metrics: Metrics
+    abstention: Abstention | None
+
+    def to_json(self) -> dict[str, object]:
+        return {"folds": self.folds, **self.metrics.to_json(), "abstention": self.abstention and self.abstention.to_json()}
