@@ -18,6 +18,7 @@ from pathovit.settings import TileSpec
 from pathovit.slides.description import SlideDescription, Survey
 from pathovit.slides.tiling import TileGrid
 
+CHUNK = 16  # tiles, of made stores
 NO_TISSUE = np.zeros((1, 1), np.uint8)
 
 

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from made import made_grid, made_record, made_store
-from test_store import CHUNK
+from made import CHUNK, made_grid, made_record, made_store
 
 from pathovit.manifest import read_manifest
 from pathovit.model.targets import read_target

@@ -99,14 +99,14 @@ def demo(folder: Annotated[Path, typer.Argument(help="Where to put slides and re
 
 
 def slide_maker() -> Any:
-    """sample_data/make_slides.py of a checkout, or its copy inside an installed package."""
+    """The package `sample_data` of a checkout, or its copy inside an installed package."""
     package = Path(__file__).parents[1]
-    for path in (package / "make_slides.py", package.parent / "sample_data" / "make_slides.py"):
-        if path.is_file():
-            spec = importlib.util.spec_from_file_location("pathovit_make_slides", path)
+    for folder in (package / "sample_data", package.parent / "sample_data"):
+        if (folder / "__init__.py").is_file():
+            spec = importlib.util.spec_from_file_location("pathovit_sample_data", folder / "__init__.py")
             assert spec and spec.loader
             module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module  # dataclasses look their module up
+            sys.modules[spec.name] = module  # its modules import each other by it
             spec.loader.exec_module(module)
             return module
     raise SettingsError("The script that makes sample slides is missing from this installation. Install pathovit again.")

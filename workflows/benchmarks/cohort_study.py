@@ -41,7 +41,8 @@ from pathovit.outputs.folder import SlideFolder
 from pathovit.outputs.records import HeatmapCheck
 from pathovit.outputs.store import FeatureStore
 from pathovit.settings import TrainSettings
-from pathovit.study.cohort import Bag, Cohort, load_cohort, make_bag, split_patients
+from pathovit.study.cohort import Bag, Cohort, load_cohort, make_bag
+from pathovit.study.parts import split_patients
 from pathovit.study.study import train_model
 
 KINDS = ("slide_transformer", "mean", "abmil", "clam_sb", "transmil", "transformer")

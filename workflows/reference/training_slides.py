@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import argparse
 import csv
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
+
+from pathovit.cli.maintenance import slide_maker
 
 SAMPLES = {"train": 20, "validation": 20, "test": 10}  # made slides, half of them benign
 SAMPLE_SEED = 1000  # the demo's is 7
@@ -30,19 +29,9 @@ COLUMNS = ("slide", "label", "split", "patient", "mpp")
 Row = dict[str, object]
 
 
-def load_slide_maker() -> ModuleType:
-    path = Path(__file__).parents[2] / "sample_data" / "make_slides.py"
-    spec = importlib.util.spec_from_file_location("make_slides", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def make_samples(folder: Path) -> list[Row]:
     """Made sample slides: half benign, half with tumour of varying extent. Those there already are kept."""
-    maker = load_slide_maker()
+    maker = slide_maker()
     rows: list[Row] = []
     folder.mkdir(parents=True, exist_ok=True)
     seed = SAMPLE_SEED

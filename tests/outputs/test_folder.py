@@ -9,25 +9,23 @@ import csv
 import json
 import shutil
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import MeanColourEncoder
 from made import made_record
+from made_slides import MeanColourEncoder
+from made_steps import SETTINGS, CountingEncoder, run_one
 
-from pathovit.errors import PathovitError, SettingsError, SlideError, StoreError, TileReadError
+from pathovit.errors import PathovitError, SettingsError, SlideError, StoreError
 from pathovit.files import to_json
 from pathovit.outputs.folder import OutFolder, Refused
 from pathovit.outputs.records import Outcome
 from pathovit.outputs.runs import RunLog, RunRecord, all_runs, last_run
 from pathovit.run.drive import Drive
 from pathovit.run.embed import embed_part, make_embedder
-from pathovit.run.embedder import Embedder, judge_tile
-from pathovit.run.finish import finish_slide
 from pathovit.run.folder import exit_code
 from pathovit.run.plan import SlideJob, SlidePlan, Twin, plan_slide
 from pathovit.run.schedule import SlideState
@@ -35,46 +33,11 @@ from pathovit.run.worker import Failed, Ok, Work
 from pathovit.settings import Settings
 from pathovit.show.report import write_report
 from pathovit.show.table import Contents, write_table
-from pathovit.slides.slide import open_slide
-
-SETTINGS = replace(Settings(), embed=replace(Settings().embed, batch_tiles=4, chunk_tiles=8, part_tiles=16))
-
-
-class CountingEncoder(MeanColourEncoder):
-    """Counts the tiles that it is given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tiles = 0
-
-    def launch(self, tiles: Any) -> Callable[[], Any]:
-        self.tiles += len(tiles)
-        return super().launch(tiles)
 
 
 @pytest.fixture
 def encoder() -> CountingEncoder:
     return CountingEncoder()
-
-
-def run_one(
-    path: Path,
-    out: OutFolder,
-    encoder: MeanColourEncoder,
-    settings: Settings = SETTINGS,
-    overwrite: bool = False,
-    seconds: float = 1.0,
-) -> SlidePlan:
-    """The three steps of one slide, without a model."""
-    plan = plan_slide(SlideJob(path), out, settings, encoder, None, overwrite)
-    assert isinstance(plan, SlidePlan)
-    if not plan.embedded:
-        with make_embedder(encoder, settings) as embedder:
-            for part in range(plan.parts(settings.embed.part_tiles)):
-                embed_part(plan, part, out, settings, embedder, lambda tiles: None)
-    if plan.done is None:
-        finish_slide(plan, out, settings, None, 0.0 if plan.embedded else seconds)
-    return plan
 
 
 def rows(out: OutFolder) -> list[dict[str, str]]:
@@ -264,178 +227,6 @@ def test_a_link_among_the_top_tiles_is_not_followed(tmp_path: Path) -> None:
     import base64
 
     assert base64.b64encode(b"private words").decode() not in out.report.read_text()
-
-
-# 5, 10. --overwrite
-
-
-def test_replaced_features_take_along_what_was_made_of_them(squares: Path, tmp_path: Path, encoder: CountingEncoder) -> None:
-    out = OutFolder(tmp_path / "out")
-    plan = run_one(squares, out, encoder)
-    folder = out.slide(plan.slide_id)
-    (folder.path / "top_tiles").mkdir()
-    for name in ("heatmap.ome.tiff", "heatmap.geojson", "overview.png", "top_tiles/01.jpg"):
-        (folder.path / name).write_bytes(b"of the replaced features")
-    run_one(squares, out, encoder, overwrite=True)
-    assert {p.name for p in folder.path.iterdir()} == {"features.zarr", "features.json", "slide.json"}
-    record = folder.record()
-    assert record
-    assert all(name.startswith("features.zarr/") for name in record.products)
-
-
-def test_an_interrupted_overwrite_goes_on(squares: Path, tmp_path: Path, encoder: CountingEncoder) -> None:
-    out = OutFolder(tmp_path / "out")
-    all_tiles = run_one(squares, out, encoder).survey.tiles
-    assert out.begin_replacing("call") is False
-    run_one(squares, out, encoder, overwrite=True)
-    assert encoder.tiles == 2 * all_tiles
-    assert out.begin_replacing("call") is True  # interrupted, and called again
-    assert run_one(squares, out, encoder, overwrite=True).done
-    assert encoder.tiles == 2 * all_tiles
-    assert out.begin_replacing("another call") is False  # other settings: from the beginning
-    run_one(squares, out, encoder, overwrite=True)
-    assert encoder.tiles == 3 * all_tiles
-    out.end_replacing()
-    run_one(squares, out, encoder, overwrite=True)
-    assert encoder.tiles == 4 * all_tiles
-
-
-def test_an_overwrite_interrupted_within_a_slide_keeps_its_chunks(
-    squares: Path, tmp_path: Path, encoder: CountingEncoder
-) -> None:
-    out = OutFolder(tmp_path / "out")
-    all_tiles = run_one(squares, out, encoder).survey.tiles
-    out.begin_replacing("call")
-    plan = plan_slide(SlideJob(squares), out, SETTINGS, encoder, None, overwrite=True)
-    assert isinstance(plan, SlidePlan)
-    with make_embedder(encoder, SETTINGS) as embedder:
-        embed_part(plan, 0, out, SETTINGS, embedder, lambda tiles: None)
-    encoder.tiles = 0
-    out.begin_replacing("call")
-    run_one(squares, out, encoder, overwrite=True)
-    assert encoder.tiles == all_tiles - SETTINGS.embed.part_tiles
-
-
-# 6. Identity on demand
-
-
-def test_looking_at_a_slide_does_not_read_its_content(squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pathovit.cli.info import Preflight, describe
-
-    digest = open_slide(squares).sha256
-    monkeypatch.setattr("pathovit.slides.slide.content_sha256", pytest.fail)
-    assert isinstance(describe(SlideJob(squares), Settings()), Preflight)
-    with open_slide(squares) as slide:
-        assert slide.size == (2048, 1536)
-        monkeypatch.undo()
-        assert slide.sha256 == digest
-        assert slide.id == f"squares-{digest[:12]}"
-
-
-# 7, 11. What a hang does
-
-
-def test_a_hang_is_an_error_in_a_library_and_the_others_go_on(
-    squares: Path, encoder: CountingEncoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from test_tiling import exact_mask
-
-    from pathovit.settings import TileSpec, fill_spec
-    from pathovit.slides.tiling import lay_grid
-
-    never = threading.Event()
-
-    def hang(slide: Any, grid: Any, index: int) -> Any:
-        if index == 5:
-            never.wait(60)
-        return judge_tile(slide, grid, index)
-
-    monkeypatch.setattr("pathovit.run.embedder.judge_tile", hang)
-    with open_slide(squares, 0.5) as slide:
-        grid = lay_grid(slide, exact_mask(slide), fill_spec(TileSpec(), 128, 0.5))
-        with (
-            Embedder(encoder, 2, read_timeout_s=0.3) as embedder,
-            pytest.raises(TileReadError, match=r"squares.tif: squares.tif: reading a tile took longer than 0.3 s"),
-        ):
-            list(embedder.embed(slide, grid, [0, 1], chunk_tiles=16, batch_tiles=4))
-        never.set()
-
-
-@pytest.mark.parametrize("what", ["opening", "storing"])
-def test_every_step_of_embedding_has_a_deadline(
-    squares: Path, tmp_path: Path, encoder: CountingEncoder, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
-    """In a worker: the process ends itself."""
-    import time
-
-    out, ended = OutFolder(tmp_path / "out"), threading.Event()
-    plan = plan_slide(SlideJob(squares), out, SETTINGS, encoder, None, overwrite=False)
-    assert isinstance(plan, SlidePlan)
-    monkeypatch.setattr("pathovit.run.watchdog.os._exit", lambda code: ended.set())
-    settings = replace(SETTINGS, run=replace(SETTINGS.run, read_timeout_s=0.02))
-    home = "pathovit.run.plan.SlidePlan.open" if what == "opening" else "pathovit.outputs.store.FeatureStore.write_chunk"
-    monkeypatch.setattr(home, lambda *arguments: time.sleep(1.5))
-    with make_embedder(encoder, settings, on_hang="exit") as embedder:
-        try:
-            embed_part(plan, 0, out, settings, embedder, lambda tiles: None)
-        except (AttributeError, TypeError):  # what stands for the slide is none
-            assert what == "opening"
-    assert ended.is_set()
-
-
-def test_importing_and_loading_change_nothing_of_the_process() -> None:
-    import subprocess
-    import sys
-
-    code = """
-import logging
-from PIL import Image
-import torch
-limit, level = Image.MAX_IMAGE_PIXELS, logging.getLogger("tifffile").level
-import pathovit
-for name in pathovit.__all__:
-    getattr(pathovit, name)
-torch.manual_seed(7)
-expected = torch.rand(3).tolist()
-torch.manual_seed(7)
-pathovit.load_encoder("reference", "random")
-assert torch.rand(3).tolist() == expected
-assert (Image.MAX_IMAGE_PIXELS, logging.getLogger("tifffile").level) == (limit, level)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-# 9. DICOM
-
-
-def dicom(path: Path, series: str, referenced: str) -> Path:
-    from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.sequence import Sequence
-    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
-
-    reference = Dataset()
-    reference.SeriesInstanceUID = referenced
-    made = Dataset()
-    made.SOPClassUID, made.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.77.1.6", generate_uid()
-    made.ReferencedSeriesSequence = Sequence([reference])  # (0008,1115): before the file's own series
-    made.SeriesInstanceUID = series
-    made.file_meta = FileMetaDataset()
-    made.file_meta.MediaStorageSOPClassUID, made.file_meta.MediaStorageSOPInstanceUID = made.SOPClassUID, made.SOPInstanceUID
-    made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    made.save_as(path, enforce_file_format=True)
-    return path
-
-
-def test_two_dicom_slides_that_refer_to_one_series_are_two(tmp_path: Path) -> None:
-    from pathovit.slides.find import find_slides
-    from pathovit.slides.identity import dicom_series, slide_files
-
-    a, b = dicom(tmp_path / "a.dcm", "1.2.3", "1.2.99"), dicom(tmp_path / "b.dcm", "1.2.4", "1.2.99")
-    same = dicom(tmp_path / "c.dcm", "1.2.3", "1.2.98")
-    assert [dicom_series(path) for path in (a, b, same)] == ["1.2.3", "1.2.4", "1.2.3"]
-    assert find_slides([tmp_path]) == [a, b]
-    assert slide_files(a) == [a, same]
 
 
 # 12. What happened stays on disk

@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import MeanColourEncoder, squares_picture, write_tiff, zero_tiles
-from test_readers import REAL_40X, truncate_tile
-from test_tiling import exact_mask
+from made_slides import MeanColourEncoder, exact_mask, squares_picture, truncate_tile, write_tiff, zero_tiles
 
 from pathovit.errors import SettingsError, SlideError
 from pathovit.outputs.features import TileVerdict
@@ -36,7 +34,7 @@ def embed(slide: Slide, grid: TileGrid, decoder: DeviceDecoder | None) -> list[A
 @pytest.mark.parametrize(("tile_px", "mpp"), [(224, 0.263), (224, 0.526), (200, 0.4)])
 def test_tiles_of_a_real_slide_are_those_that_are_read(shared: Path, tile_px: int, mpp: float) -> None:
     decoder = DeviceDecoder(CPU)
-    with open_slide(shared / REAL_40X, sha256="0" * 64, reader="device") as slide:
+    with open_slide(shared / "atlas/40x/lung-squamous-cell-carcinoma_HE3_40x.svs", sha256="0" * 64, reader="device") as slide:
         assert slide.reader == "device"
         mask = find_tissue(slide, TissueSettings())
         grid = lay_grid(slide, mask, fill_spec(TileSpec(), tile_px, mpp), max_tiles=12, scaled_decoding=False)

@@ -3,65 +3,27 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import json
 import os
-import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import tifffile
 import zarr
-from conftest import squares_picture, write_tiff, zero_tiles
+from command import pathovit
+from made_runs import HOSTILE, folder_of
+from made_slides import squares_picture, write_tiff, zero_tiles
 from PIL import Image
-from test_cli import PATHOVIT, pathovit
 from typer.testing import CliRunner
 
 from pathovit.cli import app
 from pathovit.cli import commands as _registered  # noqa: F401
 from pathovit.cli.maintenance import slide_maker
-
-HOSTILE = 'it\'s [b]a<img src=x onerror=alert(1)>  "ü" slide'
-
-
-@pytest.fixture(scope="module")
-def slides(tmp_path_factory: pytest.TempPathFactory, maker: ModuleType) -> list[Path]:
-    """Three small made slides, one of them benign and with a name that hurts."""
-    folder = tmp_path_factory.mktemp("slides")
-    made = []
-    for name, seed, share in (("one", 1, 0.3), ("two", 2, 0.15), ("three", 3, 0.0)):
-        made.append(maker.make_slide(folder, maker.SampleSpec(name=name, seed=seed, size=(3000, 2600), tumour_fraction=share)))
-    hostile = made[2].rename(folder / f"{HOSTILE}.svs")
-    return [made[0], made[1], hostile]
-
-
-@pytest.fixture(scope="module")
-def finished(slides: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("finished") / "out"
-    done = pathovit("run", *slides, "--out", out, "--json")
-    assert done.returncode == 0, done.stderr
-    assert all(slide["stage"] == "done" for slide in json.loads(done.stdout)["slides"])
-    return out
-
-
-def stored_bytes(out: Path) -> dict[str, bytes]:
-    """Every file of every feature store, by path."""
-    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.glob("slides/*/features.zarr/**/*")) if p.is_file()}
-
-
-def folder_of(out: Path, stem: str) -> Path:
-    (folder,) = (p for p in (out / "slides").iterdir() if p.name.startswith(stem + "-"))
-    return folder
 
 
 def test_a_run_leaves_every_product_of_the_design(finished: Path) -> None:
@@ -73,7 +35,15 @@ def test_a_run_leaves_every_product_of_the_design(finished: Path) -> None:
     }
     for folder in (finished / "slides").iterdir():
         names = {p.name for p in folder.iterdir()}
-        assert names == {"slide.json", "features.zarr", "heatmap.ome.tiff", "heatmap.geojson", "overview.png", "top_tiles"}
+        assert names == {
+            "slide.json",
+            "features.json",
+            "features.zarr",
+            "heatmap.ome.tiff",
+            "heatmap.geojson",
+            "overview.png",
+            "top_tiles",
+        }
         done = json.loads((folder / "slide.json").read_text())
         assert done["verdict"] == "ok"
         assert "research use only" in done["research_use"].lower()
@@ -209,7 +179,7 @@ def test_another_recipe_is_refused_by_name_until_overwriting_is_asked_for(square
     out = tmp_path / "out"
     assert pathovit("embed", squares, "--out", out, "--mpp", 0.6, "--max-tiles", 8).returncode == 0
     done = pathovit("embed", squares, "--out", out, "--max-tiles", 9)
-    assert done.returncode == 2
+    assert done.returncode == 3
     assert "embed.max_tiles: 8 there, 9 now" in done.stderr
     assert "mpp: [0.6, 0.6] there, [0.5" in done.stderr
     assert pathovit("embed", squares, "--out", out, "--max-tiles", 9, "--overwrite").returncode == 0
@@ -350,133 +320,9 @@ def test_every_command_of_the_readme_works_on_real_files(
         "bench": ["bench", slides[1], "--runs", 1, "--max-tiles", 8],
         "demo": ["demo", tmp_path / "demo"],
     }
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
     commands = re.findall(r"^\| `pathovit (\w+)", readme, re.MULTILINE)
     assert sorted(commands) == sorted(calls)
     for name in commands:
         done = CliRunner().invoke(app, [str(word) for word in calls[name]])
         assert done.exit_code == 0, (name, done.output, done.exception)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_noticed_while_workers_start(slides: list[Path], tmp_path: Path, number: signal.Signals) -> None:
-    command = [*PATHOVIT, "embed", str(slides[0]), "--out", str(tmp_path / "out")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert process.stdout
-    said = ""
-    while "starting workers" not in said:
-        said += process.stdout.readline()
-    process.send_signal(number)
-    begun = time.monotonic()
-    said += process.communicate(timeout=30)[0]
-    assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}[number]
-    assert time.monotonic() - begun < 20
-    assert "Traceback" not in said
-    assert "The same command goes on where it stopped" in said
-
-
-def test_a_worker_that_is_killed_from_outside_costs_no_slide(slides: list[Path], tmp_path: Path) -> None:
-    small_chunks(tmp_path)
-    command = [*PATHOVIT, "embed", *map(str, slides[:1]), "--out", str(tmp_path / "out"), "--settings", str(tmp_path / "s.toml")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    while not list((tmp_path / "out").glob("slides/*/journal/*.json")):
-        assert process.poll() is None
-        time.sleep(0.02)
-    for child in psutil.Process(process.pid).children():
-        if "spawn_main" in " ".join(child.cmdline()):
-            child.kill()
-    said = process.communicate(timeout=120)[0]
-    assert process.returncode == 0, said
-    assert "a worker was killed from outside (SIGKILL); the worker is replaced" in said
-
-
-def start(slides: list[Path], out: Path, *more: str) -> subprocess.Popen[bytes]:
-    command = [*PATHOVIT, "embed", *map(str, slides), "--out", str(out), "--settings", str(out.parent / "s.toml"), *more]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-
-
-def small_chunks(folder: Path) -> None:
-    (folder / "s.toml").write_text("[embed]\nbatch_tiles = 8\nchunk_tiles = 16\npart_tiles = 32\n")
-
-
-def embed_undisturbed(slides: list[Path], folder: Path) -> dict[str, bytes]:
-    folder.mkdir()
-    small_chunks(folder)
-    process = start(slides, folder / "out")
-    assert process.wait(timeout=300) == 0
-    return stored_bytes(folder / "out")
-
-
-def test_a_run_killed_at_any_point_goes_on_to_the_same_bytes(slides: list[Path], tmp_path: Path) -> None:
-    expected = embed_undisturbed(slides, tmp_path / "calm")
-    chance = random.Random(0)
-    (tmp_path / "wild").mkdir()
-    small_chunks(tmp_path / "wild")
-    out = tmp_path / "wild" / "out"
-    for kill in range(3):
-        process = start(slides, out)
-        chunks = 2 + 6 * kill + chance.randrange(4)  # of the 40 or so there are
-        while process.poll() is None and len(list(out.glob("slides/*/features.zarr/features/c/*/0"))) < chunks:
-            time.sleep(0.01)
-        assert process.poll() is None, "the run was over before it was killed"
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    process = start(slides, out)
-    assert process.wait(timeout=300) == 0
-    assert stored_bytes(out) == expected
-    assert not list(out.rglob("*.partial"))
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_a_run_soon_and_leaves_it_resumable(
-    slides: list[Path], tmp_path: Path, number: signal.Signals, code: int
-) -> None:
-    small_chunks(tmp_path)
-    process = start(slides, tmp_path / "out")
-    give_up = time.monotonic() + 120
-    while not list((tmp_path / "out").glob("slides/*/journal/*.json")):  # until something is stored
-        assert time.monotonic() < give_up
-        time.sleep(0.05)
-    process.send_signal(number)
-    assert process.wait(timeout=20) == code
-    record: dict[str, Any] = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert record["exit_code"] == code
-
-
-def test_two_runs_do_not_share_a_folder(slides: list[Path], tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    with (out / ".lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        done = pathovit("embed", slides[0], "--out", out)
-    assert done.returncode == 5
-    assert "another run is writing here" in done.stderr
-
-
-def test_nothing_listens_beyond_this_machine(slides: list[Path], tmp_path: Path) -> None:
-    small_chunks(tmp_path)
-    process = start(slides, tmp_path / "out")
-    try:
-        seen: set[str] = set()
-        for _ in range(24):
-            time.sleep(0.25)
-            seen |= listening_addresses(process.pid)
-        assert seen
-        assert seen <= {"0100007F"}  # 127.0.0.1, as the kernel writes it
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def listening_addresses(session: int) -> set[str]:
-    """Addresses on which processes of a session listen, from /proc."""
-    sockets: set[str] = set()
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if os.getsid(int(folder.name)) == session:
-                sockets |= {os.readlink(handle) for handle in (folder / "fd").iterdir() if os.path.islink(handle)}
-        except OSError:
-            continue  # ended meanwhile
-    inodes = {name[8:-1] for name in sockets if name.startswith("socket:[")}
-    lines = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]]
-    return {line[1].split(":")[0] for line in lines if line[3] == "0A" and line[9] in inodes}

@@ -36,7 +36,7 @@ def test_every_step_is_measured_on_a_slide(maker, tmp_path: Path) -> None:
 
 
 def test_an_unknown_peer_is_refused_and_one_that_is_not_installed_says_so(squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from test_tiling import exact_mask
+    from made_slides import exact_mask
 
     monkeypatch.setitem(PEERS, "nothing", "import no_such_package")
     with open_slide(squares) as slide:

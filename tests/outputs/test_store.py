@@ -3,7 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made import made_grid, made_record, made_store
+from made import CHUNK, made_grid, made_record, made_store
 from numpy.typing import NDArray
 
 from pathovit.errors import SettingsError, StoreError
@@ -16,7 +16,6 @@ from pathovit.outputs.records import RecordError, SlideRecord, TopTile
 from pathovit.outputs.store import FeatureStore
 from pathovit.slides.tiling import TileGrid
 
-CHUNK = 16
 TILES, DIM = 40, 3  # chunks of 16, 16 and 8
 ROWS = [(0, 16), (16, 32), (32, 40)]
 

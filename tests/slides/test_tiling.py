@@ -2,23 +2,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import GRAIN, PINK, PURPLE, TISSUE
+from made_slides import GRAIN, PINK, PURPLE, exact_mask
 
 from pathovit.errors import NoTissueError, ResolutionError, SettingsError
 from pathovit.settings import TileSpec, TissueSettings, fill_spec
 from pathovit.slides.slide import Slide, open_slide
 from pathovit.slides.tiling import TileGrid, lay_grid, read_tile
 from pathovit.slides.tissue import TissueMask, find_tissue
-
-
-def exact_mask(slide: Slide) -> TissueMask:
-    """The pink square, at 8 level-0 pixels per mask pixel."""
-    shape = (slide.size[1] // 8, slide.size[0] // 8)
-    tissue = np.zeros(shape, bool)
-    x, y, width, height = (v // 8 for v in TISSUE)
-    tissue[y : y + height, x : x + width] = True
-    none = np.zeros(shape, bool)
-    return TissueMask(tissue, none, none, (8.0, 8.0), (4.0, 4.0), np.zeros((*shape, 3), np.uint8), ~none, none, none)
 
 
 def lay(path: Path, spec: TileSpec, **options: int) -> tuple[TileGrid, Slide]:

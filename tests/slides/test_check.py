@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from conftest import squares_picture, write_tiff
+from made_slides import squares_picture, write_tiff
 from numpy.typing import NDArray
 from PIL import Image
 

@@ -22,10 +22,10 @@ from pathovit.model.targets import KINDS, Target
 from pathovit.model.targets.classes import Classes
 from pathovit.model.targets.survival import cox_loss
 from pathovit.settings import TrainSettings
-from pathovit.study.cohort import check_part
 from pathovit.study.evaluation import Answers, main_metric
 from pathovit.study.fit import _class_weights
 from pathovit.study.losses import Loss
+from pathovit.study.parts import check_part
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "targets.json").read_text("utf-8"))
 TARGETS = {

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import openslide
 import pytest
-from conftest import GRAIN, MPP, PINK, PURPLE, squares_picture, zero_tiles
+from made_slides import GRAIN, MPP, PINK, PURPLE, squares_picture, zero_tiles
 from PIL import Image
 
 from pathovit.errors import ResolutionError, SlideOpenError, TileReadError

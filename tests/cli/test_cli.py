@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import MPP, squares_picture, write_tiff
+from command import PATHOVIT, pathovit
 from made_cohort import ONCE, study, write_slide, write_table
+from made_slides import MPP, squares_picture, write_tiff
 from typer.testing import CliRunner
 
 from pathovit.cli import app
@@ -27,16 +28,10 @@ from pathovit.run.plan import SlideJob
 from pathovit.run.schedule import SlideState
 from pathovit.settings import Settings, load_settings
 
-PATHOVIT = [sys.executable, "-c", "from pathovit.cli import main; main()"]
-
-
-def pathovit(*arguments: object, timeout: float = 300, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*PATHOVIT, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, cwd=cwd)
-
 
 def test_help_lists_every_command_of_the_readme() -> None:
     text = pathovit("--help").stdout
-    commands = re.findall(r"^\| `pathovit (\w+)", (Path(__file__).parents[1] / "README.md").read_text(), re.MULTILINE)
+    commands = re.findall(r"^\| `pathovit (\w+)", (Path(__file__).parents[2] / "README.md").read_text(), re.MULTILINE)
     assert len(commands) >= 10
     assert all(f" {name} " in text for name in commands)
 

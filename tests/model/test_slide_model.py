@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made import made_features
-from test_aggregator import DIM, bag, network
+from made_bags import DIM, bag, network
 
 from pathovit.errors import SettingsError, WeightsError
 from pathovit.model.calibration import Calibration

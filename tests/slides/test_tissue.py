@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PINK, TISSUE, squares_picture, with_grain, write_tiff
+from made_slides import PINK, TISSUE, squares_picture, with_grain, write_tiff
 from PIL import Image
 from scipy import ndimage
 
@@ -105,7 +105,7 @@ def test_brown_immunostain_and_blue_counterstain_are_tissue() -> None:
 
 
 def test_an_unreadable_part_counts_as_tissue_so_that_its_tiles_get_a_verdict(tmp_path: Path) -> None:
-    from conftest import zero_tiles
+    from made_slides import zero_tiles
 
     path = write_tiff(tmp_path / "bad.tif", squares_picture(), jpeg=True, levels=(1,))
     zero_tiles(path, [0])

@@ -13,16 +13,8 @@ from pathovit.errors import SettingsError
 from pathovit.manifest import read_manifest
 from pathovit.model.targets import read_target
 from pathovit.outputs.folder import OutFolder, path_key
-from pathovit.study.cohort import (
-    Cohort,
-    assign_folds,
-    fewest,
-    find_features,
-    load_cohort,
-    make_bag,
-    possible_folds,
-    split_patients,
-)
+from pathovit.study.cohort import Cohort, find_features, load_cohort, make_bag
+from pathovit.study.parts import assign_folds, fewest, possible_folds, split_patients
 
 
 def test_a_split_column_may_not_cut_through_a_site(cohort: Path, tmp_path: Path) -> None:

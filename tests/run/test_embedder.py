@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PINK, PURPLE, MeanColourEncoder, squares_picture, write_tiff, zero_tiles
-from test_tiling import exact_mask
+from made_slides import PINK, PURPLE, MeanColourEncoder, exact_mask, squares_picture, write_tiff, zero_tiles
 
 from pathovit.errors import FeatureError, SettingsError, SlideOpenError
 from pathovit.outputs.features import TileVerdict

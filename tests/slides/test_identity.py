@@ -1,0 +1,34 @@
+"""Which files are one slide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def dicom(path: Path, series: str, referenced: str) -> Path:
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.sequence import Sequence
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    reference = Dataset()
+    reference.SeriesInstanceUID = referenced
+    made = Dataset()
+    made.SOPClassUID, made.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.77.1.6", generate_uid()
+    made.ReferencedSeriesSequence = Sequence([reference])  # (0008,1115): before the file's own series
+    made.SeriesInstanceUID = series
+    made.file_meta = FileMetaDataset()
+    made.file_meta.MediaStorageSOPClassUID, made.file_meta.MediaStorageSOPInstanceUID = made.SOPClassUID, made.SOPInstanceUID
+    made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    made.save_as(path, enforce_file_format=True)
+    return path
+
+
+def test_two_dicom_slides_that_refer_to_one_series_are_two(tmp_path: Path) -> None:
+    from pathovit.slides.find import find_slides
+    from pathovit.slides.identity import dicom_series, slide_files
+
+    a, b = dicom(tmp_path / "a.dcm", "1.2.3", "1.2.99"), dicom(tmp_path / "b.dcm", "1.2.4", "1.2.99")
+    same = dicom(tmp_path / "c.dcm", "1.2.3", "1.2.98")
+    assert [dicom_series(path) for path in (a, b, same)] == ["1.2.3", "1.2.4", "1.2.3"]
+    assert find_slides([tmp_path]) == [a, b]
+    assert slide_files(a) == [a, same]
