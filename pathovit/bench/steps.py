@@ -16,7 +16,8 @@ import numpy as np
 
 from pathovit.bench.memory import peak_memory
 from pathovit.bench.timing import Measured, median_s
-from pathovit.encoders.records import EncoderRecord, known_record
+from pathovit.encoders.names import known_record
+from pathovit.encoders.records import EncoderRecord
 from pathovit.errors import SettingsError
 from pathovit.machine import allowed_cores, keep_freed_memory
 from pathovit.outputs.features import FeatureAttributes
@@ -31,7 +32,7 @@ from pathovit.slides.tiling import TileGrid, corner, lay_grid, read_tile, resize
 from pathovit.slides.tissue import find_tissue
 
 if TYPE_CHECKING:
-    from pathovit.encoders import Encoder
+    from pathovit.encoders.encoder import Encoder
     from pathovit.run.embedder import Span
 
 READ_TILES = 400  # of a slide, for one measurement of reading
@@ -211,7 +212,7 @@ def decode_alone(slide: Slide, grid: TileGrid, some: np.ndarray[Any, Any]) -> in
 
 
 def measure_encoding(slide: Slide, grid: TileGrid, settings: Settings, runs: int) -> list[Measured]:
-    from pathovit.encoders import load_encoder
+    from pathovit.encoders.load import load_encoder
 
     embed = settings.embed
     loading = time.perf_counter()

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pathovit import RESEARCH_USE
-from pathovit.cli import app, options
+from pathovit.cli import options
+from pathovit.cli.app import app
 
 
 @app.command()

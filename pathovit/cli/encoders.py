@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pathovit.cli import app, options
+from pathovit.cli import options
+from pathovit.cli.app import app
 
 encoders = typer.Typer(help="List encoders; fetch or convert their weights.", invoke_without_command=True, no_args_is_help=False)
 app.add_typer(encoders, name="encoders")
@@ -47,7 +48,7 @@ def table(context: typer.Context, as_json: options.Json = False) -> None:
 @encoders.command()
 def fetch(name: Annotated[str, typer.Argument(help="Encoder of the table.")]) -> None:
     """Download an encoder's weights once; the only command that uses the network."""
-    from pathovit.encoders import find_record
+    from pathovit.encoders.load import find_record
     from pathovit.encoders.weights import fetch_weights
     from pathovit.files import file_sha256
 

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from pathovit.cli import app, options
+from pathovit.cli import options
+from pathovit.cli.app import app
 from pathovit.errors import SettingsError
 
 

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pathovit.cli import app, options
-from pathovit.encoders.records import known_record
+from pathovit.cli import options
+from pathovit.cli.app import app
+from pathovit.encoders.names import known_record
 from pathovit.errors import SlideError
 from pathovit.geometry import XY
 from pathovit.settings import Settings

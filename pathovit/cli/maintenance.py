@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pathovit.cli import app
+from pathovit.cli.app import app
 from pathovit.errors import NoSlidesError, SettingsError
 
 FLOORS = {"openslide-bin": (4, 0, 1), "torch": (2, 10), "zarr": (3, 1, 3), "distributed": (2021, 10)}

@@ -10,7 +10,8 @@ from typing import Annotated, TypeAlias
 import typer
 
 from pathovit import RESEARCH_USE
-from pathovit.cli import app, options
+from pathovit.cli import options
+from pathovit.cli.app import app
 from pathovit.cli.progress import Steps
 from pathovit.errors import NoSlidesError
 from pathovit.machine import threads_for, wait_passively

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from pathovit import RESEARCH_USE
-from pathovit.cli import app, options
+from pathovit.cli import options
+from pathovit.cli.app import app
 from pathovit.text import duration, plain
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pathovit import RESEARCH_USE
-from pathovit.cli import app, options
+from pathovit.cli import options
+from pathovit.cli.app import app
 from pathovit.cli.progress import Steps
 from pathovit.errors import SettingsError
 from pathovit.machine import wait_passively

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathovit.encoders.records import known_record
+from pathovit.encoders.names import known_record
 from pathovit.encoders.weights import find_weights, require_safetensors
 from pathovit.files import file_sha256
 from pathovit.settings import Settings

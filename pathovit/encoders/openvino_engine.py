@@ -20,7 +20,7 @@ from pathovit.errors import SettingsError
 from pathovit.machine import pick_precision
 
 if TYPE_CHECKING:
-    from pathovit.encoders import Encoder
+    from pathovit.encoders.encoder import Encoder
 
 INT8_GROUP = "384"  # neighbouring values that share one scale
 

@@ -43,18 +43,6 @@ class EncoderRecord:
     note: str = ""
 
 
-def known_record(name: str) -> EncoderRecord:
-    """The record of any name; torch and timm are only loaded for one that the table does not have."""
-    if name in RECORDS:
-        return RECORDS[name]
-    architectures = timm_architectures()
-    if architectures and name.split(".")[0] not in architectures:  # said at once: to import timm takes seconds
-        raise unknown_encoder(name, architectures)
-    from pathovit.encoders import find_record
-
-    return find_record(name)
-
-
 def unknown_encoder(name: str, architectures: Iterable[str]) -> WeightsError:
     """The error for a name that nobody knows, with the nearest ones."""
     near = difflib.get_close_matches(name, [*RECORDS, *architectures], n=3)

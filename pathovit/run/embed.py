@@ -9,7 +9,7 @@ from contextlib import closing
 import numpy as np
 from numpy.typing import NDArray
 
-from pathovit.encoders import Encoder
+from pathovit.encoders.encoder import Encoder
 from pathovit.errors import SettingsError, StoreError
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.recipe import feature_dtype

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pathovit.encoders import Encoder, Pixels
+from pathovit.encoders.encoder import Encoder, Pixels
 from pathovit.errors import FeatureError, SettingsError, TileReadError
 from pathovit.machine import step_back, use_threads
 from pathovit.outputs.features import TileVerdict

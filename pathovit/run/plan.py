@@ -27,7 +27,7 @@ from pathovit.slides.tiling import TileGrid, check_resolution, lay_grid
 from pathovit.slides.tissue import TissueMask, find_tissue
 
 if TYPE_CHECKING:
-    from pathovit.encoders import Encoder
+    from pathovit.encoders.encoder import Encoder
     from pathovit.model.slide_model import SlideModel
 
 

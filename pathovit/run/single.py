@@ -12,7 +12,7 @@ from pathovit.settings import Settings
 from pathovit.show.heatmap import Heatmap
 
 if TYPE_CHECKING:
-    from pathovit.encoders import Encoder
+    from pathovit.encoders.encoder import Encoder
     from pathovit.model.slide_model import SlideModel, SlidePrediction
 
 

@@ -76,7 +76,7 @@ class Kept:
             return self._embedder[1]
 
     def _load_embedder(self, work: Work) -> Embedder:
-        from pathovit.encoders import load_encoder
+        from pathovit.encoders.load import load_encoder
         from pathovit.run.embed import batch_tiles, make_embedder
 
         keep_freed_memory()

@@ -180,7 +180,7 @@ def test_a_deleted_folder_is_named_or_not_needed(tmp_path: Path, squares: Path) 
 
 
 def test_a_typed_encoder_name_is_answered_without_loading_timm() -> None:
-    code = "import sys\nfrom pathovit.errors import PathovitError\nfrom pathovit.encoders.records import known_record, timm_architectures\ntry: known_record('vit_smal')\n"
+    code = "import sys\nfrom pathovit.errors import PathovitError\nfrom pathovit.encoders.names import known_record\nfrom pathovit.encoders.records import timm_architectures\ntry: known_record('vit_smal')\n"
     code += "except PathovitError as error: print(error)\nprint('timm' in sys.modules, len(timm_architectures()) > 800)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "Did you mean vit_small" in out

@@ -326,3 +326,16 @@ def test_every_command_of_the_readme_works_on_real_files(
     for name in commands:
         done = CliRunner().invoke(app, [str(word) for word in calls[name]])
         assert done.exit_code == 0, (name, done.output, done.exception)
+
+
+def test_every_record_of_a_run_follows_its_published_schema(finished: Path) -> None:
+    from jsonschema import Draft202012Validator
+
+    schemas = Path(__file__).parents[2] / "docs" / "schemas"
+    found = {"run": [finished / "run.json", *(finished / ".runs").iterdir()]}
+    found |= {name: list(finished.glob(f"slides/*/{name}.json")) for name in ("slide", "features")}
+    for name, files in found.items():
+        assert files
+        validator = Draft202012Validator(json.loads((schemas / f"{name}.schema.json").read_text("utf-8")))
+        for file in files:
+            validator.validate(json.loads(file.read_bytes()))
