@@ -34,7 +34,6 @@ from pathovit.slides.slide import Slide
 
 BAND_PX = 2048  # side of the blocks in which a level is read: bounds the memory
 SMALLEST_BLOCK = 8  # overview pixels on a side, down to which a block with damage in it is divided
-SHARPER = threading.Lock()  # held while a damaged block is read from a sharper level, which takes up to 16 times as much
 BAND_ROWS = 256  # of the overview, whose density is found at a time
 MOST_OVERVIEW_PX = 250_000_000
 COLOURLESS = 6  # grey levels between channels that compression alone makes
@@ -177,10 +176,11 @@ def read_part(slide: Slide, mpp: float, box: Box) -> tuple[RGB, Mask, Mask, XY, 
     scanned = np.zeros(shape, bool)
     unread = np.zeros(shape, bool)
     step = max(1, BAND_PX // shrink)
+    sharper = threading.Lock()  # held while a damaged block is read from a sharper level, which takes up to 16 times as much
 
     def read(corner: tuple[int, int], step: int = step) -> None:
         rows, columns = (slice(at, min(at + step, side)) for at, side in zip(corner, shape, strict=True))
-        block = _read_block(slide, level, shrink, _moved(rows, first[1]), _moved(columns, first[0]))
+        block = _read_block(slide, level, shrink, _moved(rows, first[1]), _moved(columns, first[0]), sharper)
         if block is not None:
             overview[rows, columns], scanned[rows, columns] = block
         elif step <= SMALLEST_BLOCK:
@@ -199,7 +199,9 @@ def _moved(part: slice, by: int) -> slice:
     return slice(part.start + by, part.stop + by)
 
 
-def _read_block(slide: Slide, level: Level, shrink: int, rows: slice, columns: slice) -> tuple[RGB, Mask] | None:
+def _read_block(
+    slide: Slide, level: Level, shrink: int, rows: slice, columns: slice, sharper: threading.Lock
+) -> tuple[RGB, Mask] | None:
     """One block of the overview; from a sharper level where this one is damaged; None where all are."""
     height, width = rows.stop - rows.start, columns.stop - columns.start
     for candidate in reversed([other for other in slide.levels if other.index <= level.index]):
@@ -211,7 +213,7 @@ def _read_block(slide: Slide, level: Level, shrink: int, rows: slice, columns: s
         rgb = np.empty((height * factor, width * factor, 3), np.uint8)
         rgb[:] = slide.background
         try:
-            with nullcontext() if candidate is level else SHARPER:
+            with nullcontext() if candidate is level else sharper:
                 part, scanned = slide.read_scanned(candidate, x, y, *inside)
         except TileReadError:
             continue

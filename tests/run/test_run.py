@@ -227,6 +227,9 @@ def test_good_slides_finish_and_each_bad_one_has_its_own_reason(slides: list[Pat
     assert int(rows["zeroed.tif"]["tiles_unread"]) > 0
     again = pathovit("run", zeroed, folder / "good.svs", "--out", tmp_path / "out")
     assert again.returncode == 3  # a degraded slide stays degraded when it is skipped
+    with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
+        kept = {row["file"]: row for row in csv.DictReader(file)}
+    assert kept == rows  # what failed before is still in the table, with its reason
 
 
 def test_a_slide_that_kills_its_worker_fails_alone(slides: list[Path], squares: Path, tmp_path: Path) -> None:
@@ -247,6 +250,12 @@ def test_a_slide_given_twice_is_done_once(slides: list[Path], tmp_path: Path) ->
     first, second = json.loads(done.stdout)["slides"]
     assert (first["skipped"], second["skipped"]) == (False, True)
     assert "given twice" in second["reason"]
+    again = pathovit("embed", slides[0], copy, "--out", tmp_path / "out", "--max-tiles", 8, "--overwrite")
+    assert again.returncode == 0, again.stderr
+    with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["file"], row["verdict"], row["tiles"]) for row in rows] == [(copy.name, "ok", "8")] * 2
+    assert not (tmp_path / "out" / ".replaced").exists()
 
 
 def test_a_name_that_is_no_utf8_harms_nobody(slides: list[Path], tmp_path: Path) -> None:

@@ -16,6 +16,12 @@ NUMBER = Target("regression", ("age",), ("age",))
 SURVIVAL = Target("survival", ("months", "died"), ("risk",))
 
 
+@pytest.fixture
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what does not ask how wide an interval is."""
+    monkeypatch.setattr("pathovit.study.evaluation.BOOTSTRAPS", 250)
+
+
 def binary(patients: int = 60, noise: float = 1.0, seed: int = 0) -> Answers:
     chance = np.random.default_rng(seed)
     truth = np.arange(patients) % 2
@@ -65,6 +71,7 @@ def test_survival_and_numbers_have_their_own_metrics() -> None:
     assert found["r2"].value == pytest.approx(1 - 4 / np.var(months), abs=1e-3)
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_a_better_model_is_found_better_and_equal_ones_are_not() -> None:
     good, bad = binary(200, noise=0.6), binary(200, noise=3.0, seed=1)
     found = compare(bad, good)["auroc"]
@@ -76,6 +83,7 @@ def test_a_better_model_is_found_better_and_equal_ones_are_not() -> None:
     assert same.p_value == 1
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_patients_are_paired_by_name_not_by_row() -> None:
     a = binary(60)
     order = np.random.default_rng(0).permutation(60)
@@ -103,6 +111,7 @@ def test_answers_are_written_and_read_again(tmp_path: Path) -> None:
         read_answers(tmp_path / "predictions.csv", NUMBER)
 
 
+@pytest.mark.usefixtures("few_draws")
 @pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel", "regression", "survival"])
 def test_every_target_has_a_picture(tmp_path: Path, task: str) -> None:
     if task == "survival":

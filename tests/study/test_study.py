@@ -9,10 +9,10 @@ import pytest
 import torch
 from command import pathovit
 from made_cohort import FAST, ONCE, study, table, write_table
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from pathovit.cli import app, commands  # noqa: F401  # registers them
-from pathovit.errors import OutputInUseError
+from pathovit.errors import OutputInUseError, SettingsError
 from pathovit.machine import MANY_TILES, allowed_cores, threads_for
 from pathovit.manifest import read_manifest
 from pathovit.model.slide_model import load_model
@@ -204,33 +204,31 @@ def test_the_card_says_research_use_and_gives_intervals_only_where_it_can(cohort
 
 
 def test_train_evaluate_and_compare_from_the_command_line(cohort: Path, tmp_path: Path) -> None:
+    """In this process, with few draws; `test_run.py` has each command in a process of its own."""
+
+    def call(*words: object) -> Result:
+        return CliRunner().invoke(app, [str(word) for word in words])
+
     options = ["--features", cohort / "features", "--epochs", "2", "--folds", "0"]
     for kind in ("slide_transformer", "mean"):
-        done = pathovit("train", cohort / "labels.csv", *options, "--model", tmp_path / kind, "--kind", kind)
-        assert done.returncode == 0, done.stderr
+        done = call("train", cohort / "labels.csv", *options, "--model", tmp_path / kind, "--kind", kind)
+        assert done.exit_code == 0, done.stderr
         assert "AUROC" in done.stdout
         assert "epoch   2" in done.stderr
-        done = pathovit(
-            "evaluate",
-            tmp_path / kind,
-            cohort / "labels.csv",
-            "--features",
-            cohort / "features",
-            "--out",
-            tmp_path / f"{kind}-e",
-            "--json",
-        )
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout) == json.loads((tmp_path / f"{kind}-e" / "evaluation.json").read_text())
-        assert json.loads(done.stdout)["patients"] == 28
+        asked = ["--features", cohort / "features", "--out", tmp_path / f"{kind}-e", "--json"]
+        done = call("evaluate", tmp_path / kind, cohort / "labels.csv", *asked)
+        assert done.exit_code == 0, done.stderr
+        found, _ = json.JSONDecoder().raw_decode(done.stdout)
+        assert found == json.loads((tmp_path / f"{kind}-e" / "evaluation.json").read_text())
+        assert found["patients"] == 28
         assert "learned from" in done.stderr
-    done = pathovit("compare", tmp_path / "mean-e", tmp_path / "slide_transformer-e")
-    assert done.returncode == 0, done.stderr
+    done = call("compare", tmp_path / "mean-e", tmp_path / "slide_transformer-e")
+    assert done.exit_code == 0, done.stderr
     assert "28 patients; a = mean, b = slide_transformer" in done.stdout
     assert "b - a" in done.stdout
-    again = pathovit("train", cohort / "labels.csv", *options, "--model", tmp_path / "mean")
-    assert again.returncode == 2
-    assert "there is a model here already" in again.stderr
+    again = call("train", cohort / "labels.csv", *options, "--model", tmp_path / "mean")
+    assert isinstance(again.exception, SettingsError)
+    assert "there is a model here already" in str(again.exception)
 
 
 def test_a_model_without_evidence_draws_no_heatmap(cohort: Path, tmp_path: Path, squares: Path) -> None:
