@@ -6,8 +6,6 @@ import statistics
 import subprocess
 import sys
 
-import torch
-
 from pathovit.bench.timing import Measured, median_s
 from pathovit.errors import SettingsError
 from pathovit.machine import allowed_cores, use_threads
@@ -55,6 +53,8 @@ for _ in range({runs}):
 
 
 def measure_machine(runs: int) -> list[Measured]:
+    import torch  # late: the encoder is timed with its own loading of it
+
     lines = []
     use_threads(allowed_cores())
     device = "cuda" if torch.cuda.is_available() else "cpu"

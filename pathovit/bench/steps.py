@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pathovit.bench.memory import peak_memory
+from pathovit.bench.peers import measure_machine, measure_peer
 from pathovit.bench.timing import Measured, median_s
 from pathovit.encoders.names import known_record
 from pathovit.encoders.records import EncoderRecord
@@ -48,8 +49,6 @@ def bench(
     done = [one_run(jobs, settings) for _ in range(runs)]  # first, while this process is as small as that of `pathovit run`
     if timeline:
         draw_timeline(timeline, jobs, done[-1], settings)
-    from pathovit.bench.peers import measure_machine, measure_peer  # which need torch
-
     lines = summary_of(done)
     lines += measure_planning(jobs, settings, record, runs)
     found = survey_slide(jobs[0], settings, record)

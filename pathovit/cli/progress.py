@@ -137,7 +137,7 @@ def outcome(state: SlideState) -> str:
     assert state.done
     answer = state.done.prediction
     text = answer.headline if answer else "features stored"
-    text += f", {state.done.survey.tiles:,} tiles in {duration(state.seconds)}"
+    text += f", {state.done.survey.tiles:,} tiles" + (f" in {duration(state.seconds)}" if state.seconds else " embedded before")
     if state.done.verdict != "ok":
         text = f"DEGRADED ({plain(state.done.reason)}), {text}"
     elif state.done.reason:

@@ -60,7 +60,9 @@ def table(found: Contents) -> tuple[list[str], list[Row]]:
     done = {record.slide_id: _row(record, found.older) for record in found.records}
     rows = [*done.values(), *(_row_of_outcome(outcome, done) for outcome in found.outcomes)]
     rows += [{"slide_id": r.slide_id, "file": r.slide_id, "verdict": "failed", "reason": r.reason} for r in found.refused]
-    return names, sorted(rows, key=lambda row: (str(row["file"]).casefold(), str(row["slide_id"]), str(row["reason"])))
+    return names, sorted(
+        rows, key=lambda row: (str(row["file"]).casefold(), str(row["slide_id"]))
+    )  # stable: a twin comes after its first
 
 
 def _row(record: SlideRecord, older: Container[str]) -> Row:
