@@ -63,16 +63,16 @@ def check_bag(
     return OrderFigures(**deletion), OrderFigures(**insertion)
 
 
-def check_heatmap(model: SlideModel, slide: SlideFeatures, prediction: SlidePrediction) -> HeatmapCheck:
+def check_heatmap(model: SlideModel, stored: SlideFeatures, prediction: SlidePrediction) -> HeatmapCheck:
     """The check of one slide's heatmap, for slide.json. Deletion and insertion need a class that was called."""
     error = sum_error(prediction)
     column = prediction.target.kind.called(prediction.probabilities)
     if column is None or not np.isfinite(error):
         return HeatmapCheck(round(error, 8) if np.isfinite(error) else None)
-    ok = slide.ok
-    features, xy_um = torch.from_numpy(slide.features[ok]), torch.from_numpy(slide.centres_um()[ok])
+    ok = stored.ok
+    features, xy_um = torch.from_numpy(stored.features[ok]), torch.from_numpy(stored.centres_um()[ok])
     scores, attention = prediction.tile_scores[ok, column], prediction.attention[ok]
-    deletion, insertion = check_bag(model, features, xy_um, slide.pitch_um, scores, attention, column)
+    deletion, insertion = check_bag(model, features, xy_um, stored.pitch_um, scores, attention, column)
     return HeatmapCheck(round(error, 8), prediction.score_names[column], deletion, insertion)
 
 

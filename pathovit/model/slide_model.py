@@ -137,9 +137,9 @@ class SlideModel:
         """Refuse features of another recipe than the model was trained on; before they are made, best of all."""
         check_recipe(self.card.trained, recipe, self.name)
 
-    def remarks(self, slide: SlideFeatures) -> list[str]:
+    def remarks(self, stored: SlideFeatures) -> list[str]:
         """What must be said of an answer for features that were made otherwise than those the model learned from."""
-        learned, given = self.card.shaping, slide.shaping()
+        learned, given = self.card.shaping, stored.shaping()
         other = [
             f"{part}.{line}" for part in ("tissue", "tiles") for line in differing(learned.get(part, {}), given.get(part, {}))
         ]
@@ -156,7 +156,7 @@ class SlideModel:
         shift = np.asarray(self.calibration.shift)
         return Seen(logits + shift, evidence, found.attention.numpy().astype(np.float64), bias + shift)
 
-    def predict(self, slide: SlideFeatures, error_rate: float = AnswerSettings().error_rate) -> SlidePrediction:
+    def predict(self, stored: SlideFeatures, error_rate: float = AnswerSettings().error_rate) -> SlidePrediction:
         """The slide's answer and every tile's share in it.
 
         Parameters
@@ -168,12 +168,12 @@ class SlideModel:
         ------
         SettingsError : the features come from another encoder, other weights, or other tiles than the model was trained on
         """
-        self.check(slide.recipe)
-        ok = slide.ok
+        self.check(stored.recipe)
+        ok = stored.ok
         if not ok.any():
-            raise SettingsError(f"{slide.slide_id}: not one of its tiles could be read.")
-        features = slide.features[ok].astype(np.float32)
-        seen = self.look(torch.from_numpy(features), torch.from_numpy(slide.centres_um()[ok]), slide.pitch_um)
+            raise SettingsError(f"{stored.slide_id}: not one of its tiles could be read.")
+        features = stored.features[ok].astype(np.float32)
+        seen = self.look(torch.from_numpy(features), torch.from_numpy(stored.centres_um()[ok]), stored.pitch_um)
         chances = self.target.kind.probabilities(seen.logits)
         novelty = self.slide_novelty(features)
         value, interval = self.target.kind.measured(self.calibration, seen.logits, error_rate)
@@ -182,7 +182,7 @@ class SlideModel:
             interval = interval and (-math.inf, math.inf)
         strangeness = self.novelty.tiles(features) if self.novelty else np.full(len(features), np.nan)
         return SlidePrediction(
-            slide_id=slide.slide_id,
+            slide_id=stored.slide_id,
             target=self.target,
             answer=self._answer(possible, value),
             possible=possible,

@@ -199,13 +199,12 @@ class OutFolder:
     # An --overwrite that was interrupted goes on where it stopped
 
     def begin_replacing(self, key: str) -> bool:
-        """Begin to replace features for a call that is known by `key`; True if the same was begun before and not ended."""
+        """Begin to replace features for a call that is known by `key`; True if the same has replaced some before, and did not end."""
         here = self.path / ".replaced"
-        again = (here / key).is_dir()
-        if not again:
+        if not (here / key).is_dir():
             shutil.rmtree(here, ignore_errors=True)
             (here / key).mkdir(parents=True)
-        return again
+        return any((here / key).iterdir())
 
     def is_replaced(self, slide_id: str) -> bool:
         return any((key / slide_id).exists() for key in (self.path / ".replaced").glob("*"))

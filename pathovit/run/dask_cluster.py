@@ -1,4 +1,4 @@
-"""Worker processes and the client that speaks with them. The one door to Dask, with `cluster.py`, which hands out the steps.
+"""Worker processes and the client that speaks with them. The one door to Dask, with `drive.py`, which hands out the steps.
 
 Our own cluster listens on the loopback interface alone, behind TLS, and knows nothing of the user's Dask configuration. What
 its workers die of is kept, so that a slide is not blamed for what was done to its worker.

@@ -28,22 +28,22 @@ def finish_slide(plan: SlidePlan, out: OutFolder, settings: Settings, model: Sli
     seconds : spent on embedding since the features were sealed last; 0 where they were whole before
     """
     folder, store = out.slide(plan.slide_id), plan.store(out)
-    slide = store.read()
-    counts = _count(plan, slide)
+    stored = store.read()
+    counts = _count(plan, stored)
     store.seal(seconds)  # from here on the features vouch for themselves
-    bare = _describe(plan, settings, slide, counts, store, out)
+    bare = _describe(plan, settings, stored, counts, store, out)
     # While pictures are drawn the record speaks of features alone: products of another model are not mistaken for ours.
     folder.write(bare, [])
     record, files = bare, list[str]()
     if model is not None:
-        record, files = _answer(bare, plan, out, settings, model, slide, store)
+        record, files = _answer(bare, plan, out, settings, model, stored, store)
     require_unchanged(plan.job.path, plan.state, plan.sha256)
     asked = finish_recipe(settings, model.sha256 if model else None, plan.job.patient, plan.job.label)
     return folder.write(replace(record, finish_recipe=asked), files)
 
 
-def _count(plan: SlidePlan, slide: SlideFeatures) -> TileCounts:
-    counts = TileCounts(**{verdict.name.lower(): int((slide.verdict == verdict).sum()) for verdict in TileVerdict})
+def _count(plan: SlidePlan, stored: SlideFeatures) -> TileCounts:
+    counts = TileCounts(**{verdict.name.lower(): int((stored.verdict == verdict).sum()) for verdict in TileVerdict})
     if counts.pending:
         raise StoreError(plan.job.path, f"{counts.pending} tiles were never read. Run the same command again.")
     if counts.ok == 0:
@@ -52,10 +52,10 @@ def _count(plan: SlidePlan, slide: SlideFeatures) -> TileCounts:
 
 
 def _describe(
-    plan: SlidePlan, settings: Settings, slide: SlideFeatures, counts: TileCounts, store: FeatureStore, out: OutFolder
+    plan: SlidePlan, settings: Settings, stored: SlideFeatures, counts: TileCounts, store: FeatureStore, out: OutFolder
 ) -> SlideRecord:
     """What is known of a slide before a model has seen it."""
-    said = [f"{counts.unread} of {counts.all} tissue tiles could not be read" if counts.unread else "", slide.trial]
+    said = [f"{counts.unread} of {counts.all} tissue tiles could not be read" if counts.unread else "", stored.trial]
     said += plan.survey.remarks
     if plan.survey.upsampled > 1:
         said.append(f"slide is {plan.survey.upsampled:.3f} times coarser than the encoder's tiles (upsampled)")
@@ -71,47 +71,47 @@ def _describe(
         label=plan.job.label,
         verdict=SlideVerdict.DEGRADED if degraded else SlideVerdict.OK,
         reason="; ".join(filter(None, said)),
-        trial=slide.trial,
+        trial=stored.trial,
         tiles=counts,
         prediction=None,
         heatmap_check=None,
         seconds=sealed.seconds,
-        recipe=slide.recipe,
+        recipe=stored.recipe,
         finish_recipe=None,
         versions=versions(),
     )
 
 
 def _answer(
-    record: SlideRecord, plan: SlidePlan, out: OutFolder, settings: Settings, model: SlideModel, slide: SlideFeatures,
+    record: SlideRecord, plan: SlidePlan, out: OutFolder, settings: Settings, model: SlideModel, stored: SlideFeatures,
     store: FeatureStore,
 ) -> tuple[SlideRecord, list[str]]:  # fmt: skip
     """The record with the model's answer, and the files that were drawn."""
     from pathovit.show.overview import Kinds, Said, draw_products
 
-    prediction = model.predict(slide, settings.answer.error_rate)
+    prediction = model.predict(stored, settings.answer.error_rate)
     answer = prediction.to_answer(model.name)
-    if slide.trial:
+    if stored.trial:
         answer = replace(answer, headline=f"{answer.headline} (a trial)")
     strange = f"unlike the slides the model knows (novelty {prediction.novelty:.2f})" if prediction.strange else ""
-    reason = "; ".join(filter(None, [strange, record.reason, *model.remarks(slide)]))
+    reason = "; ".join(filter(None, [strange, record.reason, *model.remarks(stored)]))
     record = replace(
         record,
         prediction=answer,
         reason=reason,
-        heatmap_check=_check(model, slide, prediction) if settings.heatmap.check else None,
+        heatmap_check=_check(model, stored, prediction) if settings.heatmap.check else None,
     )
     words = Said(answer.headline, f"DEGRADED: {reason}" if record.verdict == SlideVerdict.DEGRADED else reason)
-    kinds = Kinds(store.tissue(), slide.attributes.tissue_downsample)
+    kinds = Kinds(store.tissue(), stored.attributes.tissue_downsample)
     with plan.open(settings) as opened:
         tiles: list[TopTile] = draw_products(
-            opened, out.slide(plan.slide_id).path, plan.survey, slide, prediction, kinds, settings.heatmap, words
+            opened, out.slide(plan.slide_id).path, plan.survey, stored, prediction, kinds, settings.heatmap, words
         )
     files = ["heatmap.ome.tiff", "heatmap.geojson", "overview.png", *(tile.file for tile in tiles)]
     return replace(record, top_tiles=tuple(tiles)), files
 
 
-def _check(model: SlideModel, slide: SlideFeatures, prediction: SlidePrediction) -> HeatmapCheck:
+def _check(model: SlideModel, stored: SlideFeatures, prediction: SlidePrediction) -> HeatmapCheck:
     from pathovit.model.faithfulness import check_heatmap
 
-    return check_heatmap(model, slide, prediction)
+    return check_heatmap(model, stored, prediction)

@@ -42,6 +42,6 @@ def analyse_slide(
                 embed_part(plan, part, folder, settings, embedder, lambda tiles: None)
     if plan.done is None:
         finish_slide(plan, folder, settings, model, 0.0 if plan.embedded else time.perf_counter() - started)
-    slide = plan.store(folder).read()
-    prediction = model.predict(slide, settings.answer.error_rate)
-    return prediction, score_layers(slide, prediction)
+    stored = plan.store(folder).read()
+    prediction = model.predict(stored, settings.answer.error_rate)
+    return prediction, score_layers(stored, prediction)

@@ -12,30 +12,30 @@ from pathovit.files import write_atomically
 from pathovit.outputs.features import SlideFeatures
 
 
-def write_trident(folder: Path, slide: SlideFeatures) -> Path:
+def write_trident(folder: Path, stored: SlideFeatures) -> Path:
     """`features_<encoder>/<slide_id>.h5`: features (N, D), coords (N, 2) level-0 with attributes on both."""
-    encoder, spec = slide.recipe.encoder["encoder"], slide.grid.spec
+    encoder, spec = stored.recipe.encoder["encoder"], stored.grid.spec
     assert spec.tile_px and spec.mpp and spec.stride_px, "of a grid that was laid"
-    path = folder / f"features_{encoder}" / f"{slide.slide_id}.h5"
-    ok = slide.ok
+    path = folder / f"features_{encoder}" / f"{stored.slide_id}.h5"
+    ok = stored.ok
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
-        features = file.create_dataset("features", data=slide.features[ok].astype(np.float32))
-        features.attrs.update({"name": slide.slide_id, "savetodir": "", "encoder": encoder, "trial": slide.trial})
-        coords = file.create_dataset("coords", data=slide.xy[ok])
+        features = file.create_dataset("features", data=stored.features[ok].astype(np.float32))
+        features.attrs.update({"name": stored.slide_id, "savetodir": "", "encoder": encoder, "trial": stored.trial})
+        coords = file.create_dataset("coords", data=stored.xy[ok])
         coords.attrs.update(
             {
                 "patch_size": spec.tile_px,
-                "patch_size_level0": round(slide.tile_l0[0]),
-                "level0_magnification": nominal_magnification(slide.mpp[0]),
+                "patch_size_level0": round(stored.tile_l0[0]),
+                "level0_magnification": nominal_magnification(stored.mpp[0]),
                 "target_magnification": nominal_magnification(spec.mpp),
                 "overlap": spec.tile_px - spec.stride_px,
-                "name": slide.slide_id,
+                "name": stored.slide_id,
                 "savetodir": "",
-                "level0_width": slide.attributes.level0_size[0],
-                "level0_height": slide.attributes.level0_size[1],
-                "mpp_x": slide.mpp[0],  # the exact sizes, beside the magnification those tools expect
-                "mpp_y": slide.mpp[1],
+                "level0_width": stored.attributes.level0_size[0],
+                "level0_height": stored.attributes.level0_size[1],
+                "mpp_x": stored.mpp[0],  # the exact sizes, beside the magnification those tools expect
+                "mpp_y": stored.mpp[1],
                 "target_mpp": spec.mpp,
             }
         )
@@ -43,14 +43,14 @@ def write_trident(folder: Path, slide: SlideFeatures) -> Path:
     return path
 
 
-def write_clam(folder: Path, slide: SlideFeatures) -> Path:
+def write_clam(folder: Path, stored: SlideFeatures) -> Path:
     """`h5_files/<slide_id>.h5`: features float32 (N, D), coords int32 (N, 2)."""
-    path = folder / "h5_files" / f"{slide.slide_id}.h5"
+    path = folder / "h5_files" / f"{stored.slide_id}.h5"
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
-        file.create_dataset("features", data=slide.features[slide.ok].astype(np.float32))
-        coords = file.create_dataset("coords", data=slide.xy[slide.ok].astype(np.int32))
-        coords.attrs.update({"patch_size": round(slide.tile_l0[0]), "patch_level": 0, "name": slide.slide_id})
+        file.create_dataset("features", data=stored.features[stored.ok].astype(np.float32))
+        coords = file.create_dataset("coords", data=stored.xy[stored.ok].astype(np.int32))
+        coords.attrs.update({"patch_size": round(stored.tile_l0[0]), "patch_level": 0, "name": stored.slide_id})
     write_atomically(path, buffer.getvalue())
     return path
 

@@ -26,30 +26,30 @@ class Heatmap:
     mpp: XY  # um per level-0 pixel
 
     @classmethod
-    def from_tiles(cls, slide: SlideFeatures, layers: dict[str, NDArray[np.float32]]) -> Heatmap:
+    def from_tiles(cls, stored: SlideFeatures, layers: dict[str, NDArray[np.float32]]) -> Heatmap:
         """Lay tile values (N,) on the lattice; where tiles overlap, a cell is the mean of the tiles over it."""
-        origin = slide.grid.origin
-        stride = slide.grid.stride_l0
-        place = np.rint((slide.xy - np.asarray(origin)) / np.asarray(stride)).astype(np.int64)  # (N, 2) column, row
-        reach = [max(1, round(t / s)) for t, s in zip(slide.tile_l0, stride, strict=True)]  # cells under a tile
-        columns, rows = _lattice_size(slide, stride)
+        origin = stored.grid.origin
+        stride = stored.grid.stride_l0
+        place = np.rint((stored.xy - np.asarray(origin)) / np.asarray(stride)).astype(np.int64)  # (N, 2) column, row
+        reach = [max(1, round(t / s)) for t, s in zip(stored.tile_l0, stride, strict=True)]  # cells under a tile
+        columns, rows = _lattice_size(stored, stride)
         columns, rows = max(columns, int(place[:, 0].max()) + reach[0]), max(rows, int(place[:, 1].max()) + reach[1])
         drawn = np.stack([_spread(values, place, reach, (rows, columns)) for values in layers.values()])
-        bad = slide.unread
+        bad = stored.unread
         unread = np.zeros((rows, columns), bool)
         for dy in range(reach[1]):
             for dx in range(reach[0]):
                 unread[place[bad, 1] + dy, place[bad, 0] + dx] = True
-        return cls(tuple(layers), drawn, unread & np.isnan(drawn[0]), (float(origin[0]), float(origin[1])), stride, slide.mpp)
+        return cls(tuple(layers), drawn, unread & np.isnan(drawn[0]), (float(origin[0]), float(origin[1])), stride, stored.mpp)
 
     @property
     def cell_um(self) -> XY:
         return self.cell_l0[0] * self.mpp[0], self.cell_l0[1] * self.mpp[1]
 
 
-def _lattice_size(slide: SlideFeatures, stride: XY) -> tuple[int, int]:
+def _lattice_size(stored: SlideFeatures, stride: XY) -> tuple[int, int]:
     """Columns and rows that cover the scanned part of the slide."""
-    bounds = slide.attributes.bounds
+    bounds = stored.attributes.bounds
     return max(1, int(np.ceil(bounds.width / stride[0] - 1e-9))), max(1, int(np.ceil(bounds.height / stride[1] - 1e-9)))
 
 

@@ -40,10 +40,10 @@ OUTLINE_PX = 900  # longer side of the mask that is outlined
 SCALE_BARS_UM = (20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000)
 
 
-def score_layers(slide: SlideFeatures, prediction: SlidePrediction) -> Heatmap:
+def score_layers(stored: SlideFeatures, prediction: SlidePrediction) -> Heatmap:
     """Evidence first, one layer per class; attention and novelty are layers of their own."""
     layers = {f"score: {name}": prediction.tile_scores[:, i] for i, name in enumerate(prediction.score_names)}
-    return Heatmap.from_tiles(slide, {**layers, "attention": prediction.attention, "novelty": prediction.tile_novelty})
+    return Heatmap.from_tiles(stored, {**layers, "attention": prediction.attention, "novelty": prediction.tile_novelty})
 
 
 def leading_class(prediction: SlidePrediction) -> int:
@@ -52,23 +52,23 @@ def leading_class(prediction: SlidePrediction) -> int:
 
 
 def draw_products(
-    opened: Slide, folder: Path, survey: Survey, slide: SlideFeatures, prediction: SlidePrediction, kinds: Kinds,
+    opened: Slide, folder: Path, survey: Survey, stored: SlideFeatures, prediction: SlidePrediction, kinds: Kinds,
     wanted: HeatmapSettings, said: Said,
 ) -> list[TopTile]:  # fmt: skip
     """Write the heatmap in all its forms; returns the top tiles, which have their pictures, too."""
-    heatmap = score_layers(slide, prediction)
+    heatmap = score_layers(stored, prediction)
     column = leading_class(prediction)
     name, scores = prediction.score_names[column], prediction.tile_scores[:, column]
-    write_ome_tiff(folder / "heatmap.ome.tiff", heatmap, slide.trial)
+    write_ome_tiff(folder / "heatmap.ome.tiff", heatmap, stored.trial)
     write_geojson(
-        folder / "heatmap.geojson", slide, scores, {"Attention": prediction.attention, "Novelty": prediction.tile_novelty}, name,
+        folder / "heatmap.geojson", stored, scores, {"Attention": prediction.attention, "Novelty": prediction.tile_novelty}, name,
         hot_score=wanted.hot_score if prediction.target.is_classification else np.inf, max_tiles=wanted.max_geojson_tiles,
     )  # fmt: skip
     views = [thumbnail(opened, box, wanted.overview_px) for box in scanned_parts(opened, kinds)]
     score = f"tile score: {drawable(name, f'class {column + 1}')} ({prediction.scale_note})"
-    about = About(slide.slide_id, opened.description, survey)
+    about = About(stored.slide_id, opened.description, survey)
     draw_overview(folder / "overview.png", views, heatmap, column, kinds, about, score, said)
-    return _save_top_tiles(opened, folder, slide, scores, prediction.attention, wanted.top_tiles)
+    return _save_top_tiles(opened, folder, stored, scores, prediction.attention, wanted.top_tiles)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ BANDS = 10  # score bands, when tiles are too many to be listed one by one
 
 def write_geojson(
     path: Path,
-    slide: SlideFeatures,
+    stored: SlideFeatures,
     scores: NDArray[np.float32],
     layers: dict[str, NDArray[np.float32]],
     name: str,
@@ -44,52 +44,52 @@ def write_geojson(
     layers : further measurements (N,) of tiles, by name
     name : the class the scores speak of
     """
-    bounds = slide.attributes.bounds
-    offset = np.array([bounds.x, bounds.y]) if slide.attributes.has_bounds else np.zeros(2)
-    squares = box(*(tile_edges(slide) - np.tile(offset, 2)).T)
+    bounds = stored.attributes.bounds
+    offset = np.array([bounds.x, bounds.y]) if stored.attributes.has_bounds else np.zeros(2)
+    squares = box(*(tile_edges(stored) - np.tile(offset, 2)).T)
     features: list[Feature] = []
-    if len(slide.xy) <= max_tiles:
-        features += _tiles(slide, squares, scores, layers, name)
+    if len(stored.xy) <= max_tiles:
+        features += _tiles(stored, squares, scores, layers, name)
     else:
         features += _bands(squares, scores, name)
-    for part in _parts(squares[slide.unread]):
-        features.append(_feature(slide.slide_id, part, "annotation", "Unread", UNREAD_COLOUR, {}))
+    for part in _parts(squares[stored.unread]):
+        features.append(_feature(stored.slide_id, part, "annotation", "Unread", UNREAD_COLOUR, {}))
     regions = 0
     hot = np.nan_to_num(scores, nan=-1.0) >= hot_score
     tree, hot_scores = STRtree(centroid(squares[hot])), scores[hot]
     for region in _parts(squares[hot]):
         inside = [float(s) for s in hot_scores[tree.query(region, predicate="contains")]]
-        area = region.area * slide.mpp[0] * slide.mpp[1] * 1e-6
+        area = region.area * stored.mpp[0] * stored.mpp[1] * 1e-6
         numbers = {"Mean score": float(np.mean(inside)), "Highest score": max(inside), "Area mm^2": area}
-        features.append(_feature(slide.slide_id, region, "annotation", name, HOT_COLOUR, numbers))
+        features.append(_feature(stored.slide_id, region, "annotation", name, HOT_COLOUR, numbers))
         regions += 1
     collection = {
         "type": "FeatureCollection",
         "pathovit": RESEARCH_USE,
-        **({"trial": slide.trial} if slide.trial else {}),
+        **({"trial": stored.trial} if stored.trial else {}),
         "features": features,
     }
     write_atomically(path, to_json(collection))
     return regions
 
 
-def tile_edges(slide: SlideFeatures) -> NDArray[np.float64]:
+def tile_edges(stored: SlideFeatures) -> NDArray[np.float64]:
     """(N, 4) left, top, right, bottom in whole level-0 pixels; tiles that touch on the lattice share their edge exactly."""
-    tile, stride = np.asarray(slide.tile_l0), np.asarray(slide.grid.stride_l0)
+    tile, stride = np.asarray(stored.tile_l0), np.asarray(stored.grid.stride_l0)
     if not np.allclose(tile, stride):
-        return np.concatenate([slide.xy, np.rint(slide.xy + tile)], axis=1)
-    origin = np.asarray(slide.grid.origin)
-    place = np.rint((slide.xy - origin) / stride)
+        return np.concatenate([stored.xy, np.rint(stored.xy + tile)], axis=1)
+    origin = np.asarray(stored.grid.origin)
+    place = np.rint((stored.xy - origin) / stride)
     return np.concatenate([np.rint(origin + place * stride), np.rint(origin + (place + 1) * stride)], axis=1)
 
 
 def _tiles(
-    slide: SlideFeatures, squares: NDArray[Any], scores: NDArray[np.float32], layers: dict[str, NDArray[np.float32]], name: str
+    stored: SlideFeatures, squares: NDArray[Any], scores: NDArray[np.float32], layers: dict[str, NDArray[np.float32]], name: str
 ) -> Iterator[Feature]:
-    for index in np.flatnonzero(slide.ok):
+    for index in np.flatnonzero(stored.ok):
         numbers = {f"{name} score": float(scores[index])}
         numbers |= {layer: float(values[index]) for layer, values in layers.items() if np.isfinite(values[index])}
-        yield _feature(slide.slide_id, squares[index], "tile", None, None, numbers)
+        yield _feature(stored.slide_id, squares[index], "tile", None, None, numbers)
 
 
 def _bands(squares: NDArray[Any], scores: NDArray[np.float32], name: str) -> Iterator[Feature]:

@@ -17,7 +17,7 @@ OWN_PICTURES = "heatmap.ome.tiff"  # is no slide
 def find_slides(paths: Iterable[Path]) -> list[Path]:
     """Slide files under the given files and folders, sorted within a folder, each once.
 
-    Files named one by one are taken whatever their suffix (preflight says what is wrong with them). Of a DICOM
+    Files named one by one are taken whatever their suffix (`check.py` says what is wrong with them). Of a DICOM
     series, which is many files, the first stands for all.
 
     Raises
