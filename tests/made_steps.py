@@ -36,7 +36,6 @@ def run_one(
     encoder: MeanColourEncoder,
     settings: Settings = SETTINGS,
     overwrite: bool = False,
-    seconds: float = 1.0,
 ) -> SlidePlan:
     """The three steps of one slide, without a model."""
     plan = plan_slide(SlideJob(path), out, settings, encoder, None, overwrite)
@@ -46,5 +45,5 @@ def run_one(
             for part in range(plan.parts(settings.embed.part_tiles)):
                 embed_part(plan, part, out, settings, embedder, lambda tiles: None)
     if plan.done is None:
-        finish_slide(plan, out, settings, None, 0.0 if plan.embedded else seconds)
+        finish_slide(plan, out, settings, None)
     return plan

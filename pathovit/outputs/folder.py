@@ -93,6 +93,10 @@ class SlideFolder:
         files = {name.removeprefix(inside): digest for name, digest in record.products.items() if name.startswith(inside)}
         return FeaturesRecord(files, record.seconds) if files else None
 
+    @property
+    def is_sealed(self) -> bool:
+        return (self.path / "features.json").is_file()
+
     def seal(self, record: FeaturesRecord) -> None:
         write_atomically(self.path / "features.json", to_json(record.to_json()))
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +34,28 @@ from pathovit.outputs.records import FeaturesRecord
 from pathovit.slides.tiling import TileGrid
 
 T = TypeVar("T")
+Span = tuple[float, float]
 ARRAYS = ("features", "xy", "coverage", "verdict")
 CODECS = {"bytes", "zstd"}  # of our own stores
 TISSUE_CHUNK = (1024, 1024)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A journal file: it vouches for a chunk, and says when that was made."""
+
+    chunk: int
+    sha256: list[str]
+    span: Span
+
+
+def covered_s(spans: Sequence[Span]) -> float:
+    """Seconds in which at least one of the spans lies: parts run side by side, and runs are interrupted."""
+    total, end = 0.0, 0.0
+    for begun, ended in sorted(spans):
+        total += max(0.0, ended - max(begun, end))
+        end = max(end, ended)
+    return total
 
 
 @contextmanager
@@ -184,15 +203,17 @@ class FeatureStore:
         """Files of one chunk that embedding writes."""
         return [self.zarr_path / "features" / "c" / str(chunk) / "0", self.zarr_path / "verdict" / "c" / str(chunk)]
 
-    def write_chunk(self, chunk: int, features: NDArray[np.floating[Any]], verdict: NDArray[np.uint8]) -> None:
-        """Commit one chunk: features (n, D) and verdicts (n,)."""
+    def write_chunk(
+        self, chunk: int, features: NDArray[np.floating[Any]], verdict: NDArray[np.uint8], span: Span = (0.0, 0.0)
+    ) -> None:
+        """Commit one chunk: features (n, D), verdicts (n,), and between which times it was made, seconds since the epoch."""
         with storage_errors(self.zarr_path):
             tried_again(lambda: self._put(chunk, features, verdict))
             files = self.chunk_files(chunk)
             for file in files:
                 fsync(file)
                 fsync(file.parent)
-            line = json.dumps({"chunk": chunk, "sha256": [file_sha256(file) for file in files]})
+            line = json.dumps({"chunk": chunk, "sha256": [file_sha256(file) for file in files], "span": span})
             self._journal.mkdir(exist_ok=True)
             write_atomically(self._journal / f"{chunk:06d}.json", line.encode())
 
@@ -222,12 +243,21 @@ class FeatureStore:
         return found
 
     def _journalled(self) -> dict[int, list[str]]:
-        found = {}
-        for entry in sorted(self._journal.glob("[0-9]*.json")) if self._journal.is_dir() else []:
+        return {entry.chunk: entry.sha256 for entry in self._entries()}
+
+    def _entries(self) -> list[Entry]:
+        found = []
+        for path in sorted(self._journal.glob("[0-9]*.json")) if self._journal.is_dir() else []:
             try:
-                line = json.loads(tried_again(entry.read_bytes))
-                found[int(line["chunk"])] = [str(digest) for digest in line["sha256"]]
-            except (ValueError, KeyError, TypeError):  # torn: nobody vouches for that chunk, and it is computed again
+                line = json.loads(tried_again(path.read_bytes))
+                begun, ended = line.get("span", (0.0, 0.0))
+                found.append(Entry(int(line["chunk"]), [str(digest) for digest in line["sha256"]], (float(begun), float(ended))))
+            except (
+                ValueError,
+                KeyError,
+                TypeError,
+                AttributeError,
+            ):  # torn: nobody vouches for that chunk, and it is computed again
                 continue
         return found
 
@@ -278,15 +308,17 @@ class FeatureStore:
                 if not (file / "0" if name in ("features", "xy") else file).is_file():
                     raise StoreError(self.path, f"chunk {chunk} of its {name} is missing. Run again with --overwrite.")
 
-    def seal(self, seconds: float) -> None:
-        """All chunks are written: from here on features.json vouches for them. `seconds` were spent on them since the last seal."""
+    def seal(self) -> FeaturesRecord:
+        """All chunks are written: from here on features.json vouches for them, and says how long embedding took in all."""
         self.sweep()
-        sealed = self.folder.features_record()
-        if sealed is None or seconds or self._journal.is_dir() or not (self.folder.path / "features.json").is_file():
+        sealed, entries = self.folder.features_record(), self._entries()
+        if sealed is None or entries or not self.folder.is_sealed:
             files = {file.relative_to(self.zarr_path).as_posix(): file_sha256(file) for file in self._files()}
             before = sealed.seconds if sealed else 0.0
-            self.folder.seal(FeaturesRecord(files, round(before + seconds, 2)))
+            sealed = FeaturesRecord(files, round(before + covered_s([entry.span for entry in entries]), 2))
+            self.folder.seal(sealed)
         shutil.rmtree(self._journal, ignore_errors=True)
+        return sealed
 
     def _files(self) -> list[Path]:
         """Files of the store, and nothing else that may lie there."""

@@ -27,6 +27,7 @@ from pathovit.settings import Settings
 
 SILENT_S = 30  # after which a worker that sends no heartbeat is replaced; looked for as often
 START_S = 300  # that workers have to start
+WORKER_NAME = "Dask Worker process"  # how Dask calls the processes of workers
 QUIET = {  # no chatter, no web routes; a worker near its limit goes on (its nanny ends it at 95 %), for a paused one never wakes
     "DASK_LOGGING__DISTRIBUTED": "error",
     "DASK_DISTRIBUTED__WORKER__HTTP__ROUTES": "[]",
@@ -85,7 +86,12 @@ def open_client(settings: Settings, stop: threading.Event) -> Iterator[Any | Non
         return
     _leave_lost_folder()
     deaths.clear()
-    with own_configuration(), _quiet("asyncio"), ExitStack() as stack:  # of tasks that wait for a worker that is gone
+    with (
+        own_configuration(),
+        _apart_from_the_script(),
+        _quiet("asyncio"),
+        ExitStack() as stack,
+    ):  # of tasks that wait for a worker that is gone
         device = run.device if settings.embed.engine == "torch" else "cpu"
         started = _Background(lambda: stack.enter_context(_local_cluster(run.workers, device)))
         while not started.done.wait(0.05):
@@ -112,6 +118,26 @@ def _leave_lost_folder() -> None:
         os.getcwd()
     except FileNotFoundError:
         os.chdir(tempfile.gettempdir())
+
+
+@contextmanager
+def _apart_from_the_script() -> Iterator[None]:
+    """Our workers need nothing of the script that calls us; begun as new processes are, each would run it again."""
+    from multiprocessing import spawn
+
+    whole = spawn.get_preparation_data
+
+    def without_main(name: str) -> dict[str, Any]:
+        found = whole(name)
+        if name.startswith(WORKER_NAME):
+            found = {key: value for key, value in found.items() if not key.startswith("init_main")}
+        return found
+
+    spawn.get_preparation_data = without_main
+    try:
+        yield
+    finally:
+        spawn.get_preparation_data = whole
 
 
 @contextmanager

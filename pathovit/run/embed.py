@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,14 +59,15 @@ def embed_part(
         return spans
     state = plan.state
 
-    def write(chunk: int, features: NDArray[np.float32], verdict: NDArray[np.uint8]) -> None:
+    def write(chunk: int, features: NDArray[np.floating[Any]], verdict: NDArray[np.uint8], span: Span) -> None:
         with watchdog(plan.job.path, "storing its features"):
-            store.write_chunk(chunk, features, verdict)
+            store.write_chunk(chunk, features, verdict, span)
 
     with watchdog(plan.job.path, "opening it"):
         slide, grid = plan.open(settings), store.grid()
     with slide, ThreadPoolExecutor(1, thread_name_prefix="writer") as writer:
         writing: Future[None] | None = None
+        begun = time.time()
         stream = embedder.embed(
             slide, grid, todo, chunk_tiles=embed.chunk_tiles, batch_tiles=batch_tiles(settings, embedder.encoder),
             dtype=feature_dtype(settings, embedder.encoder.record), on_batch=on_batch, on_device=spans.append,
@@ -75,7 +78,9 @@ def embed_part(
                     writing.result()
                 with watchdog(plan.job.path, "looking whether it has changed"):
                     state = require_unchanged(plan.job.path, state, plan.sha256)
-                writing = writer.submit(write, chunk, features, verdict)
+                now = time.time()
+                writing = writer.submit(write, chunk, features, verdict, (begun, now))
+                begun = now
         if writing:
             writing.result()
     return spans

@@ -100,7 +100,7 @@ class Embedder:
 
     def step_watchdog(self, path: Path, what: str) -> AbstractContextManager[None]:
         """For what is done with a slide beside its tiles: opening, storing."""
-        return self._watchdog(f"{path.name}: {what}", STEP_READS * self._watchdog.timeout_s)
+        return self._watchdog(path.name, what, STEP_READS * self._watchdog.timeout_s)
 
     def embed(
         self,
@@ -214,7 +214,7 @@ class Embedder:
         rows = list(found)
 
         def instead(place: int) -> RGB | None:
-            with self._watchdog(f"{slide.path.name}: reading a tile"):
+            with self._watchdog(slide.path.name, "reading a tile"):
                 tile, verdict[rows[place]] = judge_tile(slide, grid, first + rows[place])
             if tile is None:
                 del found[rows[place]]
@@ -232,12 +232,10 @@ class Embedder:
     ) -> Generator[Judged]:
         """Tiles in order, with a bounded number of them read or being read ahead."""
 
-        what = f"{slide.path.name}: reading a tile"
-
         def read(some: Sequence[int]) -> list[Judged]:
             found = []
             for index in some:
-                with self._watchdog(what):
+                with self._watchdog(slide.path.name, "reading a tile"):
                     found.append(judge(slide, grid, index))
             return found
 
@@ -339,7 +337,7 @@ class Device:
     def _watched(self) -> AbstractContextManager[None]:
         if self._watchdog is None:
             return nullcontext()
-        return self._watchdog("a batch on the device", STEP_READS * self._watchdog.timeout_s)
+        return self._watchdog("the device", "a batch", STEP_READS * self._watchdog.timeout_s)
 
     def close(self, wait: bool = True) -> None:
         """End when all that waits is done; `wait` for that."""

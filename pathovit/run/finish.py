@@ -10,7 +10,7 @@ from pathovit.outputs.features import SlideFeatures, TileVerdict
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.provenance import versions
 from pathovit.outputs.recipe import finish_recipe
-from pathovit.outputs.records import HeatmapCheck, SlideRecord, SlideVerdict, TileCounts, TopTile
+from pathovit.outputs.records import FeaturesRecord, HeatmapCheck, SlideRecord, SlideVerdict, TileCounts, TopTile
 from pathovit.outputs.store import FeatureStore
 from pathovit.run.plan import SlidePlan
 from pathovit.settings import Settings
@@ -20,18 +20,13 @@ if TYPE_CHECKING:
     from pathovit.model.slide_model import SlideModel, SlidePrediction
 
 
-def finish_slide(plan: SlidePlan, out: OutFolder, settings: Settings, model: SlideModel | None, seconds: float) -> SlideRecord:
-    """Answer, heatmap and exports of an embedded slide; writes slide.json last and returns it.
-
-    Parameters
-    ----------
-    seconds : spent on embedding since the features were sealed last; 0 where they were whole before
-    """
+def finish_slide(plan: SlidePlan, out: OutFolder, settings: Settings, model: SlideModel | None) -> SlideRecord:
+    """Answer, heatmap and exports of an embedded slide; writes slide.json last and returns it."""
     folder, store = out.slide(plan.slide_id), plan.store(out)
     stored = store.read()
     counts = _count(plan, stored)
-    store.seal(seconds)  # from here on the features vouch for themselves
-    bare = _describe(plan, settings, stored, counts, store, out)
+    sealed = store.seal()  # from here on the features vouch for themselves
+    bare = _describe(plan, settings, stored, counts, sealed)
     # While pictures are drawn the record speaks of features alone: products of another model are not mistaken for ours.
     folder.write(bare, [])
     record, files = bare, list[str]()
@@ -52,15 +47,13 @@ def _count(plan: SlidePlan, stored: SlideFeatures) -> TileCounts:
 
 
 def _describe(
-    plan: SlidePlan, settings: Settings, stored: SlideFeatures, counts: TileCounts, store: FeatureStore, out: OutFolder
+    plan: SlidePlan, settings: Settings, stored: SlideFeatures, counts: TileCounts, sealed: FeaturesRecord
 ) -> SlideRecord:
     """What is known of a slide before a model has seen it."""
     said = [f"{counts.unread} of {counts.all} tissue tiles could not be read" if counts.unread else "", stored.trial]
     said += plan.survey.remarks
     if plan.survey.upsampled > 1:
         said.append(f"slide is {plan.survey.upsampled:.3f} times coarser than the encoder's tiles (upsampled)")
-    sealed = out.slide(plan.slide_id).features_record()
-    assert sealed, "the features have just been sealed"
     degraded = counts.unread > settings.run.max_unreadable * counts.all
     return SlideRecord(
         slide_id=plan.slide_id,

@@ -150,5 +150,5 @@ def next_step(states: Sequence[SlideState], work: Work, free: Free) -> tuple[Sli
                 return state, Step("start", worker.start, (state.job, given, work), {"other": 1}), at
     for state in embedded:
         state.stage = "finishing"
-        return state, Step("finish", worker.finish, (state.plan, work, state.seconds), {"other": 1}), at
+        return state, Step("finish", worker.finish, (state.plan, work), {"other": 1}), at
     return None

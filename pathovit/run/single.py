@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,13 +34,12 @@ def analyse_slide(
     settings, folder = settings or Settings(), OutFolder(Path(out))
     plan = plan_slide(with_mpp(SlideJob(Path(path)), mpp), folder, settings, encoder, model, overwrite=False)
     assert isinstance(plan, SlidePlan), "no slide was given before"
-    started = time.perf_counter()
     if not plan.embedded:
         with make_embedder(encoder, settings) as embedder:
             for part in range(plan.parts(settings.embed.part_tiles)):
                 embed_part(plan, part, folder, settings, embedder, lambda tiles: None)
     if plan.done is None:
-        finish_slide(plan, folder, settings, model, 0.0 if plan.embedded else time.perf_counter() - started)
+        finish_slide(plan, folder, settings, model)
     stored = plan.store(folder).read()
     prediction = model.predict(stored, settings.answer.error_rate)
     return prediction, score_layers(stored, prediction)

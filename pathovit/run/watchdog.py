@@ -31,26 +31,28 @@ class Watchdog:
         """`timeout_s` : of what names no other limit"""
         self.timeout_s = timeout_s
         self._on_hang = on_hang
-        self._running: dict[object, tuple[float, float, str]] = {}  # deadline, limit, what is done
+        self._running: dict[object, tuple[float, float, str, str]] = {}  # deadline, limit, file, what is done
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
         if on_hang == "exit":
             self._thread.start()
 
     @contextmanager
-    def __call__(self, what: str, timeout_s: float | None = None) -> Iterator[None]:
+    def __call__(self, file: str, what: str, timeout_s: float | None = None) -> Iterator[None]:
         limit, mine = timeout_s or self.timeout_s, object()
-        self._running[mine] = (time.monotonic() + limit, limit, what)
+        self._running[mine] = (time.monotonic() + limit, limit, file, what)
         try:
             yield
         finally:
             del self._running[mine]
 
-    def overdue(self) -> str:
-        """What takes too long, in words; nothing if nothing does."""
+    def overdue(self) -> tuple[str, str] | None:
+        """A file with which something takes too long, and what; None if nothing does."""
         now = time.monotonic()
-        late = next(((limit, what) for deadline, limit, what in tuple(self._running.values()) if now > deadline), None)
-        return f"{late[1]} took longer than {late[0]:g} s" if late else ""
+        for deadline, limit, file, what in tuple(self._running.values()):
+            if now > deadline:
+                return file, f"{what} took longer than {limit:g} s"
+        return None
 
     def result(self, future: Future[T], path: Path) -> T:
         """What a future brings. Raises TileReadError, where a library uses us, as soon as something hangs."""
@@ -61,13 +63,13 @@ class Watchdog:
                 if future.done():
                     break  # the error was the future's own
                 if late := self.overdue():
-                    raise TileReadError(path, f"{late}. Look at the drive it lies on; the file may be damaged.") from None
+                    raise TileReadError(path, f"{late[1]}. Look at the drive it lies on; the file may be damaged.") from None
         return future.result()
 
     def _watch(self) -> None:
         while not self._stop.wait(min(POLL_S, self.timeout_s / 4)):
             if late := self.overdue():
-                sys.stderr.write(f"pathovit: {late}; this worker ends itself.\n")
+                sys.stderr.write(f"pathovit: {': '.join(late)}; this worker ends itself.\n")
                 sys.stderr.flush()
                 os._exit(TOOK_TOO_LONG)
 

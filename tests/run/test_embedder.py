@@ -239,7 +239,7 @@ def test_what_a_slide_leaves_out_and_what_must_be_said_of_it_reach_its_record(
     with make_embedder(mean_colour, settings) as embedder:
         for part in range(plan.parts(settings.embed.part_tiles)):
             embed_part(plan, part, out, settings, embedder, lambda tiles: None)
-    done = finish_slide(plan, out, settings, None, 1.0)
+    done = finish_slide(plan, out, settings, None)
     assert done.survey.left_out_mm2 == {"one flat colour": pytest.approx(298 * 1536 * 0.25e-6, rel=0.05)}
     assert done.reason == done.trial
     assert done.trial.startswith("a trial on 20 of ")

@@ -5,10 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
-import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +17,8 @@ from command import pathovit
 from made_runs import HOSTILE, folder_of
 from made_slides import squares_picture, write_tiff, zero_tiles
 from PIL import Image
-from typer.testing import CliRunner
 
-from pathovit.cli import app
 from pathovit.cli import commands as _registered  # noqa: F401
-from pathovit.cli.maintenance import slide_maker
 
 
 def test_a_run_leaves_every_product_of_the_design(finished: Path) -> None:
@@ -278,63 +273,6 @@ def test_a_full_disk_ends_the_run_with_its_own_code(slides: list[Path], tmp_path
         subprocess.run(["umount", str(out)], check=True)
     assert done.returncode == 6, done.stderr
     assert "cannot be written" in done.stderr
-
-
-def test_a_running_scheduler_is_used(slides: list[Path], tmp_path: Path) -> None:
-    file = tmp_path / "scheduler.json"
-    commands = (
-        ["dask", "scheduler", "--no-dashboard", "--host", "127.0.0.1", "--port", "0"],
-        ["dask", "worker", "--nthreads", "3", "--resources", "embed=2 other=1", "--no-dashboard"],
-    )
-    python = [sys.executable, "-m"]
-    processes = [
-        subprocess.Popen(
-            [*python, *command, "--scheduler-file", str(file)], cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        for command in commands
-    ]
-    try:
-        done = pathovit("embed", slides[0].name, "--out", tmp_path / "out", "--scheduler-file", file, cwd=slides[0].parent)
-        assert done.returncode == 0, done.stderr
-    finally:
-        for process in processes:
-            process.terminate()
-            process.wait()
-
-
-def test_every_command_of_the_readme_works_on_real_files(
-    finished: Path, slides: list[Path], cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each row of its table; in this process, but with real workers."""
-    out, model, judged = tmp_path / "out", tmp_path / "model", tmp_path / "judged"
-    shutil.copytree(finished, out)
-    labels, features = cohort / "labels.csv", cohort / "features"
-    maker = slide_maker()
-    small = [maker.SampleSpec(name="demo", seed=1, size=(1500, 1500), tumour_fraction=0.3)]
-    monkeypatch.setattr(maker, "demo_specs", lambda count, seed: small)
-    monkeypatch.setattr("pathovit.cli.maintenance.slide_maker", lambda: maker)
-    calls = {
-        "run": ["run", slides[0], "--out", out],
-        "info": ["info", *slides],
-        "embed": ["embed", slides[0], "--out", tmp_path / "embedded", "--max-tiles", 8],
-        "train": ["train", labels, "--features", features, "--model", model, "--epochs", 1, "--kind", "mean", "--folds", 0],
-        "evaluate": ["evaluate", model, labels, "--features", features, "--out", judged],
-        "compare": ["compare", judged, judged],
-        "predict": ["predict", out],
-        "heatmap": ["heatmap", slides[0], "--out", out, "--hot-score", 0.6],
-        "export": ["export", out, "--to", "h5", "--folder", tmp_path / "h5"],
-        "encoders": ["encoders"],
-        "verify": ["verify", out],
-        "doctor": ["doctor"],
-        "bench": ["bench", slides[1], "--runs", 1, "--max-tiles", 8],
-        "demo": ["demo", tmp_path / "demo"],
-    }
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    commands = re.findall(r"^\| `pathovit (\w+)", readme, re.MULTILINE)
-    assert sorted(commands) == sorted(calls)
-    for name in commands:
-        done = CliRunner().invoke(app, [str(word) for word in calls[name]])
-        assert done.exit_code == 0, (name, done.output, done.exception)
 
 
 def test_every_record_of_a_run_follows_its_published_schema(finished: Path) -> None:
