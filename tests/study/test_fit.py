@@ -8,7 +8,7 @@ from pathovit.model.targets import Target
 from pathovit.model.targets.survival import cox_loss
 from pathovit.settings import TrainSettings
 from pathovit.study.fit import rate
-from pathovit.study.losses import Loss
+from pathovit.study.losses import Loss, some_tiles
 
 
 def test_the_learning_rate_rises_and_falls_for_any_number_of_steps() -> None:
@@ -80,3 +80,27 @@ def test_settings_out_of_range_are_refused(settings: dict[str, object], message:
 def test_regression_loss_is_on_the_scale_of_the_cohort() -> None:
     judge = Loss(Target("regression", ("age",), ("age",)), TrainSettings(), torch.ones(2, 1), 50.0, 10.0)
     assert judge.of_bag(found(torch.full((4, 1), 1.5)), torch.tensor([np.float32(65.0)])).item() == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("task", ["binary", "multilabel"])
+def test_a_class_of_one_patient_or_of_none_has_a_finite_weight(task: str) -> None:
+    target = Target(task, ("x", "y"), ("a", "b"))
+    truth = np.zeros((8, target.outputs), np.float32)
+    truth[0, 0] = 1
+    weights = target.kind.class_weights(truth)
+    assert weights[1, 0] == 8 / 2  # one patient with it
+    assert weights[0, 0] == pytest.approx(8 / 14)
+    truth[:] = 0
+    assert np.isfinite(target.kind.class_weights(truth)).all()
+
+
+def test_tiles_of_a_step_are_as_many_as_asked_in_grid_order() -> None:
+    settings, chance = TrainSettings(max_tiles=50, tile_dropout=0.3), np.random.default_rng(0)
+    counts = []
+    for _ in range(200):
+        kept = some_tiles(60, settings, chance).tolist()
+        assert kept == sorted(set(kept))
+        counts.append(len(kept))
+    assert max(counts) == 50
+    assert min(counts) >= 42  # 70 % of them
+    assert some_tiles(1, settings, chance).tolist() == [0]
