@@ -128,6 +128,8 @@ class RunLog:
         self._kept: Path = self.out.path / ".runs" / f"{stamp}-{time.time_ns() % 10**9:09d}-{os.getpid()}.json"
         current = self.out.path / RUN
         self._before: bytes | None = tried_again(current.read_bytes) if current.is_file() else None
+        if self._before and not any((self.out.path / ".runs").glob("*.json")):  # of a version that kept the newest alone
+            write_atomically(self.out.path / ".runs" / "00000000T000000Z.json", self._before)
         self._write()
 
     def end(self, exit_code: int, seconds: float, outcomes: tuple[SlideOutcome, ...]) -> RunRecord:

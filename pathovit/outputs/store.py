@@ -84,7 +84,7 @@ class FeatureStore:
         """The recipe the stored features were made by; None if there are none."""
         if not (self.zarr_path / "zarr.json").is_file():
             return None
-        return self.attributes().recipe
+        return self._understood(lambda: EmbedRecipe(dict(self._group("r").attrs["recipe"])))
 
     def create(
         self, grid: TileGrid, dim: int, chunk_tiles: int, attributes: FeatureAttributes, tissue: NDArray[np.uint8],
@@ -237,7 +237,7 @@ class FeatureStore:
         tiles, _, size = self.shape()
         found = {}
         for chunk in range(-(-tiles // size)):
-            names = [file.relative_to(self.zarr_path).as_posix() for file in self.chunk_files(chunk)]
+            names = [self._name(file) for file in self.chunk_files(chunk)]
             if all(name in sealed.files for name in names):
                 found[chunk] = [sealed.files[name] for name in names]
         return found
@@ -252,14 +252,13 @@ class FeatureStore:
                 line = json.loads(tried_again(path.read_bytes))
                 begun, ended = line.get("span", (0.0, 0.0))
                 found.append(Entry(int(line["chunk"]), [str(digest) for digest in line["sha256"]], (float(begun), float(ended))))
-            except (
-                ValueError,
-                KeyError,
-                TypeError,
-                AttributeError,
-            ):  # torn: nobody vouches for that chunk, and it is computed again
-                continue
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue  # torn: nobody vouches for that chunk, and it is computed again
         return found
+
+    def _name(self, file: Path) -> str:
+        """Within features.zarr, as seals have it."""
+        return file.relative_to(self.zarr_path).as_posix()
 
     def _has(self, files: list[Path], digests: list[str]) -> bool:
         return all(file.is_file() for file in files) and [file_sha256(file) for file in files] == digests
@@ -313,8 +312,10 @@ class FeatureStore:
         self.sweep()
         sealed, entries = self.folder.features_record(), self._entries()
         if sealed is None or entries or not self.folder.is_sealed:
-            files = {file.relative_to(self.zarr_path).as_posix(): file_sha256(file) for file in self._files()}
-            before = sealed.seconds if sealed else 0.0
+            files, before = (dict(sealed.files), sealed.seconds) if sealed else ({}, 0.0)
+            for entry in entries:  # as the chunk was when it was written
+                files |= zip(map(self._name, self.chunk_files(entry.chunk)), entry.sha256, strict=True)
+            files |= {name: file_sha256(file) for file in self._files() if (name := self._name(file)) not in files}
             sealed = FeaturesRecord(files, round(before + covered_s([entry.span for entry in entries]), 2))
             self.folder.seal(sealed)
         shutil.rmtree(self._journal, ignore_errors=True)

@@ -235,3 +235,13 @@ def test_the_seal_says_how_long_embedding_took_in_all(store: FeatureStore) -> No
     assert store.committed() == {0, 1, 2}
     store.write_chunk(1, values()[16:32], np.zeros(16, np.uint8), (200.0, 201.0))
     assert store.seal().seconds == 5.5
+
+
+def test_the_seal_vouches_for_a_chunk_as_it_was_written(store: FeatureStore) -> None:
+    """What is changed between writing and sealing is found, and not vouched for."""
+    write_all(store)
+    file = store.chunk_files(1)[0]
+    file.write_bytes(file.read_bytes()[:-1] + b"\0")
+    store.seal()
+    assert store.committed() == {0, 2}
+    assert store.is_sound()
