@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any
 from made_slides import MeanColourEncoder
 
 from pathovit.outputs.folder import OutFolder
+from pathovit.run.drive import Drive
 from pathovit.run.embed import embed_part, make_embedder
 from pathovit.run.finish import finish_slide
 from pathovit.run.plan import SlideJob, SlidePlan, plan_slide
+from pathovit.run.schedule import SlideState
+from pathovit.run.worker import Work
 from pathovit.settings import Settings
 
 SETTINGS = replace(Settings(), embed=replace(Settings().embed, batch_tiles=4, chunk_tiles=8, part_tiles=16))
@@ -47,3 +51,8 @@ def run_one(
     if plan.done is None:
         finish_slide(plan, out, settings, None)
     return plan
+
+
+def drive(out: OutFolder, *paths: Path) -> Drive:
+    states = [SlideState(index, SlideJob(path)) for index, path in enumerate(paths)]
+    return Drive(states, Work(out, SETTINGS, "", None, None, False), lambda state: None, threading.Event(), lambda text: None)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,16 @@ import numpy as np
 import pytest
 from made import made_record
 from made_slides import MeanColourEncoder
-from made_steps import SETTINGS, CountingEncoder, run_one
+from made_steps import SETTINGS, CountingEncoder, drive, run_one
 
 from pathovit.errors import SettingsError, SlideError, StoreError
 from pathovit.files import to_json
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.runs import RunRecord
-from pathovit.run.drive import Drive
 from pathovit.run.folder import exit_code
 from pathovit.run.plan import SlideJob, Twin, plan_slide
 from pathovit.run.schedule import SlideState
-from pathovit.run.worker import Failed, Work
+from pathovit.run.worker import Failed
 from pathovit.settings import Settings
 from pathovit.show.report import write_report
 from pathovit.show.table import Contents, write_table
@@ -189,11 +187,6 @@ def test_what_suits_an_encoder_is_stored_without_being_asked(squares: Path, tmp_
         run_one(squares, OutFolder(tmp_path / "out"), encoder).store(OutFolder(tmp_path / "out")).read().features.dtype
         == np.float32
     )
-
-
-def drive(out: OutFolder, *paths: Path) -> Drive:
-    states = [SlideState(index, SlideJob(path)) for index, path in enumerate(paths)]
-    return Drive(states, Work(out, SETTINGS, "", None, None, False), lambda state: None, threading.Event(), lambda text: None)
 
 
 def test_only_what_no_slide_can_get_past_ends_a_run(squares: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_steps import SETTINGS, CountingEncoder, run_one
+from made_steps import SETTINGS, CountingEncoder, drive, run_one
 
 from pathovit.errors import PathovitError, SettingsError, SlideError
 from pathovit.files import to_json
