@@ -17,7 +17,7 @@ from pathovit.errors import SettingsError
 def export(
     features: Annotated[Path, typer.Argument(help="Folder that `pathovit embed` or `run` wrote.")],
     to: Annotated[str, typer.Option("--to", help="h5: the layouts of TRIDENT and CLAM.")] = "h5",
-    folder: Annotated[Path | None, typer.Option("--folder", help="Where to.  [default: FEATURES/export]")] = None,
+    folder: Annotated[Path | None, typer.Option("--folder", help="Where to.  \\[default: FEATURES/export]")] = None,
 ) -> None:
     """Write features as .h5 files that tools made for TRIDENT or CLAM read."""
     from pathovit.show.h5 import write_clam, write_trident

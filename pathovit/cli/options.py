@@ -36,46 +36,46 @@ EncoderName = Annotated[
     str | None, typer.Option("--encoder", help="Encoder by name (see `pathovit encoders`), or any timm name.")
 ]
 Weights = Annotated[str | None, typer.Option("--weights", help="Weights for the encoder, a .safetensors file.")]
-TilePx = Annotated[int | None, typer.Option("--tile-px", help="Tile side in pixels.  [default: the encoder's own]")]
-TileMpp = Annotated[float | None, typer.Option("--tile-mpp", help="Resolution of tiles.  [default: the encoder's own]")]
+TilePx = Annotated[int | None, typer.Option("--tile-px", help="Tile side in pixels.  \\[default: the encoder's own]")]
+TileMpp = Annotated[float | None, typer.Option("--tile-mpp", help="Resolution of tiles.  \\[default: the encoder's own]")]
 MinCoverage = Annotated[
-    float | None, typer.Option("--min-coverage", help="Share of a tile that must be tissue.  [default: 0.25]")
+    float | None, typer.Option("--min-coverage", help="Share of a tile that must be tissue.  \\[default: 0.25]")
 ]
 MaxUpsampling = Annotated[
-    float | None, typer.Option("--max-upsampling", help="Accept slides coarser than the tiles by this factor.  [default: 1.1]")
+    float | None, typer.Option("--max-upsampling", help="Accept slides coarser than the tiles by this factor.  \\[default: 1.1]")
 ]
 MaxTiles = Annotated[int | None, typer.Option("--max-tiles", help="At most so many tiles per slide, spread evenly: for trials.")]
 ErrorRate = Annotated[
     float | None,
-    typer.Option("--error-rate", help="Share of answers that may be wrong; else the answer is unsure.  [default: 0.1]"),
+    typer.Option("--error-rate", help="Share of answers that may be wrong; else the answer is unsure.  \\[default: 0.1]"),
 ]
 Precision = Annotated[
-    str | None, typer.Option("--precision", help="auto, fp32 or bf16; int8 with --engine openvino.  [default: auto]")
+    str | None, typer.Option("--precision", help="auto, fp32 or bf16; int8 with --engine openvino.  \\[default: auto]")
 ]
-Engine = Annotated[str | None, typer.Option("--engine", help="torch, or openvino for CPUs.  [default: torch]")]
+Engine = Annotated[str | None, typer.Option("--engine", help="torch, or openvino for CPUs.  \\[default: torch]")]
 BatchTiles = Annotated[
     int | None,
-    typer.Option("--batch-tiles", help="Tiles in one pass of the encoder.  [default: 8 of 224 px on a CPU, 256 on a GPU]"),
+    typer.Option("--batch-tiles", help="Tiles in one pass of the encoder.  \\[default: 8 of 224 px on a CPU, 256 on a GPU]"),
 ]
 Reader = Annotated[
     str | None,
     typer.Option(
         "--reader",
-        help="auto, direct (compressed tiles, without OpenSlide), device (the GPU decodes them) or openslide.  [default: auto]",
+        help="auto, direct (compressed tiles, without OpenSlide), device (the GPU decodes them) or openslide.  \\[default: auto]",
     ),
 ]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.  [default: auto]")]
-Workers = Annotated[int | None, typer.Option("--workers", help="Worker processes.  [default: one per GPU, or one]")]
-Readers = Annotated[int | None, typer.Option("--readers", help="Reading threads per worker.  [default: the cores allowed]")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.  \\[default: auto]")]
+Workers = Annotated[int | None, typer.Option("--workers", help="Worker processes.  \\[default: one per GPU, or one]")]
+Readers = Annotated[int | None, typer.Option("--readers", help="Reading threads per worker.  \\[default: the cores allowed]")]
 Scheduler = Annotated[str | None, typer.Option("--scheduler", help="Address of a running Dask scheduler.")]
 SchedulerFile = Annotated[str | None, typer.Option("--scheduler-file", help="Scheduler file of a running Dask cluster.")]
 FeatureDtype = Annotated[
     str | None,
-    typer.Option("--feature-dtype", help="float16, or float32 for features too large for that.  [default: the encoder's own]"),
+    typer.Option("--feature-dtype", help="float16, or float32 for features too large for that.  \\[default: the encoder's own]"),
 ]
-HotScore = Annotated[float | None, typer.Option("--hot-score", help="Outline regions at or above this score.  [default: 0.5]")]
+HotScore = Annotated[float | None, typer.Option("--hot-score", help="Outline regions at or above this score.  \\[default: 0.5]")]
 ModelName = Annotated[
-    str | None, typer.Option("--model", help="Model folder made by `pathovit train`.  [default: the bundled one]")
+    str | None, typer.Option("--model", help="Model folder made by `pathovit train`.  \\[default: the bundled one]")
 ]
 Check = Annotated[
     bool | None, typer.Option("--check", help="Measure whether the heatmap shows what the answer rests on (minutes a slide).")
@@ -161,7 +161,11 @@ def takes_slides(*names: str) -> Callable[[Callable[..., None]], Callable[..., N
             asked = Asked(given, found["settings_file"], found["slides"], found["mpp"], found["manifest"])
             command(asked=asked, **values)
 
-        parameters = [*added, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own)]
+        parameters = [
+            added[0],
+            *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own),
+            *added[1:],
+        ]  # slides, its own, shared
         called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what Typer reads
         called.__annotations__ = {p.name: p.annotation for p in parameters}
         return called

@@ -40,15 +40,15 @@ def train(
     task: Annotated[
         str | None,
         typer.Option(
-            "--task", help="binary, multiclass, multilabel, regression or survival.  [default: what the columns look like]"
+            "--task", help="binary, multiclass, multilabel, regression or survival.  \\[default: what the columns look like]"
         ),
     ] = None,
-    positive: Annotated[str | None, typer.Option("--positive", help="The positive label.  [default: last in order]")] = None,
+    positive: Annotated[str | None, typer.Option("--positive", help="The positive label.  \\[default: last in order]")] = None,
     folds: Annotated[
         int | None,
         typer.Option(
             "--folds",
-            help="Cross-validate in so many folds, then fit on all patients; 0: do not.  [default: 5 below 50 patients]",
+            help="Cross-validate in so many folds, then fit on all patients; 0: do not.  \\[default: 5 below 50 patients]",
         ),
     ] = None,
     group: Annotated[str | None, typer.Option("--group", help="Column, e.g. the site, whose members stay in one part.")] = None,

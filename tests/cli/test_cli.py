@@ -36,6 +36,20 @@ def test_help_lists_every_command_of_the_readme() -> None:
     assert all(f" {name} " in text for name in commands)
 
 
+def test_help_says_what_is_done_where_an_option_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Square brackets are markup to the library that draws it, unless they are escaped."""
+    monkeypatch.setenv("COLUMNS", "200")
+    text = pathovit("run", "--help").stdout
+    for said in (
+        "[default: the bundled one]",
+        "[default: the encoder's own]",
+        "[default: one per GPU, or one]",
+        "[default: 0.1]",
+    ):
+        assert said in text
+    assert "\\[" not in text
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = "import sys; sys.argv = ['pathovit', '--help']\nfrom pathovit.cli import main\ntry: main()\nexcept SystemExit: pass\n"
     code += "print([m for m in ('torch', 'timm', 'zarr', 'skimage', 'distributed', 'openslide') if m in sys.modules])"
