@@ -83,6 +83,7 @@ def heatmap(
     from pathovit.cli.run import carry_out
     from pathovit.run.folder import match_model
 
+    jobs = asked.jobs()
     settings = asked.settings(last_settings(features))
     matched = match_model(settings, encoder_given=True, model_given="model" in asked.given, say=options.note)
-    sys.exit(carry_out(asked.jobs(), features, matched, False, False))
+    sys.exit(carry_out(jobs, features, matched, False, False))
