@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pathovit.encoders.check import check_weights
-from pathovit.errors import InternalError, PathovitError, SettingsError, StorageError
+from pathovit.errors import InternalError, PathovitError, SettingsError, SlideError, StorageError
 from pathovit.model.card import NO_EVIDENCE, REFERENCE, Trained, model_digest, read_card
 from pathovit.outputs.folder import OutFolder, Refused
 from pathovit.outputs.lease import lease
@@ -201,10 +201,12 @@ def _show(out: OutFolder, record: RunRecord) -> None:
 
 
 def _require_rows(states: Sequence[SlideState], found: Contents) -> None:
-    """A slide that counts as done has a row of its own; one that has none was lost, by a fault of ours or another's hand."""
+    """A slide that counts as done has a row; one that has none was lost, by a fault of ours or another's hand. A twin shares the fate of its first."""
     kept = {record.slide_id for record in found.records}
     for state in states:
-        if state.stage == "done" and state.twin_of is None and state.slide_id not in kept:
+        if state.twin_of is not None and state.twin_of.error is not None:
+            state.fail(SlideError(state.job.path, f"the same slide as {state.twin_of.job.path}, which failed"))
+        elif state.stage == "done" and state.slide_id not in kept:
             state.fail(
                 InternalError(
                     f"{state.job.path.name}: it was done, and its record is gone from slides/{state.slide_id}. Run it again."

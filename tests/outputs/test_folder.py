@@ -77,6 +77,18 @@ def test_a_slide_that_counts_as_done_has_a_row_or_the_exit_is_not_0(tmp_path: Pa
     assert "its record is gone from slides/a-1" in state.reason
 
 
+def test_a_twin_shares_the_fate_of_its_first(tmp_path: Path) -> None:
+    from pathovit.run.folder import _require_rows
+
+    first, twin = (SlideState(index, SlideJob(tmp_path / name / "a.svs")) for index, name in enumerate("AB"))
+    first.fail(SlideError(first.job.path, "damaged"))
+    twin.stage, twin.twin_of, twin.twin_id = "done", first, "a-1"
+    _require_rows([first, twin], Contents((), (), (), frozenset()))
+    assert twin.stage == "failed"
+    assert twin.reason.endswith("A/a.svs, which failed")
+    assert exit_code([first, twin]) == 3
+
+
 # 2. Only what is missing is made again
 
 
