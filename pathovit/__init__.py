@@ -20,7 +20,7 @@ _HOMES = {
     "FeatureStore": "outputs.store", "OutFolder": "outputs.folder", "SlideRecord": "outputs.records", "RunRecord": "outputs.runs",
     "SlideTransformer": "model.aggregator", "SlideModel": "model.slide_model", "SlidePrediction": "model.slide_model",
     "load_model": "model.slide_model",
-    "Heatmap": "show.heatmap",
+    "Heatmap": "show.heatmap", "teach": "study.teach",
     "analyse_slide": "run.single", "run_folder": "run.folder",
     "PathovitError": "errors", "SlideError": "errors", "SettingsError": "errors",
 }  # fmt: skip

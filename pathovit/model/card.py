@@ -19,6 +19,7 @@ from pathovit.outputs.recipe import Values
 from pathovit.settings import AggregatorConfig
 
 REFERENCE = "reference"  # the bundled model
+TAUGHT = "taught"  # kind of a model that was taught on painted tiles
 
 BUNDLED = Path(__file__).parent / "bundled"
 NEEDED = ("config", "encoder", "target", "calibration", "weights_sha256")
@@ -67,6 +68,11 @@ class ModelCard:
     @property
     def demonstration(self) -> bool:
         return bool(self.values.get("demonstration", False))
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether it learned from painted tiles, and answers with a map alone."""
+        return self.config.kind == TAUGHT
 
     @property
     def fit_key(self) -> str:

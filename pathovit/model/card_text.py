@@ -6,9 +6,38 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pathovit.model.card import ModelCard
-from pathovit.model.judged import SAID, Abstention, Metrics
+from pathovit.model.judged import SAID, Abstention, Metrics, say_left_out
 
 Values = Mapping[str, Any]
+
+
+def describe_taught(model: ModelCard) -> str:
+    """MODEL_CARD.md of a model that was taught on painted tiles."""
+    card, trained = model.values, model.trained
+    limits = "\n".join(f"* {limit}" for limit in card["limits"])
+    figures = "\n".join(f"* {said}" for said in say_left_out(card["taught"]["left_out"]))
+    return f"""# Taught model: {" / ".join(model.target.classes)}
+
+**{card["research_use"]}**
+
+* Intended use: {card["intended_use"]}
+* Features: encoder `{trained.encoder}` (weights SHA-256 `{trained.weights_sha256[:16]}...`), tiles of {trained.tile_px} px at {trained.mpp} um/px.
+* {say_taught(card["taught"])}
+
+## How well it does
+
+{figures}
+
+## Limits
+
+{limits}
+"""
+
+
+def say_taught(taught: Values) -> str:
+    """What it was taught on."""
+    tiles = ", ".join(f"{name} {count}" for name, count in taught["tiles"].items())
+    return f"Taught on {sum(taught['tiles'].values())} painted tiles ({tiles}) of {taught['slides']} slides, {taught['patients']} patients."
 
 
 def describe_model(model: ModelCard) -> str:

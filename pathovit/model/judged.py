@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -131,3 +131,34 @@ class Crossed:
 
     def to_json(self) -> dict[str, object]:
         return {"folds": self.folds, **self.metrics.to_json(), "abstention": self.abstention and self.abstention.to_json()}
+
+
+@dataclass(frozen=True)
+class LeftOutFigures:
+    """How good a taught model is, from painted tiles that it had not seen; `by` is what was left out at a time."""
+
+    by: str  # blocks of a slide, slides, patients
+    folds: int
+    tiles: int
+    auroc: float  # per tile, mean over classes, each against all others
+    auroc_of: Mapping[str, float]
+    right: Mapping[str, float]  # share of a class's tiles that are taken for it
+
+    def __str__(self) -> str:
+        right = ", ".join(f"{share:.0%} of {name}" for name, share in self.right.items())
+        where = {
+            "blocks": "elsewhere on slides that were painted",
+            "slides": "on slides left out",
+            "patients": "on patients left out",
+        }
+        return f"{where[self.by]}: right for {right}; AUROC {self.auroc:.3f} ({self.tiles} tiles, {self.folds} folds)"
+
+
+def say_left_out(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of what the card of a taught model holds, a sentence each."""
+    if not found:
+        return [
+            "How good it is cannot be told: that takes two strokes of every class at least, so far apart that one can be left out. "
+            "Paint more, elsewhere."
+        ]
+    return [f"Of painted tiles that it had not seen, {LeftOutFigures(**figures)}" for figures in found]

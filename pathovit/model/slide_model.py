@@ -22,6 +22,7 @@ from pathovit.model.calibration import Calibration
 from pathovit.model.card import ModelCard, Trained, model_digest, read_card
 from pathovit.model.novelty import Novelty
 from pathovit.model.targets import Target
+from pathovit.model.taught import TaughtHead
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.recipe import EmbedRecipe, differing
 from pathovit.outputs.records import Answer
@@ -29,6 +30,7 @@ from pathovit.settings import AnswerSettings
 
 Floats = NDArray[np.float64]
 UNSURE = "unsure"
+A_MAP = "map"  # the answer of a taught model
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class SlidePrediction:
 
     slide_id: str
     target: Target
-    answer: str  # a class, several, "unsure", or a number
+    answer: str  # a class, several, "unsure", or a number; "map" of a taught model
     possible: tuple[tuple[str, ...], ...]  # of each question, the options that cannot be ruled out
     probabilities: NDArray[np.float32]  # (classes,); empty for a target without classes
     value: float | None  # a measurement or a risk; None for a target with classes
@@ -54,6 +56,7 @@ class SlidePrediction:
     bias: NDArray[np.float32]  # (C,)
     novelty: float  # above 1: stranger than 95 % of the cohort's own slides
     tile_novelty: NDArray[np.float32]  # (N,); above 1: stranger than 95 % of the cohort's own tiles
+    is_taught: bool = False  # on painted tiles: it says what tiles are, and nothing of the slide
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -73,12 +76,33 @@ class SlidePrediction:
         return self.novelty > 1
 
     @property
+    def untaught(self) -> NDArray[np.bool_]:
+        """(N,) tiles of which a taught model cannot know what they are."""
+        return np.asarray(self.is_taught & (self.tile_novelty > 1))
+
+    def shares(self) -> dict[str, float]:
+        """Of the tiles that were read, how many are taken for each class; "untaught" are those that are for none."""
+        read = np.isfinite(self.tile_scores[:, 0])
+        scores = self.tile_scores[read & ~self.untaught]
+        taken = scores.argmax(1) if self.target.outputs > 1 else (scores[:, 0] >= 0.5).astype(np.int64)
+        counts = np.bincount(taken, minlength=len(self.classes)) / max(1, read.sum())
+        return {"untaught": float(self.untaught.sum() / max(1, read.sum()))} | dict(
+            zip(self.classes, map(float, counts), strict=True)
+        )
+
+    @property
     def headline(self) -> str:
         """The answer in a few words."""
+        if self.is_taught:
+            untaught, *shares = self.shares().items()
+            told = [f"{name}: {share:.1%}" for name, share in reversed(shares)][: max(1, len(shares) - 1)]
+            return f"{', '.join(told)} of the tissue" + (f"; {untaught[1]:.1%} unlike what was taught" if untaught[1] else "")
         return self.target.kind.headline(self.answer, self.probabilities, self.value, self.interval)
 
     def columns(self) -> dict[str, float]:
         """The numbers of the answer, as columns of predictions.csv."""
+        if self.is_taught:
+            return {f"share_{name}": share for name, share in self.shares().items()}
         values = [float(p) for p in self.probabilities] if self.value is None else [self.value]
         found = dict(zip(self.target.kind.answer_columns, values, strict=True))
         if self.interval is not None and np.isfinite(self.interval).all():
@@ -88,6 +112,8 @@ class SlidePrediction:
     @property
     def scale_note(self) -> str:
         """What a tile score of 0.5 means."""
+        if self.is_taught:
+            return "0.5: as likely as not"
         return "0.5: hardly reached without it" if self.target.is_classification else "0.5: average of the cohort"
 
     def to_answer(self, model: str) -> Answer:
@@ -100,7 +126,7 @@ class SlidePrediction:
             columns=self.columns(),
             possible=self.possible,
             classes=self.classes,
-            probabilities=tuple(float(p) for p in self.probabilities),
+            probabilities=() if self.is_taught else tuple(float(p) for p in self.probabilities),
             interval=None if self.interval is None else (_finite(low), _finite(high)),
             novelty=_finite(round(self.novelty, 4)),
             strange=self.strange,
@@ -132,6 +158,11 @@ class SlideModel:
     card: ModelCard
     sha256: str
     name: str = ""
+
+    @property
+    def is_taught(self) -> bool:
+        """On painted tiles: it has seen no slides to say anything of one."""
+        return isinstance(self.network, TaughtHead)
 
     def check(self, recipe: EmbedRecipe) -> None:
         """Refuse features of another recipe than the model was trained on; before they are made, best of all."""
@@ -173,18 +204,18 @@ class SlideModel:
         if not ok.any():
             raise SettingsError(f"{stored.slide_id}: not one of its tiles could be read.")
         features = stored.features[ok].astype(np.float32)
-        seen = self.look(torch.from_numpy(features), torch.from_numpy(stored.centres_um()[ok]), stored.pitch_um)
+        bag = torch.from_numpy(features), torch.from_numpy(stored.centres_um()[ok]), stored.pitch_um
+        seen = self.look(*bag)
         chances = self.target.kind.probabilities(seen.logits)
         novelty = self.slide_novelty(features)
         value, interval = self.target.kind.measured(self.calibration, seen.logits, error_rate)
         possible = self.possible(chances, novelty, error_rate)
         if novelty > 1:
             interval = interval and (-math.inf, math.inf)
-        strangeness = self.novelty.tiles(features) if self.novelty else np.full(len(features), np.nan)
         return SlidePrediction(
             slide_id=stored.slide_id,
             target=self.target,
-            answer=self._answer(possible, value),
+            answer=A_MAP if self.is_taught else self._answer(possible, value),
             possible=possible,
             probabilities=chances.astype(np.float32),
             value=value,
@@ -195,8 +226,16 @@ class SlideModel:
             logits=seen.logits.astype(np.float32),
             bias=seen.bias.astype(np.float32),
             novelty=novelty,
-            tile_novelty=_spread(strangeness[:, None], ok)[:, 0],
+            tile_novelty=_spread(self._strangeness(*bag)[:, None], ok)[:, 0],
+            is_taught=self.is_taught,
         )
+
+    def _strangeness(self, features: torch.Tensor, xy_um: torch.Tensor, pitch_um: float) -> NDArray[np.float32]:
+        """(N,) how strange each tile of a bag is; not a number for a model that does not know."""
+        if isinstance(self.network, TaughtHead):
+            with torch.inference_mode():
+                return np.asarray(self.network.strangeness(self.network.seen(features, xy_um, pitch_um)).numpy())
+        return self.novelty.tiles(features.numpy()) if self.novelty else np.full(len(features), np.nan, np.float32)
 
     def slide_novelty(self, features: NDArray[Any]) -> float:
         """How unlike the cohort a slide (N, D) is; not a number for a model that does not know."""
@@ -205,9 +244,9 @@ class SlideModel:
     def possible(self, chances: Floats, novelty: float, error_rate: float) -> tuple[tuple[str, ...], ...]:
         """For each question the options that cannot be ruled out, by the one rule for all commands.
 
-        The error rate holds for slides like the cohort's: of another one nothing can be ruled out.
+        The error rate holds for slides like the cohort's: of another one nothing can be ruled out, and nothing by a taught model.
         """
-        if novelty > 1:
+        if novelty > 1 or self.is_taught:
             return tuple(self.target.kind.questions())
         return tuple(self.target.kind.possible(self.calibration, chances, error_rate))
 
@@ -242,7 +281,7 @@ def load_model(folder: str | Path) -> SlideModel:
     """A slide model from its folder (model.safetensors, model.json); "reference" is the bundled one."""
     path, card = read_card(folder)
     weights_path = path / "model.safetensors"
-    network = make_aggregator(card.config)
+    network = TaughtHead(card.config) if card.is_taught else make_aggregator(card.config)
     tensors = read_safetensors(weights_path)
     digest = file_sha256(weights_path)
     if digest != card.values["weights_sha256"]:

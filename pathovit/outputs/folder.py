@@ -20,12 +20,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pathovit.errors import SlideError
 from pathovit.files import file_sha256, to_json, tried_again, write_atomically
 from pathovit.outputs.records import DONE, FeaturesRecord, Outcome, RecordError, SlideRecord
 from pathovit.slides.check import check_file
 from pathovit.slides.identity import FileState, content_sha256, file_state, require_unchanged
 
-PRODUCTS = ("heatmap.ome.tiff", "heatmap.geojson", "overview.png", "top_tiles")  # made of features by finishing
+PRODUCTS = ("heatmap.ome.tiff", "heatmap.geojson", "overview.png", "top_tiles", "views")  # made of features by finishing
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,14 @@ class OutFolder:
         """Digest of the slide that was embedded from this path; None if none was."""
         note = Note.read(self._noted(path))
         return note.sha256 if note else None
+
+    def unchanged(self, path: Path) -> str | None:
+        """Digest of the slide that was embedded from this path, if the file is still there as it was then."""
+        note = Note.read(self._noted(path))
+        try:
+            return note.sha256 if note is not None and file_state(path) == note.state else None
+        except SlideError:  # gone
+            return None
 
     def superseded(self) -> set[str]:
         """Digests of slides whose file has other content now: an answer for them is an older one of the same file."""

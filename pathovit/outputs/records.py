@@ -68,6 +68,14 @@ class TopTile:
 
 
 @dataclass(frozen=True)
+class ViewFile:
+    """A picture of a scanned part of the slide, and the level-0 pixels that it covers: left, right, bottom, top."""
+
+    file: str  # within the slide's folder
+    extent: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
 class OrderFigures:
     """Mean probabilities while tiles are taken away, or put back, in three orders."""
 
@@ -153,6 +161,7 @@ class SlideRecord:
     finish_recipe: FinishRecipe | None
     versions: Mapping[str, str]
     top_tiles: tuple[TopTile, ...] = ()
+    views: tuple[ViewFile, ...] = ()  # records of before 2026-11-25 have none
     products: Mapping[str, str] = dataclasses.field(default_factory=dict)  # file within the slide's folder -> SHA-256
 
     def to_json(self) -> dict[str, Any]:
@@ -180,6 +189,7 @@ class SlideRecord:
             "finish_recipe": self.finish_recipe and self.finish_recipe.to_json(),
             "versions": dict(self.versions),
             "top_tiles": [dataclasses.asdict(tile) for tile in self.top_tiles],
+            "views": [dataclasses.asdict(view) for view in self.views],
             "products": dict(self.products),
         }
 
@@ -218,9 +228,11 @@ class SlideRecord:
                 finish_recipe=finish and FinishRecipe(dict(finish)),
                 versions=dict(found["versions"]),
                 top_tiles=tuple(TopTile(**tile) for tile in found.get("top_tiles", ())),
+                views=tuple(ViewFile(view["file"], _four(view["extent"])) for view in found.get("views", ())),
                 products=dict(found["products"]),
             )
-            if not all(is_inside(name) for name in [*record.products, *(tile.file for tile in record.top_tiles)]):
+            pictures = [*(tile.file for tile in record.top_tiles), *(view.file for view in record.views)]
+            if not all(is_inside(name) for name in [*record.products, *pictures]):
                 raise RecordError(f"its {DONE} leads out of its own folder, and is not read")
         return record
 
@@ -279,6 +291,11 @@ class reading:  # used as a statement
 def _pair(values: Any) -> tuple[Any, Any]:
     x, y = values
     return x, y
+
+
+def _four(values: Any) -> tuple[float, float, float, float]:
+    a, b, c, d = map(float, values)
+    return a, b, c, d
 
 
 def is_component(name: str) -> bool:

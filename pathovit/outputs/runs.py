@@ -116,6 +116,12 @@ def all_runs(out: OutFolder) -> list[RunRecord]:
     return found
 
 
+def files_at_hand(out: OutFolder) -> dict[str, Path]:
+    """Slide files that are where a run found them, as they were; by digest."""
+    paths = dict.fromkeys(path for run in all_runs(out) for path in run.slides)
+    return {digest: Path(path) for path in paths if (digest := out.unchanged(Path(path)))}
+
+
 @dataclass
 class RunLog:
     """The record of a run that goes on: written as it begins and as it ends. A call that is refused leaves run.json as it was."""

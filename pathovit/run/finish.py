@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pathovit.errors import StoreError
@@ -10,50 +12,100 @@ from pathovit.outputs.features import SlideFeatures, TileVerdict
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.provenance import versions
 from pathovit.outputs.recipe import finish_recipe
-from pathovit.outputs.records import FeaturesRecord, HeatmapCheck, SlideRecord, SlideVerdict, TileCounts, TopTile
+from pathovit.outputs.records import FeaturesRecord, HeatmapCheck, SlideRecord, SlideVerdict, TileCounts
 from pathovit.outputs.store import FeatureStore
 from pathovit.run.plan import SlidePlan
 from pathovit.settings import Settings
+from pathovit.slides.description import Survey
 from pathovit.slides.identity import require_unchanged
+from pathovit.slides.slide import Slide, open_slide
 
 if TYPE_CHECKING:
     from pathovit.model.slide_model import SlideModel, SlidePrediction
+    from pathovit.show.overview import Kinds, View
 
 
 def finish_slide(plan: SlidePlan, out: OutFolder, settings: Settings, model: SlideModel | None) -> SlideRecord:
-    """Answer, heatmap and exports of an embedded slide; writes slide.json last and returns it."""
+    """Views, answer, heatmap and exports of an embedded slide; writes slide.json last and returns it."""
+    from pathovit.show.overview import Kinds, save_views, scanned_parts, thumbnail
+
     folder, store = out.slide(plan.slide_id), plan.store(out)
     stored = store.read()
-    counts = _count(plan, stored)
+    counts = _count(plan.job.path, stored)
     sealed = store.seal()  # from here on the features vouch for themselves
-    bare = _describe(plan, settings, stored, counts, sealed)
-    # While pictures are drawn the record speaks of features alone: products of another model are not mistaken for ours.
-    folder.write(bare, [])
-    record, files = bare, list[str]()
-    if model is not None:
-        record, files = _answer(bare, plan, out, settings, model, stored, store)
+    kinds = Kinds(store.tissue(), stored.attributes.tissue_downsample)
+    with plan.open(settings) as opened:
+        views = [thumbnail(opened, box, settings.heatmap.overview_px) for box in scanned_parts(opened, kinds)]
+        bare = replace(_describe(plan, settings, stored, counts, sealed), views=save_views(folder.path, views))
+        # While pictures are drawn the record speaks of features alone: products of another model are not mistaken for ours.
+        folder.write(bare, _files(bare))
+        record = _answer(bare, out, settings, model, stored, kinds, views, opened) if model is not None else bare
     require_unchanged(plan.job.path, plan.state, plan.sha256)
-    asked = finish_recipe(settings, model.sha256 if model else None, plan.job.patient, plan.job.label)
-    return folder.write(replace(record, finish_recipe=asked), files)
+    return _end(record, out, settings, model)
 
 
-def _count(plan: SlidePlan, stored: SlideFeatures) -> TileCounts:
+def redraw_slide(record: SlideRecord, out: OutFolder, settings: Settings, model: SlideModel, path: Path | None) -> SlideRecord:
+    """Answer, heatmap and exports by another model, from what is stored.
+
+    Parameters
+    ----------
+    path : the slide file, where it is at hand as it was: for pictures of its top tiles, and for views if none are stored
+
+    Raises
+    ------
+    StoreError : features are missing or damaged, or there is no picture of the slide to draw on
+    SettingsError : the model was made for other features
+    """
+    from pathovit.show.overview import Kinds, load_views, save_views, scanned_parts, thumbnail
+
+    folder, description = out.slide(record.slide_id), record.description
+    store = FeatureStore(folder, path or Path(description.file))
+    stored = store.read()
+    counts = _count(store.path, stored)
+    kinds = Kinds(store.tissue(), stored.attributes.tissue_downsample)
+    at_hand = open_slide(path, description.mpp, description.mpp_source, record.sha256, settings.embed.reader) if path else None
+    with at_hand or nullcontext() as opened:
+        views = load_views(folder.path, record.views)
+        if not views and opened:
+            views = [thumbnail(opened, box, settings.heatmap.overview_px) for box in scanned_parts(opened, kinds)]
+            record = replace(record, views=save_views(folder.path, views))
+        if not views:
+            raise StoreError(
+                store.path, "the slide is not where it was, and no picture of it is stored. Run `pathovit run` on it."
+            )
+        bare = replace(
+            record,
+            prediction=None,
+            heatmap_check=None,
+            top_tiles=(),
+            finish_recipe=None,
+            reason=_reason(stored, counts, record.survey),
+        )
+        folder.write(bare, _files(bare))
+        return _end(_answer(bare, out, settings, model, stored, kinds, views, opened), out, settings, model)
+
+
+def _count(path: Path, stored: SlideFeatures) -> TileCounts:
     counts = TileCounts(**{verdict.name.lower(): int((stored.verdict == verdict).sum()) for verdict in TileVerdict})
     if counts.pending:
-        raise StoreError(plan.job.path, f"{counts.pending} tiles were never read. Run the same command again.")
+        raise StoreError(path, f"{counts.pending} tiles were never read. Run the same command again.")
     if counts.ok == 0:
-        raise StoreError(plan.job.path, f"not one of its {counts.all} tiles could be read. The file is damaged; copy it again.")
+        raise StoreError(path, f"not one of its {counts.all} tiles could be read. The file is damaged; copy it again.")
     return counts
+
+
+def _reason(stored: SlideFeatures, counts: TileCounts, survey: Survey) -> str:
+    said = [f"{counts.unread} of {counts.all} tissue tiles could not be read" if counts.unread else "", stored.trial]
+    said += survey.remarks
+    if survey.upsampled > 1:
+        said.append(f"slide is {survey.upsampled:.3f} times coarser than the encoder's tiles (upsampled)")
+    return "; ".join(filter(None, said))
 
 
 def _describe(
     plan: SlidePlan, settings: Settings, stored: SlideFeatures, counts: TileCounts, sealed: FeaturesRecord
 ) -> SlideRecord:
     """What is known of a slide before a model has seen it."""
-    said = [f"{counts.unread} of {counts.all} tissue tiles could not be read" if counts.unread else "", stored.trial]
-    said += plan.survey.remarks
-    if plan.survey.upsampled > 1:
-        said.append(f"slide is {plan.survey.upsampled:.3f} times coarser than the encoder's tiles (upsampled)")
     degraded = counts.unread > settings.run.max_unreadable * counts.all
     return SlideRecord(
         slide_id=plan.slide_id,
@@ -63,7 +115,7 @@ def _describe(
         patient=plan.job.patient,
         label=plan.job.label,
         verdict=SlideVerdict.DEGRADED if degraded else SlideVerdict.OK,
-        reason="; ".join(filter(None, said)),
+        reason=_reason(stored, counts, plan.survey),
         trial=stored.trial,
         tiles=counts,
         prediction=None,
@@ -76,11 +128,11 @@ def _describe(
 
 
 def _answer(
-    record: SlideRecord, plan: SlidePlan, out: OutFolder, settings: Settings, model: SlideModel, stored: SlideFeatures,
-    store: FeatureStore,
-) -> tuple[SlideRecord, list[str]]:  # fmt: skip
-    """The record with the model's answer, and the files that were drawn."""
-    from pathovit.show.overview import Kinds, Said, draw_products
+    record: SlideRecord, out: OutFolder, settings: Settings, model: SlideModel, stored: SlideFeatures, kinds: Kinds,
+    views: list[View], opened: Slide | None,
+) -> SlideRecord:  # fmt: skip
+    """The record with the model's answer, drawn."""
+    from pathovit.show.overview import About, Said, draw_products
 
     prediction = model.predict(stored, settings.answer.error_rate)
     answer = prediction.to_answer(model.name)
@@ -88,23 +140,28 @@ def _answer(
         answer = replace(answer, headline=f"{answer.headline} (a trial)")
     strange = f"unlike the slides the model knows (novelty {prediction.novelty:.2f})" if prediction.strange else ""
     reason = "; ".join(filter(None, [strange, record.reason, *model.remarks(stored)]))
-    record = replace(
-        record,
-        prediction=answer,
-        reason=reason,
-        heatmap_check=_check(model, stored, prediction) if settings.heatmap.check else None,
-    )
     words = Said(answer.headline, f"DEGRADED: {reason}" if record.verdict == SlideVerdict.DEGRADED else reason)
-    kinds = Kinds(store.tissue(), stored.attributes.tissue_downsample)
-    with plan.open(settings) as opened:
-        tiles: list[TopTile] = draw_products(
-            opened, out.slide(plan.slide_id).path, plan.survey, stored, prediction, kinds, settings.heatmap, words
-        )
-    files = ["heatmap.ome.tiff", "heatmap.geojson", "overview.png", *(tile.file for tile in tiles)]
-    return replace(record, top_tiles=tuple(tiles)), files
+    tiles = draw_products(
+        out.slide(record.slide_id).path, views, opened, About(record.slide_id, record.description, record.survey), stored,
+        prediction, kinds, settings.heatmap, words,
+    )  # fmt: skip
+    check = _check(model, stored, prediction) if settings.heatmap.check else None
+    return replace(record, prediction=answer, reason=reason, heatmap_check=check, top_tiles=tuple(tiles))
 
 
 def _check(model: SlideModel, stored: SlideFeatures, prediction: SlidePrediction) -> HeatmapCheck:
     from pathovit.model.faithfulness import check_heatmap
 
     return check_heatmap(model, stored, prediction)
+
+
+def _files(record: SlideRecord) -> list[str]:
+    """What was made of the features."""
+    pictures = [*(view.file for view in record.views), *(tile.file for tile in record.top_tiles)]
+    return [*pictures, *(("heatmap.ome.tiff", "heatmap.geojson", "overview.png") if record.prediction else ())]
+
+
+def _end(record: SlideRecord, out: OutFolder, settings: Settings, model: SlideModel | None) -> SlideRecord:
+    asked = finish_recipe(settings, model.sha256 if model else None, record.patient, record.label)
+    done = replace(record, finish_recipe=asked)
+    return out.slide(record.slide_id).write(done, _files(done))

@@ -181,20 +181,21 @@ def run_jobs(
         raise  # nothing can be written there
     except PathovitError as error:
         log.refuse(error.exit_code, str(error))
-        _show(out, log.record)
+        show_results(out, log.record)
         raise
     found = Contents.of(out)
     _require_rows(states, found)
     code = stop.code or exit_code(states)
     outcomes = tuple(SlideOutcome(s.job.path.name, s.stage, s.slide_id, s.reason) for s in states)
     record = log.end(code, time.monotonic() - began, outcomes)
-    _show(out, record)
+    show_results(out, record)
     if overwrite and not stop.event.is_set():
         out.end_replacing()
     return RunResult(out, tuple(states), found.refused, record, code)
 
 
-def _show(out: OutFolder, record: RunRecord) -> None:
+def show_results(out: OutFolder, record: RunRecord) -> None:
+    """The table and the report of a folder."""
     found = Contents.of(out)
     write_table(out, found)
     write_report(out, found, record)

@@ -21,12 +21,15 @@ class Heatmap:
     names: tuple[str, ...]  # one per layer: "score: tumour", "attention"
     layers: NDArray[np.float32]  # (L, rows, columns)
     unread: NDArray[np.bool_]  # (rows, columns): tissue that could not be read
+    untaught: NDArray[np.bool_]  # (rows, columns): tissue unlike all that the model was taught
     origin: tuple[float, float]  # level-0 pixels
     cell_l0: XY
     mpp: XY  # um per level-0 pixel
 
     @classmethod
-    def from_tiles(cls, stored: SlideFeatures, layers: dict[str, NDArray[np.float32]]) -> Heatmap:
+    def from_tiles(
+        cls, stored: SlideFeatures, layers: dict[str, NDArray[np.float32]], untaught: NDArray[np.bool_] | None = None
+    ) -> Heatmap:
         """Lay tile values (N,) on the lattice; where tiles overlap, a cell is the mean of the tiles over it."""
         origin = stored.grid.origin
         stride = stored.grid.stride_l0
@@ -35,12 +38,10 @@ class Heatmap:
         columns, rows = _lattice_size(stored, stride)
         columns, rows = max(columns, int(place[:, 0].max()) + reach[0]), max(rows, int(place[:, 1].max()) + reach[1])
         drawn = np.stack([_spread(values, place, reach, (rows, columns)) for values in layers.values()])
-        bad = stored.unread
-        unread = np.zeros((rows, columns), bool)
-        for dy in range(reach[1]):
-            for dx in range(reach[0]):
-                unread[place[bad, 1] + dy, place[bad, 0] + dx] = True
-        return cls(tuple(layers), drawn, unread & np.isnan(drawn[0]), (float(origin[0]), float(origin[1])), stride, stored.mpp)
+        nothing = np.isnan(drawn[0])
+        unread = _covered(stored.unread, place, reach, (rows, columns)) & nothing
+        strange = _covered(untaught, place, reach, (rows, columns)) & ~nothing if untaught is not None else np.zeros_like(nothing)
+        return cls(tuple(layers), drawn, unread, strange, (float(origin[0]), float(origin[1])), stride, stored.mpp)
 
     @property
     def cell_um(self) -> XY:
@@ -51,6 +52,15 @@ def _lattice_size(stored: SlideFeatures, stride: XY) -> tuple[int, int]:
     """Columns and rows that cover the scanned part of the slide."""
     bounds = stored.attributes.bounds
     return max(1, int(np.ceil(bounds.width / stride[0] - 1e-9))), max(1, int(np.ceil(bounds.height / stride[1] - 1e-9)))
+
+
+def _covered(tiles: NDArray[np.bool_], place: NDArray[np.int64], reach: list[int], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Cells (rows, columns) under the tiles (N,) that are marked."""
+    found = np.zeros(shape, bool)
+    for dy in range(reach[1]):
+        for dx in range(reach[0]):
+            found[place[tiles, 1] + dy, place[tiles, 0] + dx] = True
+    return found
 
 
 def _spread(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pathovit import RESEARCH_USE
 from pathovit.files import write_atomically
 from pathovit.geometry import XY, Box
 from pathovit.outputs.features import SlideFeatures
-from pathovit.outputs.records import TopTile
+from pathovit.outputs.records import TopTile, ViewFile
 from pathovit.settings import HeatmapSettings
 from pathovit.show.canvas import drawable, new_figure, own_style, save
 from pathovit.show.heatmap import Heatmap
@@ -37,13 +38,17 @@ COLOURS = "cividis"  # even in lightness, the same to eyes that confuse red and 
 TILE_SIDE_PX = 192  # of the pictures of top tiles
 JOINED_PX, MOST_PARTS, APART = 25, 6, 0.5  # scanned parts nearer than this are one; how many are drawn, and how little they fill
 OUTLINE_PX = 900  # longer side of the mask that is outlined
+STRIPES = np.add.outer(np.arange(8), np.arange(8)) % 8 < 2  # bool (8, 8), over one cell
+DOTS = np.zeros((8, 8), bool)
+DOTS[1:3, 1:3] = DOTS[5:7, 5:7] = True
 SCALE_BARS_UM = (20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000)
 
 
 def score_layers(stored: SlideFeatures, prediction: SlidePrediction) -> Heatmap:
     """Evidence first, one layer per class; attention and novelty are layers of their own."""
     layers = {f"score: {name}": prediction.tile_scores[:, i] for i, name in enumerate(prediction.score_names)}
-    return Heatmap.from_tiles(stored, {**layers, "attention": prediction.attention, "novelty": prediction.tile_novelty})
+    layers |= {"attention": prediction.attention, "novelty": prediction.tile_novelty}
+    return Heatmap.from_tiles(stored, layers, prediction.untaught)
 
 
 def leading_class(prediction: SlidePrediction) -> int:
@@ -52,23 +57,23 @@ def leading_class(prediction: SlidePrediction) -> int:
 
 
 def draw_products(
-    opened: Slide, folder: Path, survey: Survey, stored: SlideFeatures, prediction: SlidePrediction, kinds: Kinds,
-    wanted: HeatmapSettings, said: Said,
+    folder: Path, views: Sequence[View], slide: Slide | None, about: About, stored: SlideFeatures, prediction: SlidePrediction,
+    kinds: Kinds, wanted: HeatmapSettings, said: Said,
 ) -> list[TopTile]:  # fmt: skip
-    """Write the heatmap in all its forms; returns the top tiles, which have their pictures, too."""
+    """Write the heatmap in all its forms; returns the top tiles, which have their pictures, too, where the slide is at hand."""
     heatmap = score_layers(stored, prediction)
     column = leading_class(prediction)
     name, scores = prediction.score_names[column], prediction.tile_scores[:, column]
+    shown = np.where(prediction.untaught, np.float32("nan"), scores)
+    hot = np.nan_to_num(shown, nan=-1.0) >= (wanted.hot_score if prediction.target.is_classification else np.inf)
     write_ome_tiff(folder / "heatmap.ome.tiff", heatmap, stored.trial)
     write_geojson(
         folder / "heatmap.geojson", stored, scores, {"Attention": prediction.attention, "Novelty": prediction.tile_novelty}, name,
-        hot_score=wanted.hot_score if prediction.target.is_classification else np.inf, max_tiles=wanted.max_geojson_tiles,
+        hot=hot, marked={"Unread": stored.unread, "Not taught": prediction.untaught}, max_tiles=wanted.max_geojson_tiles,
     )  # fmt: skip
-    views = [thumbnail(opened, box, wanted.overview_px) for box in scanned_parts(opened, kinds)]
     score = f"tile score: {drawable(name, f'class {column + 1}')} ({prediction.scale_note})"
-    about = About(stored.slide_id, opened.description, survey)
     draw_overview(folder / "overview.png", views, heatmap, column, kinds, about, score, said)
-    return _save_top_tiles(opened, folder, stored, scores, prediction.attention, wanted.top_tiles)
+    return _save_top_tiles(slide, folder, stored, shown, prediction.attention, wanted.top_tiles) if slide else []
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,30 @@ class View:
 
     picture: RGB
     extent: tuple[float, float, float, float]
+
+
+def save_views(folder: Path, views: Sequence[View]) -> tuple[ViewFile, ...]:
+    """Keep views beside the features: other models are drawn over them, without the slide."""
+    kept = []
+    for number, view in enumerate(views, start=1):
+        buffer = io.BytesIO()
+        Image.fromarray(view.picture).save(buffer, "JPEG", quality=90)
+        name = f"views/{number:02d}.jpg"
+        write_atomically(folder / name, buffer.getvalue())
+        kept.append(ViewFile(name, view.extent))
+    return tuple(kept)
+
+
+def load_views(folder: Path, files: Sequence[ViewFile]) -> list[View]:
+    """The other way; none, if one of them is missing or damaged."""
+    found = []
+    for view in files:
+        try:
+            with Image.open(folder / view.file) as image:
+                found.append(View(np.asarray(image.convert("RGB")), view.extent))
+        except OSError:
+            return []
+    return found
 
 
 def scanned_parts(slide: Slide, kinds: Kinds) -> list[Box]:
@@ -157,20 +186,23 @@ def draw_overview(
     file = drawable(file if len(file) <= 90 else f"{file[:60]}...{file[-25:]}", about.slide_id)
     title = f"{file}\n{said.headline}    tissue {about.survey.tissue_mm2:.1f} mm²    {about.survey.tiles:,} tiles"
     footer = [RESEARCH_USE, *(["Hatched: tissue that could not be read."] if heatmap.unread.any() else [])]
+    if heatmap.untaught.any():
+        footer.append("Dotted: unlike all that was taught, so nothing is said of it.")
     if about.survey.left_out_mm2:
         footer.append(f"Outlined: left out ({say_left_out(about.survey.left_out_mm2)}).")
     size = (columns * panel[0] + 1.6, rows * panel[1] + 1.3)
     figure = new_figure(size, title + (f"\n{_wrapped(said.warning, size[0])}" if said.warning else ""), "  ".join(footer))
     panels = figure.subplots(rows, columns, squeeze=False)
     pairs = [(panels[0, 0], panels[1, 0])] if wide else [tuple(row) for row in panels]
-    values, (x, y) = heatmap.layers[layer], heatmap.origin
+    values, (x, y) = np.where(heatmap.untaught, np.nan, heatmap.layers[layer]), heatmap.origin
     place = (x, x + values.shape[1] * heatmap.cell_l0[0], y + values.shape[0] * heatmap.cell_l0[1], y)
     for view, pair in zip(views, pairs, strict=True):
         for axes in pair:
             axes.imshow(view.picture, extent=view.extent, interpolation="antialiased")
             axes.set_axis_off()
         pair[1].imshow(values, extent=place, cmap=COLOURS, vmin=0, vmax=1, alpha=0.6, interpolation="nearest")
-        _hatch_unread(pair[1], heatmap)
+        _mark(pair[1], heatmap.unread, place, STRIPES)
+        _mark(pair[1], heatmap.untaught, place, DOTS)
         _outline_left_out(pair[0], kinds)
         for axes in pair:
             axes.set_xlim(view.extent[0], view.extent[1])
@@ -202,16 +234,15 @@ def _outline_left_out(axes: Any, kinds: Kinds) -> None:
         axes.contour(x, y, mask, levels=[127], colors=colour, linewidths=line_width)
 
 
-def _hatch_unread(axes: Any, heatmap: Heatmap) -> None:
-    from matplotlib.collections import PolyCollection
-
-    rows, columns = np.nonzero(heatmap.unread)
-    if not len(rows):
+def _mark(axes: Any, cells: NDArray[np.bool_], place: tuple[float, float, float, float], pattern: NDArray[np.bool_]) -> None:
+    """A pattern over some cells (rows, columns), as one picture: a hatch of matplotlib takes seconds for a thousand cells."""
+    if not cells.any():
         return
-    width, height = heatmap.cell_l0
-    x, y = heatmap.origin[0] + columns * width, heatmap.origin[1] + rows * height
-    squares = np.stack([np.stack([x + dx * width, y + dy * height], -1) for dx, dy in ((0, 0), (1, 0), (1, 1), (0, 1))], 1)
-    axes.add_collection(PolyCollection(list(squares), facecolors="none", edgecolors="black", hatch="////", linewidths=0.3))
+    side = len(pattern)
+    drawn = np.kron(cells, np.ones((side, side), bool)) & np.tile(pattern, cells.shape)
+    rgba = np.zeros((*drawn.shape, 4), np.uint8)
+    rgba[drawn] = (40, 40, 40, 255)
+    axes.imshow(rgba, extent=place, interpolation="antialiased")
 
 
 def _scale_bar(axes: Any, extent: tuple[float, float, float, float], mpp: float) -> None:
@@ -237,8 +268,6 @@ def _save_top_tiles(
     count: int,
 ) -> list[TopTile]:
     """Pictures of the tiles with the highest scores."""
-    import io
-
     order = np.argsort(-np.nan_to_num(scores, nan=-1.0), kind="stable")
     order = order[np.isfinite(scores[order])][:count]
     level, size = slide.level(features.grid.read_level), features.grid.read_px

@@ -8,7 +8,7 @@ colour; measurements are an object of finite numbers.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -33,29 +33,29 @@ def write_geojson(
     layers: dict[str, NDArray[np.float32]],
     name: str,
     *,
-    hot_score: float,
+    hot: NDArray[np.bool_],
+    marked: Mapping[str, NDArray[np.bool_]],
     max_tiles: int,
 ) -> int:
-    """Write tiles with their measurements, and the regions at or above `hot_score`; returns the number of regions.
+    """Write tiles with their measurements, and regions of hot and of marked ones; returns the number of hot regions.
 
     Parameters
     ----------
     scores : (N,), NaN where a tile was not read
     layers : further measurements (N,) of tiles, by name
     name : the class the scores speak of
+    hot : (N,) tiles that are taken for it
+    marked : (N,) tiles of which nothing is known, by what they are called
     """
-    bounds = stored.attributes.bounds
-    offset = np.array([bounds.x, bounds.y]) if stored.attributes.has_bounds else np.zeros(2)
-    squares = box(*(tile_edges(stored) - np.tile(offset, 2)).T)
+    squares = tile_squares(stored)
     features: list[Feature] = []
     if len(stored.xy) <= max_tiles:
         features += _tiles(stored, squares, scores, layers, name)
     else:
         features += _bands(squares, scores, name)
-    for part in _parts(squares[stored.unread]):
-        features.append(_feature(stored.slide_id, part, "annotation", "Unread", UNREAD_COLOUR, {}))
+    for mark, tiles in marked.items():
+        features += [_feature(stored.slide_id, part, "annotation", mark, UNREAD_COLOUR, {}) for part in _parts(squares[tiles])]
     regions = 0
-    hot = np.nan_to_num(scores, nan=-1.0) >= hot_score
     tree, hot_scores = STRtree(centroid(squares[hot])), scores[hot]
     for region in _parts(squares[hot]):
         inside = [float(s) for s in hot_scores[tree.query(region, predicate="contains")]]
@@ -71,6 +71,26 @@ def write_geojson(
     }
     write_atomically(path, to_json(collection))
     return regions
+
+
+def write_squares(path: Path, stored: SlideFeatures, tiles: Mapping[int, str]) -> None:
+    """Write some tiles, by index, as annotations that have a name and are to be given a class."""
+    squares = tile_squares(stored)
+    features = [
+        {
+            **_feature(stored.slide_id, squares[index], "annotation", None, None, {}),
+            "properties": {"objectType": "annotation", "name": name},
+        }
+        for index, name in tiles.items()
+    ]
+    write_atomically(path, to_json({"type": "FeatureCollection", "pathovit": RESEARCH_USE, "features": features}))
+
+
+def tile_squares(stored: SlideFeatures) -> NDArray[Any]:
+    """(N,) polygons of tiles, in pixels of the image that QuPath shows."""
+    bounds = stored.attributes.bounds
+    offset = np.array([bounds.x, bounds.y]) if stored.attributes.has_bounds else np.zeros(2)
+    return np.asarray(box(*(tile_edges(stored) - np.tile(offset, 2)).T))
 
 
 def tile_edges(stored: SlideFeatures) -> NDArray[np.float64]:

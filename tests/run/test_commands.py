@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from command import pathovit
+from made_paint import paint_strokes
+from made_runs import folder_of
 from typer.testing import CliRunner
 
 from pathovit.cli import app
@@ -24,6 +26,7 @@ def test_every_command_of_the_readme_works_on_real_files(
     out, model, judged = tmp_path / "out", tmp_path / "model", tmp_path / "judged"
     shutil.copytree(finished, out)
     labels, features = cohort / "labels.csv", cohort / "features"
+    painted = paint_strokes(out, folder_of(out, "one").name, slides[0].with_suffix(".geojson"), tmp_path / "painted")
     maker = slide_maker()
     small = [maker.SampleSpec(name="demo", seed=1, size=(1500, 1500), tumour_fraction=0.3)]
     monkeypatch.setattr(maker, "demo_specs", lambda count, seed: small)
@@ -36,6 +39,7 @@ def test_every_command_of_the_readme_works_on_real_files(
         "evaluate": ["evaluate", model, labels, "--features", features, "--out", judged],
         "compare": ["compare", judged, judged],
         "predict": ["predict", out],
+        "teach": ["teach", out, painted, "--model", tmp_path / "taught", "--suggest", 3],
         "heatmap": ["heatmap", slides[0], "--out", out, "--hot-score", 0.6],
         "export": ["export", out, "--to", "h5", "--folder", tmp_path / "h5"],
         "encoders": ["encoders"],

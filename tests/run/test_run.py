@@ -38,6 +38,7 @@ def test_a_run_leaves_every_product_of_the_design(finished: Path) -> None:
             "heatmap.geojson",
             "overview.png",
             "top_tiles",
+            "views",
         }
         done = json.loads((folder / "slide.json").read_text())
         assert done["verdict"] == "ok"

@@ -71,6 +71,14 @@ def heat(slide: SlideFeatures, scores: np.ndarray) -> Heatmap:
     return Heatmap.from_tiles(slide, {"score: tumour": scores, "attention": np.full(len(scores), 1 / len(scores), np.float32)})
 
 
+def export(folder: Path, slide: SlideFeatures, scores: np.ndarray, max_tiles: int = 20_000) -> int:
+    hot = np.nan_to_num(scores, nan=-1.0) >= 0.5
+    marked = {"Unread": slide.unread}
+    return write_geojson(
+        folder / "h.geojson", slide, scores, {"Attention": scores}, "tumour", hot=hot, marked=marked, max_tiles=max_tiles
+    )
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_ome_tiff_landmarks_lie_within_half_a_heatmap_pixel(case: str, tmp_path: Path) -> None:
     slide, scores, corners = planted(case)
@@ -95,7 +103,7 @@ def test_ome_tiff_landmarks_lie_within_half_a_heatmap_pixel(case: str, tmp_path:
 def test_ome_tiff_is_a_pyramid_of_means_that_skips_what_was_not_read(tmp_path: Path) -> None:
     layer = np.full((1, 88, 120), np.nan, np.float32)
     layer[0, 0, 0] = 0.8
-    big = Heatmap(("a",), layer, np.zeros((88, 120), bool), (0, 0), (192, 192), (0.5, 0.5))
+    big = Heatmap(("a",), layer, np.zeros((88, 120), bool), np.zeros((88, 120), bool), (0, 0), (192, 192), (0.5, 0.5))
     write_ome_tiff(tmp_path / "h.ome.tiff", big)
     with tifffile.TiffFile(tmp_path / "h.ome.tiff") as tiff:
         levels = tiff.series[0].levels
@@ -107,9 +115,7 @@ def test_ome_tiff_is_a_pyramid_of_means_that_skips_what_was_not_read(tmp_path: P
 @pytest.mark.parametrize("case", CASES)
 def test_geojson_landmarks_lie_within_one_level0_pixel_of_qupaths_view(case: str, tmp_path: Path) -> None:
     slide, scores, corners = planted(case)
-    regions = write_geojson(
-        tmp_path / "h.geojson", slide, scores, {"Attention": scores}, "tumour", hot_score=0.5, max_tiles=20_000
-    )
+    regions = export(tmp_path, slide, scores, 20_000)
     assert regions == 9
     bounds = corner_of(slide) if slide.attributes.has_bounds else np.zeros(2)
     features = json.loads((tmp_path / "h.geojson").read_text())["features"]
@@ -128,17 +134,14 @@ def test_a_solid_hot_area_is_one_region_at_any_pixel_size(mpp: float, tmp_path: 
     columns, rows = np.meshgrid(np.arange(COLUMNS), np.arange(ROWS))
     slide.xy[:] = np.rint(np.stack([columns.ravel(), rows.ravel()], -1) * side)
     scores[:] = 0.9
-    assert (
-        write_geojson(tmp_path / "h.geojson", slide, scores, {"Attention": scores}, "tumour", hot_score=0.5, max_tiles=20_000)
-        == 1
-    )
+    assert export(tmp_path, slide, scores, 20_000) == 1
 
 
 def test_geojson_keeps_qupaths_rules(tmp_path: Path) -> None:
     slide, scores, _ = planted("plain")
     slide.verdict[5] = TileVerdict.UNREADABLE
     scores[5] = np.nan
-    write_geojson(tmp_path / "h.geojson", slide, scores, {"Attention": scores}, "tumour", hot_score=0.5, max_tiles=20_000)
+    export(tmp_path, slide, scores, 20_000)
     features = json.loads((tmp_path / "h.geojson").read_text())["features"]
     assert len({f["id"] for f in features}) == len(features)
     for feature in features:
@@ -157,7 +160,7 @@ def test_geojson_keeps_qupaths_rules(tmp_path: Path) -> None:
 
 def test_too_many_tiles_are_dissolved_into_bands(tmp_path: Path) -> None:
     slide, scores, _ = planted("plain")
-    write_geojson(tmp_path / "h.geojson", slide, scores, {"Attention": scores}, "tumour", hot_score=0.5, max_tiles=100)
+    export(tmp_path, slide, scores, 100)
     features = json.loads((tmp_path / "h.geojson").read_text())["features"]
     tiles = [f for f in features if f["properties"]["objectType"] == "tile"]
     assert len(tiles) == 10  # one cold band in one piece, nine hot tiles
@@ -296,7 +299,7 @@ def test_a_trial_is_marked_in_what_other_programs_read(tmp_path: Path) -> None:
     slide, scores, _ = planted("plain")
     slide = replace(slide, grid=replace(slide.grid, total=10 * len(scores)))
     assert slide.trial == f"a trial on {len(scores):,} of {10 * len(scores):,} tiles (--max-tiles)"
-    write_geojson(tmp_path / "h.geojson", slide, scores, {}, "tumour", hot_score=0.5, max_tiles=20_000)
+    export(tmp_path, slide, scores, 20_000)
     assert json.loads((tmp_path / "h.geojson").read_text())["trial"] == slide.trial
     write_ome_tiff(tmp_path / "h.ome.tiff", heat(slide, scores), slide.trial)
     with tifffile.TiffFile(tmp_path / "h.ome.tiff") as tiff:

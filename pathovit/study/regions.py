@@ -1,0 +1,248 @@
+"""Regions: what a person drew on slides (GeoJSON, as QuPath writes it), and what it says of their tiles.
+
+    tumour              the tile is of that class
+    not tumour          it is of any other one
+    complete            inside, all that is drawn is drawn: other tiles are of none of the classes that have a name
+    ignore, Ignore*     it says nothing, whatever else lies there; so does any name with a star
+
+Coordinates are QuPath's: level-0 pixels, less the bounds that it crops to.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from shapely import STRtree, area, intersection, length, make_valid
+from shapely.geometry import shape
+from shapely.geometry.base import BaseGeometry
+
+from pathovit.errors import SettingsError
+from pathovit.files import slide_stem, tried_again
+from pathovit.manifest import Names, one_spelling, some
+from pathovit.outputs.features import SlideFeatures
+from pathovit.outputs.folder import OutFolder
+from pathovit.show.qupath import tile_squares
+from pathovit.tables import Say, spelling
+
+SUFFIXES = (".geojson", ".json")
+INSIDE = 0.5  # of a tile that a polygon must cover, or of its side a line
+OVERLAP = 0.1  # of a tile, on which regions that contradict each other may lie upon each other
+NOT, REST, COMPLETE, IGNORE = "not ", "other", "complete", "ignore"
+OURS = ("Mean score", "Highest score")  # measurements of regions that a model drew
+NOTHING = -1
+Bools: TypeAlias = NDArray[np.bool_]
+Places: TypeAlias = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Region:
+    """One drawn feature; `number` counts the features of its file from 1."""
+
+    name: str  # of its class
+    geometry: BaseGeometry
+    file: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.file}, feature {self.number} ({self.name})"
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """The classes that were drawn, and which of them the name of a region allows."""
+
+    classes: tuple[str, ...]
+    allowed: Mapping[str, tuple[bool, ...]]  # by spelling of the name
+
+    @classmethod
+    def of(cls, drawn: Mapping[str, Sequence[Region]], positive: str | None = None) -> Meaning:
+        """From the regions of all slides. What is meant by "not" or "complete" comes first, the `positive` class last.
+
+        Raises
+        ------
+        SettingsError : fewer than two classes
+        """
+        spelled = one_spelling(region.name for regions in drawn.values() for region in regions)
+        names = sorted((name for key, name in spelled.items() if not says_nothing(key)), key=str.casefold)
+        plain = [name for name in names if not spelling(name).startswith(NOT) and spelling(name) != COMPLETE]
+        denied = {name: spelling(name).removeprefix(NOT) for name in names if spelling(name).startswith(NOT)}
+        unknown = [name for name, of in denied.items() if of not in map(spelling, plain)]
+        if unknown:
+            raise SettingsError(f"{unknown[0]!r} is drawn, and {denied[unknown[0]]!r} is not. Draw some of it, too.")
+        rest = [name for name in plain if spelling(name).split()[0] in (REST, "rest")]
+        if len(denied) + (COMPLETE in spelled) and not rest:
+            rest = [f"{NOT}{plain[0]}" if len(plain) == 1 else REST]
+        classes = [*rest, *(name for name in plain if name not in rest)]
+        if len(classes) < 2:
+            found = f"one class, {classes[0]!r}" if classes else "no class"
+            raise SettingsError(f"The regions show {found}. Draw two at least, e.g. tumour and other tissue.")
+        if positive is not None:
+            last = next((name for name in classes if spelling(name) == spelling(positive)), None)
+            if last is None:
+                raise SettingsError(f"--positive {positive!r} is not a class of the regions: {', '.join(classes)}.")
+            classes = [*(name for name in classes if name != last), last]
+        allowed = {spelling(name): tuple(other == name for other in classes) for name in classes}
+        allowed |= {spelling(name): tuple(spelling(other) != of for other in classes) for name, of in denied.items()}
+        return cls(tuple(classes), allowed | {COMPLETE: tuple(name in rest for name in classes)})
+
+
+@dataclass(frozen=True)
+class TileLabels:
+    """What regions say of the tiles of a slide, in grid order."""
+
+    allowed: Bools  # (N, C) classes that a tile may be of; all, where nothing is known
+    region: Places  # (N,) which of the slide's regions says it; NOTHING where none does
+
+    @property
+    def known(self) -> Bools:
+        return np.asarray(~self.allowed.all(1))
+
+
+def says_nothing(name: str) -> bool:
+    """Whether a class is none: QuPath marks those with a star."""
+    return name.endswith("*") or spelling(name) == IGNORE
+
+
+def read_regions(path: Path, say: Say) -> list[Region]:
+    """The regions of one file.
+
+    Raises
+    ------
+    SettingsError : not GeoJSON, a feature that is none, or a file without a class; file and feature are named
+    """
+    try:
+        found = json.loads(tried_again(path.read_bytes))
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}.") from error
+    except ValueError as error:
+        raise SettingsError(f"{path}: not GeoJSON ({error}). Export the annotations from QuPath as GeoJSON.") from error
+    features = found if isinstance(found, list) else found.get("features", [found]) if isinstance(found, dict) else []
+    named, nameless, ours = [], 0, 0
+    for number, feature in enumerate(features, start=1):
+        said = f"{path.name}, feature {number}"
+        try:
+            properties = feature.get("properties") or {}
+            name = _class_name(properties.get("classification"))
+            if _is_ours(properties, name):
+                ours += 1
+                continue
+            if not name:
+                nameless += properties.get("objectType") != "tile"
+                continue
+            geometry = make_valid(shape(feature["geometry"]))
+        except Exception as error:  # a shape from outside can be anything; whatever it is, the feature is refused
+            raise SettingsError(f"{said}: not a GeoJSON feature with a geometry ({error!r}). Export it again.") from error
+        if geometry.is_empty:
+            raise SettingsError(f"{said} ({name}): its geometry is empty. Draw it again, or take it out.")
+        named.append(Region(name, geometry, path.name, number))
+    if not named:
+        raise SettingsError(f"{path}: no region with a class. Give regions a class in QuPath (Set class), and export them again.")
+    if nameless:
+        say(f"{path.name}: {nameless} regions without a class are left out")
+    if ours:
+        say(f"{path.name}: {ours} regions that a model drew are left out")
+    return named
+
+
+def _class_name(classification: Any) -> str:
+    if isinstance(classification, dict):
+        classification = classification.get("name") or ": ".join(classification.get("names") or ())
+    return str(classification or "").strip()
+
+
+def _is_ours(properties: Mapping[str, Any], name: str) -> bool:
+    measured = properties.get("measurements") or {}
+    return name in ("Unread", "Not taught") or (isinstance(measured, dict) and all(key in measured for key in OURS))
+
+
+def find_regions(paths: Sequence[Path], out: OutFolder, say: Say) -> dict[str, list[Region]]:
+    """Regions by slide_id, of all files given and in folders given; a file is of the slide it is named after.
+
+    Raises
+    ------
+    SettingsError : no file, or one whose name no slide with features has, or two have
+    """
+    files = [file for path in paths for file in (_files_in(path) if path.is_dir() else [path])]
+    if not files:
+        raise SettingsError(f"{some([str(path) for path in paths])}: no GeoJSON file. Give files, or a folder of them.")
+    records = {folder.path: record for folder in out.slides() if (record := folder.record())}
+    names = Names({at: [r.slide_id, r.description.file, slide_stem(r.description.file)] for at, r in records.items()})
+    found: dict[str, list[Region]] = {}
+    for file in files:
+        stem = file.name
+        for suffix in SUFFIXES:
+            stem = stem.removesuffix(suffix)
+        fitting, exact = names.find(stem)
+        if len(fitting) != 1:
+            what = f"can mean {' and '.join(at.name for at in fitting[:2])}" if fitting else f"has no features in {out.path}"
+            raise SettingsError(
+                f"{file}: the slide {stem!r} {what}{names.near(stem)}. Name the file after its slide, or slide_id."
+            )
+        if not exact:
+            say(f"{file.name} is taken for {fitting[0].name}")
+        found.setdefault(fitting[0].name, []).extend(read_regions(file, say))
+    return found
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+
+
+def label_tiles(stored: SlideFeatures, regions: Sequence[Region], meaning: Meaning) -> TileLabels:
+    """What the regions of a slide say of its tiles. A tile that two of them divide up is of neither.
+
+    Raises
+    ------
+    SettingsError : a region off the tissue, or two that lie upon each other and contradict each other; they are named
+    """
+    squares = tile_squares(stored)
+    tree = STRtree(squares)
+    allowed = np.ones((len(squares), len(meaning.classes)), bool)
+    region = np.full(len(squares), NOTHING)
+    silent = ~stored.ok
+    last = sorted(range(len(regions)), key=lambda place: spelling(regions[place].name) == COMPLETE)
+    for place in last:
+        drawn = regions[place]
+        tiles = _tiles_in(tree, squares, drawn.geometry)
+        if not len(tiles):
+            raise SettingsError(
+                f"{drawn}: it lies on no tile of {stored.slide_id}. Is it of this slide, on its tissue, and in level-0 pixels?"
+            )
+        if says_nothing(drawn.name):
+            silent[tiles] |= spelling(drawn.name).rstrip("*") == IGNORE
+            continue
+        means = np.array(meaning.allowed[spelling(drawn.name)])
+        if spelling(drawn.name) == COMPLETE:
+            tiles = tiles[region[tiles] == NOTHING]
+        for tile in tiles[~(allowed[tiles] & means).any(1)]:
+            _require_apart(regions[region[tile]], drawn, squares[tile])
+            silent[tile] = True
+        allowed[tiles] &= means
+        region[tiles] = np.where(region[tiles] == NOTHING, place, region[tiles])
+    allowed[silent], region[silent] = True, NOTHING
+    return TileLabels(allowed, region)
+
+
+def _tiles_in(tree: STRtree, squares: NDArray[Any], geometry: BaseGeometry) -> Places:
+    """Tiles of which more than half is covered, by a line half their side; of what covers none so far, those it covers most. Points: theirs."""
+    touched = np.asarray(tree.query(geometry, predicate="intersects"), np.int64)
+    if not len(touched) or not geometry.length:
+        return touched
+    inside, whole = intersection(squares[touched], geometry), squares[0].area
+    share = (
+        area(inside) / whole if geometry.area else 1.001 * length(inside) / whole**0.5
+    )  # lines mostly end in the middle of tiles
+    return np.asarray(touched[share > INSIDE * min(1.0, share.max())])
+
+
+def _require_apart(a: Region, b: Region, square: BaseGeometry) -> None:
+    shared = a.geometry.intersection(b.geometry).intersection(square)
+    areal = a.geometry.area and b.geometry.area
+    if shared.area > OVERLAP * square.area if areal else not shared.is_empty:
+        raise SettingsError(f"{a} and {b} lie upon each other and contradict each other. Correct one of them.")

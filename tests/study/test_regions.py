@@ -1,0 +1,205 @@
+"""Regions: what a person drew, read as it was meant, or refused by file and number."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made import made_features, made_record
+
+from pathovit.errors import SettingsError
+from pathovit.geometry import Box
+from pathovit.outputs.features import SlideFeatures, TileVerdict
+from pathovit.outputs.folder import OutFolder
+from pathovit.study.regions import Meaning, Region, find_regions, label_tiles, read_regions
+
+SIDE = 100  # of a tile, level-0 pixels
+COLUMNS, ROWS = 8, 6
+
+
+@pytest.fixture
+def slide() -> SlideFeatures:
+    """Tiles of 100 pixels in 6 rows of 8."""
+    columns, rows = np.meshgrid(np.arange(COLUMNS), np.arange(ROWS))
+    xy = np.stack([columns.ravel(), rows.ravel()], -1) * SIDE
+    return made_features(xy, np.zeros((len(xy), 2), np.float16), grid={"tile": float(SIDE)})
+
+
+def square(x0: float, y0: float, x1: float, y1: float) -> dict[str, Any]:
+    return {"type": "Polygon", "coordinates": [[[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]]}
+
+
+def line(*points: tuple[float, float]) -> dict[str, Any]:
+    return {"type": "LineString", "coordinates": [list(point) for point in points]}
+
+
+def feature(name: str | None, geometry: dict[str, Any], **more: Any) -> dict[str, Any]:
+    properties = {"objectType": "annotation", **({"classification": {"name": name, "color": [1, 2, 3]}} if name else {})}
+    return {"type": "Feature", "geometry": geometry, "properties": properties | more}
+
+
+def write(path: Path, *features: dict[str, Any]) -> Path:
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    return path
+
+
+def drawn(folder: Path, *features: dict[str, Any]) -> list[Region]:
+    return read_regions(write(folder / "s.geojson", *features), lambda text: None)
+
+
+def told(slide: SlideFeatures, regions: list[Region]) -> tuple[Meaning, dict[str, set[tuple[int, int]]]]:
+    """Tiles (column, row) that may be of each class, of those of which something is known."""
+    meaning = Meaning.of({"s": regions})
+    labels = label_tiles(slide, regions, meaning)
+    found = {}
+    for place, name in enumerate(meaning.classes):
+        tiles = np.flatnonzero(labels.known & labels.allowed[:, place])
+        found[name] = {(int(tile) % COLUMNS, int(tile) // COLUMNS) for tile in tiles}
+    return meaning, found
+
+
+def test_a_polygon_labels_what_lies_in_it_by_more_than_half_and_a_line_what_it_crosses(
+    slide: SlideFeatures, tmp_path: Path
+) -> None:
+    regions = drawn(
+        tmp_path,
+        feature("tumour", square(0, 0, 240, 160)),  # 40 % of the third column, 60 % of the second row
+        feature("other tissue", line((450, 350), (750, 350))),
+        feature("other tissue", {"type": "Point", "coordinates": [730, 530]}),
+    )
+    meaning, found = told(slide, regions)
+    assert meaning.classes == ("other tissue", "tumour")  # what is asked for comes last
+    assert found["tumour"] == {(0, 0), (1, 0), (0, 1), (1, 1)}
+    assert found["other tissue"] == {(4, 3), (5, 3), (6, 3), (7, 3), (7, 5)}
+
+
+def test_what_is_smaller_than_a_tile_still_labels_the_tiles_that_it_covers_most(slide: SlideFeatures, tmp_path: Path) -> None:
+    thin = square(110, 140, 390, 160)  # a brush of a fifth of a tile, over two tiles and most of two others
+    _, found = told(slide, drawn(tmp_path, feature("tumour", thin), feature("other", square(500, 500, 530, 530))))
+    assert found == {"tumour": {(1, 1), (2, 1), (3, 1)}, "other": {(5, 5)}}
+
+
+def test_not_a_class_allows_all_others_and_complete_denies_those_with_a_name(slide: SlideFeatures, tmp_path: Path) -> None:
+    regions = drawn(
+        tmp_path,
+        feature("complete", square(0, 0, 800, 200)),
+        feature("tumour", square(0, 0, 200, 100)),
+        feature("Stroma", square(300, 0, 400, 100)),
+        feature("not Tumour", square(0, 400, 100, 500)),
+        feature("Ignore*", square(700, 0, 800, 200)),
+        feature("Region*", square(0, 0, 800, 600)),
+    )
+    meaning, found = told(slide, regions)
+    assert meaning.classes == ("other", "Stroma", "tumour")
+    assert found["tumour"] == {(0, 0), (1, 0)}
+    assert found["Stroma"] == {(3, 0), (0, 4)}
+    rest = {(column, row) for column in range(7) for row in range(2)} - {(0, 0), (1, 0), (3, 0)}
+    assert found["other"] == rest | {(0, 4)}
+
+
+def test_with_one_class_not_it_is_the_other_one(slide: SlideFeatures, tmp_path: Path) -> None:
+    regions = drawn(tmp_path, feature("tumour", square(0, 0, 100, 100)), feature("not tumour", square(300, 0, 400, 100)))
+    assert told(slide, regions) == (Meaning.of({"s": regions}), {"not tumour": {(3, 0)}, "tumour": {(0, 0)}})
+
+
+def test_regions_side_by_side_divide_a_tile_and_regions_upon_each_other_are_refused(slide: SlideFeatures, tmp_path: Path) -> None:
+    beside = drawn(tmp_path, feature("a", square(0, 0, 155, 100)), feature("b", square(155, 0, 300, 100)))
+    _, found = told(slide, beside)
+    assert found == {"a": {(0, 0), (1, 0)}, "b": {(2, 0)}}
+    upon = drawn(tmp_path, feature("a", square(0, 0, 300, 100)), feature("b", square(150, 0, 400, 100)))
+    with pytest.raises(SettingsError, match=r"s.geojson, feature 1 \(a\) and s.geojson, feature 2 \(b\) lie upon each other"):
+        told(slide, upon)
+
+
+def test_regions_lie_where_qupath_shows_them_and_unread_tiles_are_not_labelled(tmp_path: Path) -> None:
+    xy = np.array([[1000, 500], [1100, 500], [1200, 500]])
+    bounds = {"bounds": Box(1000, 500, 300, 100), "has_bounds": True}
+    verdict = np.array([0, TileVerdict.UNREADABLE, 0], np.uint8)
+    slide = made_features(xy, np.zeros((3, 2), np.float16), verdict, grid={"tile": float(SIDE), "origin": (1000, 500)}, **bounds)
+    regions = drawn(tmp_path, feature("tumour", square(0, 0, 200, 100)), feature("other", square(200, 0, 300, 100)))
+    labels = label_tiles(slide, regions, Meaning.of({"s": regions}))
+    assert labels.known.tolist() == [True, False, True]
+
+
+def test_a_region_off_the_tissue_is_refused_by_name(slide: SlideFeatures, tmp_path: Path) -> None:
+    regions = drawn(tmp_path, feature("a", square(0, 0, 100, 100)), feature("b", square(5000, 5000, 6000, 6000)))
+    with pytest.raises(SettingsError, match=r"s.geojson, feature 2 \(b\): it lies on no tile of s-1"):
+        told(slide, regions)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["tumour"], "The regions show one class, 'tumour'"),
+        (["Tumor", "tumor"], "one class"),
+        (["Ignore*"], "no class"),
+        (["tumour", "not stroma"], "'not stroma' is drawn, and 'stroma' is not"),
+    ],
+)
+def test_too_few_classes_are_refused(names: list[str], said: str, tmp_path: Path) -> None:
+    regions = drawn(tmp_path, *(feature(name, square(0, 0, 100, 100)) for name in names))
+    with pytest.raises(SettingsError, match=said):
+        Meaning.of({"s": regions})
+
+
+def test_the_class_that_is_asked_for_can_be_named(tmp_path: Path) -> None:
+    regions = {"s": drawn(tmp_path, *(feature(name, square(0, 0, 100, 100)) for name in ("gland", "stroma", "Tumor")))}
+    assert Meaning.of(regions).classes == ("gland", "stroma", "Tumor")
+    assert Meaning.of(regions, "GLAND").classes == ("stroma", "Tumor", "gland")
+    with pytest.raises(SettingsError, match="'fat' is not a class of the regions: gland, stroma, Tumor"):
+        Meaning.of(regions, "fat")
+
+
+def test_what_a_model_drew_and_what_has_no_class_teaches_nothing(tmp_path: Path) -> None:
+    said: list[str] = []
+    path = write(
+        tmp_path / "s.geojson",
+        feature("tumour", square(0, 0, 100, 100), measurements={"Mean score": 0.9, "Highest score": 0.9, "Area mm^2": 1.0}),
+        feature("Not taught", square(0, 0, 100, 100)),
+        feature(None, square(0, 0, 100, 100)),
+        feature(None, square(0, 0, 100, 100), objectType="tile"),
+        feature("tumour", square(0, 0, 100, 100)),
+    )
+    assert [region.number for region in read_regions(path, said.append)] == [5]
+    assert said == ["s.geojson: 1 regions without a class are left out", "s.geojson: 2 regions that a model drew are left out"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "not GeoJSON"),
+        ("[]", "no region with a class"),
+        ('{"type": "FeatureCollection", "features": [7]}', "feature 1: not a GeoJSON feature"),
+        (
+            '{"features": [{"properties": {"classification": {"name": "a"}}, "geometry": {"type": "Polygon", "coordinates": []}}]}',
+            r"feature 1 \(a\): its geometry is empty",
+        ),
+    ],
+)
+def test_what_is_no_region_is_refused_by_file_and_number(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "s.geojson").write_text(text)
+    with pytest.raises(SettingsError, match=rf"s\.geojson.*{said}"):
+        read_regions(tmp_path / "s.geojson", lambda text: None)
+
+
+def test_files_are_matched_to_slides_by_name(tmp_path: Path) -> None:
+    out = OutFolder(tmp_path / "out")
+    for slide_id, file in (("a-1", "a.svs"), ("b-2", "B.svs"), ("c-3", "c.svs"), ("c-4", "c.svs")):
+        out.slide(slide_id).path.mkdir(parents=True)
+        out.slide(slide_id).write(made_record(slide_id, file), [])
+    regions = tmp_path / "regions"
+    regions.mkdir()
+    for name in ("a.svs.geojson", "b.geojson", "c-4.geojson"):
+        write(regions / name, feature("tumour", square(0, 0, 100, 100)))
+    said: list[str] = []
+    assert set(find_regions([regions], out, said.append)) == {"a-1", "b-2", "c-4"}
+    assert said == ["b.geojson is taken for b-2"]
+    for name, why in (("a-12", r"has no features in .*\(did you mean a"), ("c", "can mean c-3 and c-4")):
+        path = write(tmp_path / f"{name}.geojson", feature("tumour", square(0, 0, 100, 100)))
+        with pytest.raises(SettingsError, match=why):
+            find_regions([path], out, said.append)
+    with pytest.raises(SettingsError, match="no GeoJSON file"):
+        find_regions([tmp_path / "out"], out, said.append)
