@@ -133,6 +133,10 @@ class OutFolder:
         folders = (self.path / "slides").glob("*")
         return [SlideFolder(path) for path in sorted(folders) if path.is_dir() and not path.is_symlink()]
 
+    def embedded(self) -> list[SlideRecord]:
+        """Records of all slides whose features are whole, also where drawing was interrupted."""
+        return [record for folder in self.slides() if (record := folder.record()) and folder.features_record()]
+
     def finished(self) -> tuple[list[SlideRecord], list[Refused]]:
         """Records of all slides that are finished, and the records that are not read."""
         found = [folder.read() for folder in self.slides()]

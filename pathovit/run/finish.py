@@ -22,12 +22,12 @@ from pathovit.slides.slide import Slide, open_slide
 
 if TYPE_CHECKING:
     from pathovit.model.slide_model import SlideModel, SlidePrediction
-    from pathovit.show.overview import Kinds, View
+    from pathovit.show.views import Kinds, View
 
 
 def finish_slide(plan: SlidePlan, out: OutFolder, settings: Settings, model: SlideModel | None) -> SlideRecord:
     """Views, answer, heatmap and exports of an embedded slide; writes slide.json last and returns it."""
-    from pathovit.show.overview import Kinds, save_views, scanned_parts, thumbnail
+    from pathovit.show.views import Kinds, save_views, scanned_parts, thumbnail
 
     folder, store = out.slide(plan.slide_id), plan.store(out)
     stored = store.read()
@@ -56,7 +56,7 @@ def redraw_slide(record: SlideRecord, out: OutFolder, settings: Settings, model:
     StoreError : features are missing or damaged, or there is no picture of the slide to draw on
     SettingsError : the model was made for other features
     """
-    from pathovit.show.overview import Kinds, load_views, save_views, scanned_parts, thumbnail
+    from pathovit.show.views import Kinds, load_views, save_views, scanned_parts, thumbnail
 
     folder, description = out.slide(record.slide_id), record.description
     store = FeatureStore(folder, path or Path(description.file))

@@ -32,7 +32,7 @@ Listener = Callable[[int, int], None]  # slides that are drawn, and how many the
 def redraw_folder(
     out: OutFolder, model: Path, settings: Settings, command: Sequence[str], on_slide: Listener, stop: Stop
 ) -> RunRecord:
-    """Draw all finished slides of a folder, whose lease is held, by a model; table and report are written anew.
+    """Draw all slides of a folder, whose lease is held, by a model; table and report are written anew.
 
     Parameters
     ----------
@@ -42,9 +42,9 @@ def redraw_folder(
     ------
     NoSlidesError : there is none
     """
-    records, _ = out.finished()
+    records = out.embedded()
     if not records:
-        raise NoSlidesError(f"{out.path}: no finished slide in it. Make some with: pathovit embed SLIDES --out {out.path}")
+        raise NoSlidesError(f"{out.path}: no slide with features in it. Make some with: pathovit embed SLIDES --out {out.path}")
     folder, card = read_card(model)
     settings = replace(settings, heatmap=replace(settings.heatmap, model=str(folder)))
     files = files_at_hand(out)

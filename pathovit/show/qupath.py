@@ -8,17 +8,20 @@ colour; measurements are an object of finite numbers.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from shapely import STRtree, box, centroid, union_all
+from shapely import Polygon, STRtree, box, centroid, union_all
+from shapely.affinity import translate
 from shapely.geometry import mapping
 
 from pathovit import RESEARCH_USE
 from pathovit.files import to_json, write_atomically
+from pathovit.geometry import XY
 from pathovit.outputs.features import SlideFeatures
 
 Feature: TypeAlias = dict[str, object]  # of GeoJSON
@@ -33,21 +36,21 @@ def write_geojson(
     layers: dict[str, NDArray[np.float32]],
     name: str,
     *,
-    hot: NDArray[np.bool_],
+    regions: Sequence[Area],
     marked: Mapping[str, NDArray[np.bool_]],
     max_tiles: int,
-) -> int:
-    """Write tiles with their measurements, and regions of hot and of marked ones; returns the number of hot regions.
+) -> None:
+    """Write tiles with their measurements, and regions of hot and of marked ones.
 
     Parameters
     ----------
     scores : (N,), NaN where a tile was not read
     layers : further measurements (N,) of tiles, by name
     name : the class the scores speak of
-    hot : (N,) tiles that are taken for it
+    regions : tiles that are taken for a class, dissolved
     marked : (N,) tiles of which nothing is known, by what they are called
     """
-    squares = tile_squares(stored)
+    squares, (x, y) = tile_squares(stored), offset(stored)
     features: list[Feature] = []
     if len(stored.xy) <= max_tiles:
         features += _tiles(stored, squares, scores, layers, name)
@@ -55,14 +58,10 @@ def write_geojson(
         features += _bands(squares, scores, name)
     for mark, tiles in marked.items():
         features += [_feature(stored.slide_id, part, "annotation", mark, UNREAD_COLOUR, {}) for part in _parts(squares[tiles])]
-    regions = 0
-    tree, hot_scores = STRtree(centroid(squares[hot])), scores[hot]
-    for region in _parts(squares[hot]):
-        inside = [float(s) for s in hot_scores[tree.query(region, predicate="contains")]]
-        area = region.area * stored.mpp[0] * stored.mpp[1] * 1e-6
-        numbers = {"Mean score": float(np.mean(inside)), "Highest score": max(inside), "Area mm^2": area}
-        features.append(_feature(stored.slide_id, region, "annotation", name, HOT_COLOUR, numbers))
-        regions += 1
+    for region in regions:
+        numbers = {"Mean score": region.mean, "Highest score": region.highest, "Area mm^2": region.mm2}
+        shape = translate(region.shape, -x, -y)
+        features.append(_feature(stored.slide_id, shape, "annotation", region.name, HOT_COLOUR, numbers))
     collection = {
         "type": "FeatureCollection",
         "pathovit": RESEARCH_USE,
@@ -70,7 +69,35 @@ def write_geojson(
         "features": features,
     }
     write_atomically(path, to_json(collection))
-    return regions
+
+
+@dataclass(frozen=True)
+class Area:
+    """Tiles of one class that touch, dissolved."""
+
+    name: str
+    shape: Polygon  # level-0 pixels
+    mm2: float
+    mean: float  # of their scores
+    highest: float
+
+
+def dissolve(stored: SlideFeatures, chosen: NDArray[np.bool_], name: str, scores: NDArray[np.float32]) -> list[Area]:
+    """The tiles chosen (N,), as connected areas, the largest first; `scores` (N,) are of the class."""
+    index = np.flatnonzero(chosen)
+    squares = np.asarray(box(*tile_edges(stored)[index].T))
+    tree, um2 = STRtree(centroid(squares)), stored.mpp[0] * stored.mpp[1]
+    found = []
+    for part in _parts(squares):
+        inside = scores[index[tree.query(part, predicate="contains")]]
+        found.append(Area(name, part, part.area * um2 * 1e-6, float(inside.mean()), float(inside.max())))
+    return found
+
+
+def offset(stored: SlideFeatures) -> XY:
+    """What QuPath crops, left and top."""
+    bounds = stored.attributes.bounds
+    return (float(bounds.x), float(bounds.y)) if stored.attributes.has_bounds else (0.0, 0.0)
 
 
 def write_squares(path: Path, stored: SlideFeatures, tiles: Mapping[int, str]) -> None:
@@ -88,9 +115,7 @@ def write_squares(path: Path, stored: SlideFeatures, tiles: Mapping[int, str]) -
 
 def tile_squares(stored: SlideFeatures) -> NDArray[Any]:
     """(N,) polygons of tiles, in pixels of the image that QuPath shows."""
-    bounds = stored.attributes.bounds
-    offset = np.array([bounds.x, bounds.y]) if stored.attributes.has_bounds else np.zeros(2)
-    return np.asarray(box(*(tile_edges(stored) - np.tile(offset, 2)).T))
+    return np.asarray(box(*(tile_edges(stored) - np.tile(offset(stored), 2)).T))
 
 
 def tile_edges(stored: SlideFeatures) -> NDArray[np.float64]:

@@ -51,15 +51,13 @@ def suggest_tiles(out: OutFolder, model: SlideModel, given: Lessons, count: int,
     """The `count` tiles of a folder that help most, first the one that helps most; written to `suggested/`."""
     painted = {lesson.stored.slide_id: lesson.labels.known for lesson in given.lessons}
     found = []
-    for record in out.finished()[0]:
+    for record in out.embedded():
         try:
             stored = FeatureStore(out.slide(record.slide_id), Path(record.description.file)).read()
-            prediction = model.predict(stored)
+            found.append(candidates(record, stored, model, painted.get(record.slide_id)))
         except (SlideError, SettingsError) as error:
             say(f"{record.description.file}: left out ({error})")
-            continue
-        found.append(_candidates(record, stored, model, prediction, painted.get(record.slide_id)))
-    asked = _choose(found, count)
+    asked = choose(found, count)
     _write(out, asked, say)
     return asked
 
@@ -73,9 +71,9 @@ def uncertainty(prediction: SlidePrediction) -> Floats:
     return np.asarray(1 - (ordered[:, -1] - ordered[:, -2]))
 
 
-def _candidates(
-    record: SlideRecord, stored: SlideFeatures, model: SlideModel, prediction: SlidePrediction, painted: NDArray[np.bool_] | None
-) -> Candidates:
+def candidates(record: SlideRecord, stored: SlideFeatures, model: SlideModel, closed: NDArray[np.bool_] | None) -> Candidates:
+    """The tiles of a slide that may be asked for; not those that are closed (N,), e.g. as they are known."""
+    prediction = model.predict(stored)
     assert isinstance(model.network, TaughtHead)
     ok = stored.ok
     with torch.inference_mode():
@@ -83,13 +81,13 @@ def _candidates(
         seen = model.network.seen(features, torch.from_numpy(stored.centres_um()[ok]), stored.pitch_um).numpy()
     unsure, unlike = uncertainty(prediction)[ok], prediction.tile_novelty[ok]
     help_ = unsure + UNLIKE_WEIGHT * unlike
-    if painted is not None:
-        help_[painted[ok]] = -1
+    if closed is not None:
+        help_[closed[ok]] = -1
     best = np.argsort(-help_, kind="stable")[: min(KEPT, int((help_ >= 0).sum()))]
     return Candidates(record, stored, np.flatnonzero(ok)[best], unsure[best], seen[best], unlike[best])
 
 
-def _choose(found: list[Candidates], count: int) -> list[AskedTile]:
+def choose(found: list[Candidates], count: int) -> list[AskedTile]:
     """One after the other: each that is chosen makes those like it, and those beside it, less wanted."""
     if not found:
         return []

@@ -25,10 +25,10 @@ def test_replaced_features_take_along_what_was_made_of_them(squares: Path, tmp_p
     for name in ("heatmap.ome.tiff", "heatmap.geojson", "overview.png", "top_tiles/01.jpg"):
         (folder.path / name).write_bytes(b"of the replaced features")
     run_one(squares, out, encoder, overwrite=True)
-    assert {p.name for p in folder.path.iterdir()} == {"features.zarr", "features.json", "slide.json"}
+    assert {p.name for p in folder.path.iterdir()} == {"features.zarr", "features.json", "slide.json", "views"}
     record = folder.record()
     assert record
-    assert all(name.startswith("features.zarr/") for name in record.products)
+    assert all(name.startswith(("features.zarr/", "views/")) for name in record.products)
 
 
 def test_an_interrupted_overwrite_goes_on(squares: Path, tmp_path: Path, encoder: CountingEncoder) -> None:

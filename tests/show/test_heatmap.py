@@ -25,9 +25,11 @@ from pathovit.show.canvas import drawable
 from pathovit.show.h5 import write_clam, write_trident
 from pathovit.show.heatmap import Heatmap
 from pathovit.show.ome_tiff import halve, write_ome_tiff
-from pathovit.show.overview import About, Kinds, Said, View, draw_overview, scanned_parts
-from pathovit.show.qupath import write_geojson
+from pathovit.show.overview import About, Said, draw_overview
+from pathovit.show.paint import Layer
+from pathovit.show.qupath import dissolve, write_geojson
 from pathovit.show.table import Contents, table
+from pathovit.show.views import Kinds, View, scanned_parts
 from pathovit.slides.description import SlideDescription, Survey
 from pathovit.slides.tissue import KINDS
 
@@ -72,11 +74,12 @@ def heat(slide: SlideFeatures, scores: np.ndarray) -> Heatmap:
 
 
 def export(folder: Path, slide: SlideFeatures, scores: np.ndarray, max_tiles: int = 20_000) -> int:
-    hot = np.nan_to_num(scores, nan=-1.0) >= 0.5
-    marked = {"Unread": slide.unread}
-    return write_geojson(
-        folder / "h.geojson", slide, scores, {"Attention": scores}, "tumour", hot=hot, marked=marked, max_tiles=max_tiles
-    )
+    regions = dissolve(slide, np.nan_to_num(scores, nan=-1.0) >= 0.5, "tumour", scores)
+    write_geojson(
+        folder / "h.geojson", slide, scores, {"Attention": scores}, "tumour", regions=regions, marked={"Unread": slide.unread},
+        max_tiles=max_tiles,
+    )  # fmt: skip
+    return len(regions)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -259,14 +262,16 @@ def test_panels_of_an_overview_are_aligned_and_everything_on_it_is_seen(
     view = View(np.zeros((height, width, 3), np.uint8), (0, width * l0, height * l0, 0))
     description = SlideDescription("肿瘤.svs", "made", (1, 1), (0.5, 0.5), "manifest", "direct")
     about = About("slide-1", description, Survey(1.0, len(scores), left_out_mm2={"ink": 0.3}))
+    heatmap = heat(slide, scores)
     figures: list[Any] = []
     monkeypatch.setattr("pathovit.show.overview.save", lambda figure, path: figures.append(figure))
     with warnings.catch_warnings(action="error"):
         draw_overview(
             tmp_path / "o.png",
             [view],
-            heat(slide, scores),
-            0,
+            heatmap,
+            Layer.of_scores("tumour", heatmap.layers[0], 0.5),
+            dissolve(slide, scores >= 0.5, "tumour", scores),
             Kinds(what, (l0, l0)),
             about,
             "tile score",

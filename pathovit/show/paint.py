@@ -1,0 +1,91 @@
+"""Painting: where something was found, as colour over the slide; light and dark stay as they are, so that nuclei remain to be seen.
+
+Nothing is painted below the threshold. From there one ramp goes from pale to full gold, which is the opposite of the pink
+and blue of H&E also to eyes that confuse red and green; an answer that should not be relied on has no colour at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pathovit.show.heatmap import Heatmap
+from pathovit.show.views import View
+from pathovit.slides.readers import RGB
+
+Floats = NDArray[np.float32]
+Places = NDArray[np.int64]
+# a and b of CIELAB at full strength; how much of the slide's own colour gives way at the threshold, and at full strength
+GOLD, BLUE, TEAL, VERMILION, OLIVE, INDIGO, GREY = (22, 75), (8, -55), (-38, -8), (55, 45), (-18, 50), (40, -65), (0, 0)
+COLOURS = (GOLD, BLUE, TEAL, VERMILION, OLIVE, INDIGO)
+WEIGHTS = 0.45, 0.85
+PALE = 0.6  # of full colour, at the threshold
+TISSUE = 65.0, 30.0, -14.0  # L, a and b of a common stain: legends show colours as they look on it
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What is painted, cell by cell."""
+
+    names: tuple[str, ...]  # of the colours
+    which: Places  # (rows, columns) of the colours
+    strength: Floats  # (rows, columns) 0 to 1; NaN where nothing is painted
+    floor: float | None = None  # the score at strength 0, where strength is a score; else colours are just kinds
+    muted: bool = False  # not to be relied on: no colour
+
+    @classmethod
+    def of_scores(cls, name: str, scores: Floats, floor: float, muted: bool = False) -> Layer:
+        """Scores (rows, columns) at or above `floor`."""
+        strength = np.where(scores >= floor, (scores - floor) / max(1 - floor, 1e-6), np.nan).astype(np.float32)
+        return cls((name,), np.zeros(scores.shape, np.int64), strength, floor, muted)
+
+    @property
+    def cells(self) -> NDArray[np.bool_]:
+        """(rows, columns) that are painted."""
+        return np.asarray(np.isfinite(self.strength))
+
+    def colour(self, which: int) -> tuple[int, int]:
+        return GREY if self.muted else COLOURS[which % len(COLOURS)]
+
+
+def paint(view: View, heatmap: Heatmap, layer: Layer) -> RGB:
+    """The view, painted."""
+    rows, columns, inside = _cells_under(view, heatmap)
+    strength = np.where(inside, layer.strength[np.ix_(rows, columns)], np.nan)
+    which = layer.which[np.ix_(rows, columns)]
+    colours = np.array([layer.colour(place) for place in range(len(layer.names))], np.float32)
+    lab = cv2.cvtColor(view.picture.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    painted = np.isfinite(strength)
+    lab[painted] = _tint(np.asarray(lab[painted], np.float32), colours[which[painted]], strength[painted].astype(np.float32))
+    drawn = (cv2.cvtColor(lab, cv2.COLOR_LAB2RGB).clip(0, 1) * 255).round().astype(np.uint8)
+    return np.where(painted[..., None], drawn, view.picture)
+
+
+def legend_colour(layer: Layer, which: int, strength: float) -> tuple[float, float, float]:
+    """How a colour looks on tissue: red, green and blue, 0 to 1."""
+    lab = _tint(np.array([TISSUE], np.float32), np.array([layer.colour(which)], np.float32), np.array([strength], np.float32))
+    red, green, blue = cv2.cvtColor(lab[None], cv2.COLOR_LAB2RGB)[0, 0].clip(0, 1)
+    return float(red), float(green), float(blue)
+
+
+def _tint(lab: Floats, colour: Floats, strength: Floats) -> Floats:
+    """(n, 3) of CIELAB with another hue, and the light that they had."""
+    weight = (WEIGHTS[0] + (WEIGHTS[1] - WEIGHTS[0]) * strength)[:, None]
+    aim = colour * (PALE + (1 - PALE) * strength)[:, None]
+    return np.concatenate([lab[:, :1], lab[:, 1:] + weight * (aim - lab[:, 1:])], 1)
+
+
+def _cells_under(view: View, heatmap: Heatmap) -> tuple[Places, Places, NDArray[np.bool_]]:
+    """Row and column of the cell under each row and column of pixels, and which pixels lie on any."""
+    height, width = view.picture.shape[:2]
+    left, right, bottom, top = view.extent
+    x = left + (np.arange(width) + 0.5) * (right - left) / width
+    y = top + (np.arange(height) + 0.5) * (bottom - top) / height
+    column = np.floor((x - heatmap.origin[0]) / heatmap.cell_l0[0]).astype(np.int64)
+    row = np.floor((y - heatmap.origin[1]) / heatmap.cell_l0[1]).astype(np.int64)
+    rows, columns = heatmap.layers.shape[1:]
+    inside = ((row >= 0) & (row < rows))[:, None] & ((column >= 0) & (column < columns))[None]
+    return row.clip(0, rows - 1), column.clip(0, columns - 1), inside
