@@ -45,9 +45,8 @@ def predict(
         with threads_for(len(slide.xy)):
             prediction = loaded.predict(slide, settings.answer.error_rate)
         answer = prediction.to_answer(loaded.name)
-        numbers: Row = {name: float(f"{value:.7g}") for name, value in answer.columns.items()}
-        strange = f"unlike the slides the model knows (novelty {prediction.novelty:.2f})" if answer.strange else ""
-        said = filter(None, [strange, slide.trial, *record.survey.remarks, *loaded.remarks(slide)])
+        numbers: Row = {name: None if value is None else float(f"{value:.7g}") for name, value in answer.columns.items()}
+        said = filter(None, [prediction.remark, slide.trial, *record.survey.remarks, *loaded.remarks(slide)])
         who: Row = {"slide_id": slide.slide_id, "file": record.description.file, "patient": record.patient or ""}
         told: Row = {"novelty": answer.novelty, "tiles": int(slide.ok.sum()), "trial": slide.trial, "reason": "; ".join(said)}
         rows.append({**who, "answer": answer.answer, **numbers, **told})

@@ -104,15 +104,13 @@ def _as_json(state: SlideState) -> dict[str, object]:
 
 
 def _said_unsure(states: Sequence[SlideState]) -> str:
-    """One sentence for all slides that got no answer, and why; nothing if all have one."""
+    """What there is to say of slides that got no answer; nothing if all have one."""
     answers = [state.done.prediction for state in states if state.done and state.done.prediction]
-    unsure = [answer for answer in answers if answer.unsure]
-    if not unsure:
-        return ""
-    strange = sum(answer.strange for answer in unsure)
-    why = [f"{strange} unlike the slides the model knows"] if strange else []
-    why += [f"{len(unsure) - strange} between its classes"] if len(unsure) > strange else []
-    return f"{len(unsure)} of {len(answers)} answers are unsure: {', '.join(why)}.\n"
+    unsure, outside = sum(answer.unsure for answer in answers), sum(answer.strange for answer in answers)
+    said = f"{unsure} of {len(answers)} answers are unsure, between the model's classes.\n" if unsure else ""
+    if outside:
+        said += f"{outside} of {len(answers)} slides are outside what the model was made for. Paint some of their tissue, and use: pathovit teach\n"
+    return said
 
 
 def _say_goodbye(result: RunResult) -> None:

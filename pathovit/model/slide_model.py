@@ -25,12 +25,11 @@ from pathovit.model.targets import Target
 from pathovit.model.taught import TaughtHead
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.recipe import EmbedRecipe, differing
-from pathovit.outputs.records import Answer
+from pathovit.outputs.records import A_MAP, OUTSIDE, UNSURE, Answer
 from pathovit.settings import AnswerSettings
 
 Floats = NDArray[np.float64]
-UNSURE = "unsure"
-A_MAP = "map"  # the answer of a taught model
+SAID_OUTSIDE = "outside what this model was made for"
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class SlidePrediction:
 
     slide_id: str
     target: Target
-    answer: str  # a class, several, "unsure", or a number; "map" of a taught model
+    answer: str  # a class, several, a number; or "unsure", "outside" (not what the model was made for), "map" (of a taught model)
     possible: tuple[tuple[str, ...], ...]  # of each question, the options that cannot be ruled out
     probabilities: NDArray[np.float32]  # (classes,); empty for a target without classes
     value: float | None  # a measurement or a risk; None for a target with classes
@@ -97,14 +96,25 @@ class SlidePrediction:
             untaught, *shares = self.shares().items()
             told = [f"{name}: {share:.1%}" for name, share in reversed(shares)][: max(1, len(shares) - 1)]
             return f"{', '.join(told)} of the tissue" + (f"; {untaught[1]:.1%} unlike what was taught" if untaught[1] else "")
+        if self.strange:
+            return SAID_OUTSIDE
         return self.target.kind.headline(self.answer, self.probabilities, self.value, self.interval)
 
-    def columns(self) -> dict[str, float]:
+    @property
+    def remark(self) -> str:
+        """What must be said beside the answer, and what to do; empty if nothing."""
+        if not self.strange:
+            return ""
+        return f"unlike the slides that the model knows (novelty {self.novelty:.2f}): paint some of this tissue, and use `pathovit teach`"
+
+    def columns(self) -> dict[str, float | None]:
         """The numbers of the answer, as columns of predictions.csv."""
         if self.is_taught:
             return {f"share_{name}": share for name, share in self.shares().items()}
+        if self.strange:
+            return dict.fromkeys(self.target.kind.answer_columns)
         values = [float(p) for p in self.probabilities] if self.value is None else [self.value]
-        found = dict(zip(self.target.kind.answer_columns, values, strict=True))
+        found: dict[str, float | None] = dict(zip(self.target.kind.answer_columns, values, strict=True))
         if self.interval is not None and np.isfinite(self.interval).all():
             found |= {f"{end}_{self.target.columns[0]}": value for end, value in zip(("low", "high"), self.interval, strict=True)}
         return found
@@ -126,7 +136,7 @@ class SlidePrediction:
             columns=self.columns(),
             possible=self.possible,
             classes=self.classes,
-            probabilities=() if self.is_taught else tuple(float(p) for p in self.probabilities),
+            probabilities=() if self.is_taught or self.strange else tuple(float(p) for p in self.probabilities),
             interval=None if self.interval is None else (_finite(low), _finite(high)),
             novelty=_finite(round(self.novelty, 4)),
             strange=self.strange,
@@ -192,8 +202,8 @@ class SlideModel:
 
         Parameters
         ----------
-        error_rate : share of slides for which the answer may be wrong; what cannot be said at that rate is "unsure", and
-            so is any answer for a slide unlike the cohort
+        error_rate : share of slides for which the answer may be wrong; what cannot be said at that rate is "unsure"; a slide
+            unlike the cohort is "outside"
 
         Raises
         ------
@@ -215,7 +225,7 @@ class SlideModel:
         return SlidePrediction(
             slide_id=stored.slide_id,
             target=self.target,
-            answer=A_MAP if self.is_taught else self._answer(possible, value),
+            answer=OUTSIDE if novelty > 1 else A_MAP if self.is_taught else self._answer(possible, value),
             possible=possible,
             probabilities=chances.astype(np.float32),
             value=value,

@@ -22,6 +22,7 @@ from pathovit.slides.description import SlideDescription, Survey
 
 FORMAT = 1  # of every record; those of before had none
 DONE = "slide.json"
+UNSURE, OUTSIDE, A_MAP = "unsure", "outside", "map"  # answers that name no class
 Json = Mapping[str, Any]
 
 
@@ -113,8 +114,8 @@ class Answer:
 
     model: str
     headline: str  # the answer in a few words
-    answer: str  # a class, several, "unsure", or a number
-    columns: Mapping[str, float]  # of predictions.csv
+    answer: str  # a class, several, a number, or one of those that name no class
+    columns: Mapping[str, float | None]  # of predictions.csv; None where the model was not made for the slide
     possible: tuple[tuple[str, ...], ...]  # of each question, the options that cannot be ruled out
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
@@ -124,12 +125,13 @@ class Answer:
 
     @property
     def unsure(self) -> bool:
-        return self.answer == "unsure"
+        return self.answer == UNSURE
 
     @property
     def risk(self) -> float:
-        """The last number of the answer: for a binary target the probability of the positive class."""
-        return float(list(self.columns.values())[-1])
+        """The last number of the answer: for a binary target the probability of the positive class. Less than any, where there is none."""
+        last = [None, *self.columns.values()][-1]
+        return float("-inf") if last is None else last
 
     @classmethod
     def from_json(cls, found: Json) -> Answer:

@@ -138,8 +138,7 @@ def _answer(
     answer = prediction.to_answer(model.name)
     if stored.trial:
         answer = replace(answer, headline=f"{answer.headline} (a trial)")
-    strange = f"unlike the slides the model knows (novelty {prediction.novelty:.2f})" if prediction.strange else ""
-    reason = "; ".join(filter(None, [strange, record.reason, *model.remarks(stored)]))
+    reason = "; ".join(filter(None, [prediction.remark, record.reason, *model.remarks(stored)]))
     words = Said(answer.headline, f"DEGRADED: {reason}" if record.verdict == SlideVerdict.DEGRADED else reason)
     tiles = draw_products(
         out.slide(record.slide_id).path, views, opened, About(record.slide_id, record.description, record.survey), stored,

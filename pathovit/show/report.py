@@ -18,7 +18,10 @@ from pathovit.show.table import OLDER, Contents, table
 from pathovit.text import plain, say_left_out
 
 PICTURE_PX = 1400  # longer side of an overview inside the report
-TRAIN_HINT = "The bundled model is a demonstration, made on few patients. Train one on slides of yours: pathovit train LABELS.csv"
+TRAIN_HINT = (
+    "The bundled model is a demonstration, made on few patients. Teach one on a few strokes of yours: pathovit teach OUT REGIONS. "
+    "Or train one on labels of slides: pathovit train LABELS.csv"
+)
 MAX_PICTURES = 300  # slides with pictures in one report, those at the highest risk; the table always has all
 
 

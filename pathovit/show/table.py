@@ -84,7 +84,7 @@ def _row(record: SlideRecord, older: Container[str]) -> Row:
         "reason": "; ".join(filter(None, [OLDER if record.sha256 in older else "", record.reason])),
     }
     if answer:
-        row |= {name: f"{value:.7g}" for name, value in answer.columns.items()}
+        row |= {name: "" if value is None else f"{value:.7g}" for name, value in answer.columns.items()}
         row |= {"answer": answer.answer, "novelty": answer.novelty, "model": answer.model}
     return row
 

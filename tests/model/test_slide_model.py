@@ -11,9 +11,10 @@ from pathovit.errors import SettingsError, WeightsError
 from pathovit.model.calibration import Calibration
 from pathovit.model.card import ModelCard
 from pathovit.model.novelty import Novelty
-from pathovit.model.slide_model import UNSURE, SlideModel, load_model, save_model
+from pathovit.model.slide_model import SlideModel, load_model, save_model
 from pathovit.model.targets import Target
 from pathovit.outputs.features import SlideFeatures, TileVerdict
+from pathovit.outputs.records import OUTSIDE, UNSURE
 
 BINARY = Target("binary", ("label",), ("normal", "tumour"))
 EVERY = tuple(np.linspace(0, 1, 101))  # conformity of a model whose probabilities are even
@@ -107,7 +108,12 @@ def test_a_strange_slide_is_flagged_and_its_tiles_too() -> None:
     strange = model().predict(slide)
     assert not usual.strange
     assert strange.strange
-    assert strange.answer == UNSURE
+    assert strange.answer == OUTSIDE
+    assert strange.headline == "outside what this model was made for"
+    assert strange.columns() == {"prob_normal": None, "prob_tumour": None}
+    assert strange.to_answer("m").probabilities == ()
+    assert "pathovit teach" in strange.remark
+    assert usual.remark == ""
     assert strange.possible == (("normal", "tumour"),)
     assert np.nanmin(strange.tile_novelty) > np.nanmax(usual.tile_novelty)
 

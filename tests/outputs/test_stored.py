@@ -78,5 +78,5 @@ def test_a_stored_folder_is_verified_predicted_and_exported(stored: Path) -> Non
     (row,) = csv.DictReader(told.stdout.splitlines())
     (kept,) = csv.DictReader((stored / "predictions.csv").read_text().splitlines())
     assert row["slide_id"] == kept["slide_id"] == ID
-    assert float(row["prob_tumour"]) == pytest.approx(float(kept["prob_tumour"]), rel=1e-3)
+    assert (kept["answer"], row["answer"], row["prob_tumour"]) == ("unsure", "outside", "")  # a strange slide was called unsure
     assert call("export", stored).exit_code == 0

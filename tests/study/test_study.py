@@ -240,7 +240,7 @@ def test_a_model_without_evidence_draws_no_heatmap(cohort: Path, tmp_path: Path,
 
 
 def test_unsure_is_counted_by_the_rule_of_predict(cohort: Path, tmp_path: Path) -> None:
-    """Every slide is made strange to the model; then predict says unsure of all, and so must the evaluation."""
+    """Every slide is made strange to the model; then predict answers none, and the evaluation counts all as unsure."""
     study(cohort / "labels.csv", cohort / "features", tmp_path / "m", ONCE)
     model = load_model(tmp_path / "m")
     assert model.novelty
@@ -253,7 +253,7 @@ def test_unsure_is_counted_by_the_rule_of_predict(cohort: Path, tmp_path: Path) 
     assert usual.unsure >= usual.unsure_by_probability == found.unsure_by_probability
     for bag in bags[:6]:
         slide = FeatureStore(OutFolder(cohort / "features").slide(bag.slides[0]), Path("x.svs")).read()
-        assert strict.predict(slide).unsure
+        assert strict.predict(slide).answer == "outside"
 
 
 def test_a_promise_that_is_not_kept_is_told(cohort: Path, tmp_path: Path) -> None:
