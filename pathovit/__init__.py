@@ -18,7 +18,7 @@ _HOMES = {
     "Embedder": "run.embedder",
     "SlideFeatures": "outputs.features", "TileVerdict": "outputs.features",
     "FeatureStore": "outputs.store", "OutFolder": "outputs.folder", "SlideRecord": "outputs.records", "RunRecord": "outputs.runs",
-    "SlideTransformer": "model.aggregator", "SlideModel": "model.slide_model", "SlidePrediction": "model.slide_model",
+    "SlideTransformer": "model.aggregator", "SlideModel": "model.slide_model", "SlidePrediction": "model.prediction",
     "load_model": "model.slide_model",
     "Heatmap": "show.heatmap", "teach": "study.teach",
     "analyse_slide": "run.single", "run_folder": "run.folder",

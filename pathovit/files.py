@@ -104,9 +104,9 @@ def write_atomically(path: Path, content: bytes) -> None:
         fsync(path.parent)
 
 
-def to_json(value: Any) -> bytes:
-    """UTF-8 JSON; NaN and infinities are refused, for other programs cannot read them."""
-    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace")
+def to_json(value: Any, indent: int | None = 1) -> bytes:
+    """UTF-8 JSON; NaN and infinities are refused, for other programs cannot read them. Without `indent` it is written much faster."""
+    return (json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace")
 
 
 def fsync(path: Path) -> None:

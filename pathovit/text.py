@@ -30,3 +30,8 @@ def size(count: float) -> str:
 def say_left_out(areas: Mapping[str, float]) -> str:
     """1.8 mm² ink, 0.2 mm² grey: what was taken for no tissue although it is not glass."""
     return ", ".join(f"{area:.2g} mm² {reason}" for reason, area in areas.items())
+
+
+def counted(count: int, thing: str) -> str:
+    """So many things: 1 slide, 2 slides."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"

@@ -7,6 +7,7 @@ from typing import Any
 
 from pathovit.model.card import ModelCard
 from pathovit.model.judged import SAID, Abstention, Metrics, say_left_out
+from pathovit.text import counted
 
 Values = Mapping[str, Any]
 
@@ -37,7 +38,8 @@ def describe_taught(model: ModelCard) -> str:
 def say_taught(taught: Values) -> str:
     """What it was taught on."""
     tiles = ", ".join(f"{name} {count}" for name, count in taught["tiles"].items())
-    return f"Taught on {sum(taught['tiles'].values())} painted tiles ({tiles}) of {taught['slides']} slides, {taught['patients']} patients."
+    slides, patients = counted(taught["slides"], "slide"), counted(taught["patients"], "patient")
+    return f"Taught on {sum(taught['tiles'].values())} painted tiles ({tiles}) of {slides}, {patients}."
 
 
 def describe_model(model: ModelCard) -> str:

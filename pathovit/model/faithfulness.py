@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pathovit.model.slide_model import SlideModel, SlidePrediction
+from pathovit.model.prediction import SlidePrediction
+from pathovit.model.slide_model import SlideModel
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.records import HeatmapCheck, OrderFigures
 

@@ -10,9 +10,11 @@ tiles of those slides; above 1, it lies further than what was shown lies from th
 
 from __future__ import annotations
 
+import cv2
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from pathovit.model.aggregator import Aggregator, TileEvidence
 from pathovit.settings import AggregatorConfig
@@ -20,6 +22,7 @@ from pathovit.settings import AggregatorConfig
 REACHES = (0.7, 2.5)  # of the means: spreads of a Gaussian, in tiles
 AXES = 32  # in which distances are measured, or as many as there are features
 TILES_AT_ONCE = 4096
+DIMS_AT_ONCE = 64
 
 
 class Lattice:
@@ -27,23 +30,23 @@ class Lattice:
 
     def __init__(self, xy_um: Tensor, pitch_um: float) -> None:
         place = torch.round((xy_um - xy_um.min(0).values) / pitch_um).long()
-        self.column, self.row = place[:, 0], place[:, 1]
+        self.column, self.row = place.numpy().T
         self.shape = int(self.row.max()) + 1, int(self.column.max()) + 1
 
     def mean(self, values: Tensor, reach: float) -> Tensor:
         """(N, d) -> (N, d): of each tile and its neighbours, weighted by a Gaussian over those that there are."""
         radius = -(-5 * reach // 2)
-        weight = torch.exp(-torch.arange(-radius, radius + 1).square() / (2 * reach**2))
+        weight = np.exp(-np.square(np.arange(-radius, radius + 1)) / (2 * reach**2)).astype(np.float32)
         summed = self._blurred(torch.cat([values, torch.ones_like(values[:, :1])], 1), weight)
         return summed[:, :-1] / summed[:, -1:]
 
-    def _blurred(self, values: Tensor, weight: Tensor) -> Tensor:
-        grid = values.new_zeros(values.shape[1], 1, *self.shape)
-        grid[:, 0, self.row, self.column] = values.T
-        radius = len(weight) // 2
-        grid = functional.conv2d(grid, weight.view(1, 1, -1, 1), padding=(radius, 0))
-        grid = functional.conv2d(grid, weight.view(1, 1, 1, -1), padding=(0, radius))
-        return grid[:, 0, self.row, self.column].T
+    def _blurred(self, values: Tensor, weight: NDArray[np.float32]) -> Tensor:
+        grid = np.zeros((*self.shape, values.shape[1]), np.float32)
+        grid[self.row, self.column] = values.numpy()
+        parts = [grid[..., first : first + DIMS_AT_ONCE] for first in range(0, grid.shape[-1], DIMS_AT_ONCE)]
+        blurred = [cv2.sepFilter2D(part, -1, weight, weight, borderType=cv2.BORDER_CONSTANT) for part in parts]
+        at_tiles = [np.atleast_3d(part)[self.row, self.column] for part in blurred]
+        return torch.from_numpy(np.concatenate(at_tiles, 1))
 
 
 class TaughtHead(Aggregator):

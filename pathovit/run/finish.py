@@ -21,7 +21,8 @@ from pathovit.slides.identity import require_unchanged
 from pathovit.slides.slide import Slide, open_slide
 
 if TYPE_CHECKING:
-    from pathovit.model.slide_model import SlideModel, SlidePrediction
+    from pathovit.model.prediction import Answered
+    from pathovit.model.slide_model import SlideModel
     from pathovit.show.views import Kinds, View
 
 
@@ -39,13 +40,16 @@ def finish_slide(plan: SlidePlan, out: OutFolder, settings: Settings, model: Sli
         bare = replace(_describe(plan, settings, stored, counts, sealed), views=save_views(folder.path, views))
         # While pictures are drawn the record speaks of features alone: products of another model are not mistaken for ours.
         folder.write(bare, _files(bare))
-        record = _answer(bare, out, settings, model, stored, kinds, views, opened) if model is not None else bare
+        answered = model.answer(stored, settings.answer.error_rate) if model is not None else None
+        record = _answer(bare, out, settings, answered, stored, kinds, views, opened) if answered else bare
+        if model and answered and settings.heatmap.check:
+            record = replace(record, heatmap_check=_check(model, stored, answered))
     require_unchanged(plan.job.path, plan.state, plan.sha256)
-    return _end(record, out, settings, model)
+    return _end(record, out, settings, answered)
 
 
-def redraw_slide(record: SlideRecord, out: OutFolder, settings: Settings, model: SlideModel, path: Path | None) -> SlideRecord:
-    """Answer, heatmap and exports by another model, from what is stored.
+def redraw_slide(record: SlideRecord, out: OutFolder, settings: Settings, answered: Answered, path: Path | None) -> SlideRecord:
+    """Heatmap and exports of another model's answer, from what is stored.
 
     Parameters
     ----------
@@ -54,7 +58,6 @@ def redraw_slide(record: SlideRecord, out: OutFolder, settings: Settings, model:
     Raises
     ------
     StoreError : features are missing or damaged, or there is no picture of the slide to draw on
-    SettingsError : the model was made for other features
     """
     from pathovit.show.views import Kinds, load_views, save_views, scanned_parts, thumbnail
 
@@ -82,7 +85,7 @@ def redraw_slide(record: SlideRecord, out: OutFolder, settings: Settings, model:
             reason=_reason(stored, counts, record.survey),
         )
         folder.write(bare, _files(bare))
-        return _end(_answer(bare, out, settings, model, stored, kinds, views, opened), out, settings, model)
+        return _end(_answer(bare, out, settings, answered, stored, kinds, views, opened), out, settings, answered)
 
 
 def _count(path: Path, stored: SlideFeatures) -> TileCounts:
@@ -128,30 +131,29 @@ def _describe(
 
 
 def _answer(
-    record: SlideRecord, out: OutFolder, settings: Settings, model: SlideModel, stored: SlideFeatures, kinds: Kinds,
+    record: SlideRecord, out: OutFolder, settings: Settings, answered: Answered, stored: SlideFeatures, kinds: Kinds,
     views: list[View], opened: Slide | None,
 ) -> SlideRecord:  # fmt: skip
     """The record with the model's answer, drawn."""
     from pathovit.show.overview import About, Said, draw_products
 
-    prediction = model.predict(stored, settings.answer.error_rate)
-    answer = prediction.to_answer(model.name)
+    prediction = answered.prediction
+    answer = prediction.to_answer(answered.model)
     if stored.trial:
         answer = replace(answer, headline=f"{answer.headline} (a trial)")
-    reason = "; ".join(filter(None, [prediction.remark, record.reason, *model.remarks(stored)]))
+    reason = "; ".join(filter(None, [prediction.remark, record.reason, *answered.remarks]))
     words = Said(answer.headline, f"DEGRADED: {reason}" if record.verdict == SlideVerdict.DEGRADED else reason)
+    about = About(record.slide_id, record.description, record.survey)
     tiles = draw_products(
-        out.slide(record.slide_id).path, views, opened, About(record.slide_id, record.description, record.survey), stored,
-        prediction, kinds, settings.heatmap, words,
+        out.slide(record.slide_id).path, views, opened, about, stored, prediction, kinds, settings.heatmap, words
     )  # fmt: skip
-    check = _check(model, stored, prediction) if settings.heatmap.check else None
-    return replace(record, prediction=answer, reason=reason, heatmap_check=check, top_tiles=tuple(tiles))
+    return replace(record, prediction=answer, reason=reason, top_tiles=tuple(tiles))
 
 
-def _check(model: SlideModel, stored: SlideFeatures, prediction: SlidePrediction) -> HeatmapCheck:
+def _check(model: SlideModel, stored: SlideFeatures, answered: Answered) -> HeatmapCheck:
     from pathovit.model.faithfulness import check_heatmap
 
-    return check_heatmap(model, stored, prediction)
+    return check_heatmap(model, stored, answered.prediction)
 
 
 def _files(record: SlideRecord) -> list[str]:
@@ -160,7 +162,7 @@ def _files(record: SlideRecord) -> list[str]:
     return [*pictures, *(("heatmap.ome.tiff", "heatmap.geojson", "overview.png") if record.prediction else ())]
 
 
-def _end(record: SlideRecord, out: OutFolder, settings: Settings, model: SlideModel | None) -> SlideRecord:
-    asked = finish_recipe(settings, model.sha256 if model else None, record.patient, record.label)
+def _end(record: SlideRecord, out: OutFolder, settings: Settings, answered: Answered | None) -> SlideRecord:
+    asked = finish_recipe(settings, answered.model_sha256 if answered else None, record.patient, record.label)
     done = replace(record, finish_recipe=asked)
     return out.slide(record.slide_id).write(done, _files(done))

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pathovit.errors import NoSlidesError
-from pathovit.machine import allowed_cores, quiet_libraries, use_threads
+from pathovit.machine import allowed_cores, quiet_libraries, threads_for
 from pathovit.model.card import model_digest, read_card
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.records import SlideRecord
 from pathovit.outputs.runs import RunLog, RunRecord, SlideOutcome, files_at_hand
+from pathovit.outputs.store import FeatureStore
 from pathovit.run.finish import redraw_slide
 from pathovit.run.folder import Stop, show_results
 from pathovit.run.worker import Failed, Ok, guarded
 from pathovit.settings import Settings
 
 if TYPE_CHECKING:
-    from pathovit.model.slide_model import SlideModel
+    from pathovit.model.prediction import Answered
 
 MOST_PROCESSES = 8
 Listener = Callable[[int, int], None]  # slides that are drawn, and how many there are
@@ -46,7 +46,7 @@ def redraw_folder(
     if not records:
         raise NoSlidesError(f"{out.path}: no slide with features in it. Make some with: pathovit embed SLIDES --out {out.path}")
     folder, card = read_card(model)
-    settings = replace(settings, heatmap=replace(settings.heatmap, model=str(folder)))
+    settings = replace(settings, heatmap=replace(settings.heatmap, model=str(folder), check=False))
     files = files_at_hand(out)
     began = time.monotonic()
     asked = RunRecord(
@@ -61,14 +61,13 @@ def redraw_folder(
     )
     log = RunLog(out, asked)
     outcomes: dict[str, SlideOutcome] = {}
-    context = multiprocessing.get_context("spawn")
-    processes = min(allowed_cores(), MOST_PROCESSES, len(records))
-    with ProcessPoolExecutor(processes, context, initializer=_prepare) as pool:
-        futures: dict[Future[Ok | Failed], SlideRecord] = {
-            pool.submit(_redraw, record, out, settings, folder, files.get(record.sha256)): record for record in records
-        }
-        for future in as_completed(futures):
-            record, found = futures[future], future.result()
+    with ProcessPoolExecutor(_processes(len(records)), multiprocessing.get_context("spawn"), initializer=quiet_libraries) as pool:
+        drawn: dict[Future[Ok | Failed], SlideRecord] = {}
+        for record, answered in _answers(records, out, folder, settings):
+            path = files.get(record.sha256)
+            drawn[pool.submit(_redraw, record, out, settings, answered, path)] = record
+        for future in as_completed(drawn):
+            record, found = drawn[future], future.result()
             stage, reason = ("failed", str(found.error)) if isinstance(found, Failed) else ("done", found.value.reason)
             outcomes[record.slide_id] = SlideOutcome(record.description.file, stage, record.slide_id, reason)
             on_slide(len(outcomes), len(records))
@@ -83,18 +82,28 @@ def redraw_folder(
     return ended
 
 
-def _prepare() -> None:
-    quiet_libraries()
-    use_threads(1)
+def _processes(slides: int) -> int:
+    return min(allowed_cores(), MOST_PROCESSES, slides)
 
 
-def _redraw(record: SlideRecord, out: OutFolder, settings: Settings, model: Path, path: Path | None) -> Ok | Failed:
-    file = path or Path(record.description.file)
-    return guarded(lambda: redraw_slide(record, out, settings, _model(model), path), file)
-
-
-@cache
-def _model(folder: Path) -> SlideModel:
+def _answers(
+    records: Sequence[SlideRecord], out: OutFolder, folder: Path, settings: Settings
+) -> Iterator[tuple[SlideRecord, Ok | Failed]]:
+    """What the model says of each slide. In this process: those that draw need no torch."""
     from pathovit.model.slide_model import load_model
 
-    return load_model(folder)
+    model = load_model(folder)
+
+    def answer(record: SlideRecord) -> Answered:
+        stored = FeatureStore(out.slide(record.slide_id), Path(record.description.file)).read()
+        with threads_for(len(stored.xy)):
+            return model.answer(stored, settings.answer.error_rate)
+
+    for record in records:
+        yield record, guarded(answer, Path(record.description.file), record)
+
+
+def _redraw(record: SlideRecord, out: OutFolder, settings: Settings, answered: Ok | Failed, path: Path | None) -> Ok | Failed:
+    if isinstance(answered, Failed):
+        return answered
+    return guarded(redraw_slide, path or Path(record.description.file), record, out, settings, answered.value, path)

@@ -12,7 +12,8 @@ from pathovit.show.heatmap import Heatmap
 
 if TYPE_CHECKING:
     from pathovit.encoders.encoder import Encoder
-    from pathovit.model.slide_model import SlideModel, SlidePrediction
+    from pathovit.model.prediction import SlidePrediction
+    from pathovit.model.slide_model import SlideModel
 
 
 def analyse_slide(

@@ -40,8 +40,12 @@ def new_figure(size: tuple[float, float], title: str, footer: str = RESEARCH_USE
 
 def save(figure: Any, path: Path) -> None:
     """Put a figure in place as PNG, whole."""
+    figure.get_layout_engine().execute(figure)
+    figure.set_layout_engine("none")  # or every picture in it would be resampled twice
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": "pathovit", "Comment": RESEARCH_USE})
+    figure.savefig(
+        buffer, format="png", pil_kwargs={"compress_level": 3}, metadata={"Software": "pathovit", "Comment": RESEARCH_USE}
+    )
     write_atomically(path, buffer.getvalue())
 
 

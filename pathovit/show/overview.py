@@ -28,14 +28,11 @@ from pathovit.slides.slide import Slide
 from pathovit.text import plain, say_left_out
 
 if TYPE_CHECKING:
-    from pathovit.model.slide_model import SlidePrediction
+    from pathovit.model.prediction import SlidePrediction
 
 OUTLINE_PX = 900  # longer side of the mask that is outlined
 AVERAGE = 0.5  # tile score above which measurements and risks are painted
 NAMED_AREAS, LEAST_SHARE = 6, 0.02  # regions whose area is written beside them, and of the largest that they must have
-STRIPES = np.add.outer(np.arange(8), np.arange(8)) % 8 < 2  # bool (8, 8), over one cell
-DOTS = np.zeros((8, 8), bool)
-DOTS[1:3, 1:3] = DOTS[5:7, 5:7] = True
 SCALE_BARS_UM = (20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000)
 
 
@@ -146,10 +143,9 @@ def draw_overview(
     pairs = [(panels[0, 0], panels[1, 0])] if wide else [tuple(row) for row in panels]
     for view, pair in zip(views, pairs, strict=True):
         for axes, picture in zip(pair, (view.picture, paint(view, heatmap, layer)), strict=True):
-            axes.imshow(picture, extent=view.extent, interpolation="antialiased")
+            whole = cv2.cvtColor(picture, cv2.COLOR_RGB2RGBA)  # of three channels matplotlib makes four of 64 bits
+            axes.imshow(whole, extent=view.extent, interpolation="antialiased")
             axes.set_axis_off()
-        _mark(pair[1], heatmap, heatmap.unread, STRIPES)
-        _mark(pair[1], heatmap, heatmap.untaught, DOTS)
         _outline_left_out(pair[0], kinds)
         _name_areas(pair[1], regions, view)
         for axes in pair:
@@ -230,19 +226,6 @@ def _outline_left_out(axes: Any, kinds: Kinds) -> None:
     y = (np.arange(-1, small[1] + 1) + 0.5) * size[1] / small[1] * kinds.downsample[1]
     for colour, line_width in (("black", 2.0), ("white", 0.9)):
         axes.contour(x, y, mask, levels=[127], colors=colour, linewidths=line_width)
-
-
-def _mark(axes: Any, heatmap: Heatmap, cells: NDArray[np.bool_], pattern: NDArray[np.bool_]) -> None:
-    """A pattern over some cells (rows, columns), as one picture: a hatch of matplotlib takes seconds for a thousand cells."""
-    if not cells.any():
-        return
-    side = len(pattern)
-    drawn = np.kron(cells, np.ones((side, side), bool)) & np.tile(pattern, cells.shape)
-    rgba = np.zeros((*drawn.shape, 4), np.uint8)
-    rgba[drawn] = (40, 40, 40, 255)
-    (x, y), (width, height) = heatmap.origin, heatmap.cell_l0
-    place = (x, x + cells.shape[1] * width, y + cells.shape[0] * height, y)
-    axes.imshow(rgba, extent=place, interpolation="antialiased")
 
 
 def _scale_bar(axes: Any, extent: tuple[float, float, float, float], mpp: float) -> None:

@@ -23,6 +23,11 @@ GOLD, BLUE, TEAL, VERMILION, OLIVE, INDIGO, GREY = (22, 75), (8, -55), (-38, -8)
 COLOURS = (GOLD, BLUE, TEAL, VERMILION, OLIVE, INDIGO)
 WEIGHTS = 0.45, 0.85
 PALE = 0.6  # of full colour, at the threshold
+# Over what nothing is known of, in pixels of the view
+STRIPES = np.add.outer(np.arange(8), np.arange(8)) % 8 < 2
+DOTS = np.zeros((8, 8), bool)
+DOTS[1:3, 1:3] = DOTS[5:7, 5:7] = True
+MARK = 40, 40, 40
 TISSUE = 65.0, 30.0, -14.0  # L, a and b of a common stain: legends show colours as they look on it
 
 
@@ -52,7 +57,7 @@ class Layer:
 
 
 def paint(view: View, heatmap: Heatmap, layer: Layer) -> RGB:
-    """The view, painted."""
+    """The view, painted; striped where tissue could not be read, dotted where it is unlike all that was taught."""
     rows, columns, inside = _cells_under(view, heatmap)
     strength = np.where(inside, layer.strength[np.ix_(rows, columns)], np.nan)
     which = layer.which[np.ix_(rows, columns)]
@@ -61,7 +66,13 @@ def paint(view: View, heatmap: Heatmap, layer: Layer) -> RGB:
     painted = np.isfinite(strength)
     lab[painted] = _tint(np.asarray(lab[painted], np.float32), colours[which[painted]], strength[painted].astype(np.float32))
     drawn = (cv2.cvtColor(lab, cv2.COLOR_LAB2RGB).clip(0, 1) * 255).round().astype(np.uint8)
-    return np.where(painted[..., None], drawn, view.picture)
+    drawn = np.where(painted[..., None], drawn, view.picture)
+    for cells, pattern in ((heatmap.unread, STRIPES), (heatmap.untaught, DOTS)):
+        if cells.any():
+            shape = [-(-length // len(pattern)) for length in inside.shape]
+            marked = np.tile(pattern, shape)[: inside.shape[0], : inside.shape[1]]
+            drawn[inside & cells[np.ix_(rows, columns)] & marked] = MARK
+    return drawn
 
 
 def legend_colour(layer: Layer, which: int, strength: float) -> tuple[float, float, float]:

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from shapely import Polygon, STRtree, box, centroid, union_all
+from shapely import Polygon, STRtree, box, centroid, coverage_union_all, union_all
 from shapely.affinity import translate
 from shapely.geometry import mapping
 
@@ -50,14 +50,16 @@ def write_geojson(
     regions : tiles that are taken for a class, dissolved
     marked : (N,) tiles of which nothing is known, by what they are called
     """
-    squares, (x, y) = tile_squares(stored), offset(stored)
+    squares, overlapping, (x, y) = tile_squares(stored), overlap(stored), offset(stored)
     features: list[Feature] = []
     if len(stored.xy) <= max_tiles:
         features += _tiles(stored, squares, scores, layers, name)
     else:
-        features += _bands(squares, scores, name)
+        features += _bands(squares, overlapping, scores, name)
     for mark, tiles in marked.items():
-        features += [_feature(stored.slide_id, part, "annotation", mark, UNREAD_COLOUR, {}) for part in _parts(squares[tiles])]
+        features += [
+            _feature(stored.slide_id, part, "annotation", mark, UNREAD_COLOUR, {}) for part in _parts(squares[tiles], overlapping)
+        ]
     for region in regions:
         numbers = {"Mean score": region.mean, "Highest score": region.highest, "Area mm^2": region.mm2}
         shape = translate(region.shape, -x, -y)
@@ -68,7 +70,7 @@ def write_geojson(
         **({"trial": stored.trial} if stored.trial else {}),
         "features": features,
     }
-    write_atomically(path, to_json(collection))
+    write_atomically(path, to_json(collection, indent=None))
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def dissolve(stored: SlideFeatures, chosen: NDArray[np.bool_], name: str, scores
     squares = np.asarray(box(*tile_edges(stored)[index].T))
     tree, um2 = STRtree(centroid(squares)), stored.mpp[0] * stored.mpp[1]
     found = []
-    for part in _parts(squares):
+    for part in _parts(squares, overlap(stored)):
         inside = scores[index[tree.query(part, predicate="contains")]]
         found.append(Area(name, part, part.area * um2 * 1e-6, float(inside.mean()), float(inside.max())))
     return found
@@ -118,10 +120,15 @@ def tile_squares(stored: SlideFeatures) -> NDArray[Any]:
     return np.asarray(box(*(tile_edges(stored) - np.tile(offset(stored), 2)).T))
 
 
+def overlap(stored: SlideFeatures) -> bool:
+    """Whether tiles lie over each other, or apart, rather than side by side."""
+    return not np.allclose(stored.tile_l0, stored.grid.stride_l0)
+
+
 def tile_edges(stored: SlideFeatures) -> NDArray[np.float64]:
     """(N, 4) left, top, right, bottom in whole level-0 pixels; tiles that touch on the lattice share their edge exactly."""
     tile, stride = np.asarray(stored.tile_l0), np.asarray(stored.grid.stride_l0)
-    if not np.allclose(tile, stride):
+    if overlap(stored):
         return np.concatenate([stored.xy, np.rint(stored.xy + tile)], axis=1)
     origin = np.asarray(stored.grid.origin)
     place = np.rint((stored.xy - origin) / stride)
@@ -137,19 +144,19 @@ def _tiles(
         yield _feature(stored.slide_id, squares[index], "tile", None, None, numbers)
 
 
-def _bands(squares: NDArray[Any], scores: NDArray[np.float32], name: str) -> Iterator[Feature]:
+def _bands(squares: NDArray[Any], overlapping: bool, scores: NDArray[np.float32], name: str) -> Iterator[Feature]:
     """Tiles of one score band dissolved into polygons: viewers choke on a hundred thousand squares."""
     band = np.where(np.isfinite(scores), np.minimum(np.nan_to_num(scores) * BANDS, BANDS - 1), -1).astype(int)
     for step in range(BANDS):
-        for part in _parts(squares[band == step]):
+        for part in _parts(squares[band == step], overlapping):
             yield _feature("band", part, "tile", None, None, {f"{name} score": (step + 0.5) / BANDS})
 
 
-def _parts(squares: NDArray[Any]) -> list[Any]:
-    """Squares dissolved; the connected parts, largest first."""
+def _parts(squares: NDArray[Any], overlapping: bool) -> list[Any]:
+    """Squares dissolved; the connected parts, largest first. Much faster where they only touch."""
     if not len(squares):
         return []
-    union = union_all(squares)
+    union = union_all(squares) if overlapping else coverage_union_all(squares)
     return sorted(getattr(union, "geoms", [union]), key=lambda part: -part.area)
 
 

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from pathovit.errors import SettingsError, SlideError
-from pathovit.model.slide_model import SlideModel, SlidePrediction
+from pathovit.model.prediction import SlidePrediction
+from pathovit.model.slide_model import SlideModel
 from pathovit.model.taught import TaughtHead
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.folder import OutFolder

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from torch import Tensor
 
 from pathovit import RESEARCH_USE
 from pathovit.errors import SettingsError
@@ -43,7 +42,6 @@ SPREAD_TILES = 20_000  # of all slides, that say how far tiles spread
 SHOWN_TILES = 2000  # kept, that say what was shown
 FLOOR = 0.02  # of the largest spread: directions in which tiles hardly differ are not blown up
 UNLIKE_RATE = 0.05  # of the painted tiles, left out, that count as unlike what was shown
-DIMS_AT_ONCE = 64
 INTENDED_USE = "Research only: maps of tissue like that which was painted, to be looked at by a person."
 LIMITS = [
     "It knows what was painted, and nothing else. Tiles unlike all of that are marked on the map, and left out of its figures.",
@@ -183,11 +181,11 @@ def _gather(lessons: Sequence[Lesson]) -> tuple[Paint, Spread]:
         stored, ok = lesson.stored, lesson.stored.ok
         features = torch.from_numpy(stored.features[ok].astype(np.float32))
         lattice = Lattice(torch.from_numpy(stored.centres_um()[ok]), stored.pitch_um)
-        means = [_means(lattice, features, reach) for reach in REACHES]
+        means = [lattice.mean(features, reach) for reach in REACHES]
         samples.append(np.stack([mean[::every].numpy() for mean in means], 1))
         painted = np.flatnonzero(lesson.labels.known[ok])
         here = np.stack([mean[painted].numpy() for mean in means], 1)
-        place = torch.stack([lattice.column, lattice.row], 1).numpy()[painted]
+        place = np.stack([lattice.column, lattice.row], 1)[painted]
         count = len(painted)
         found.append(
             Paint(
@@ -201,11 +199,6 @@ def _gather(lessons: Sequence[Lesson]) -> tuple[Paint, Spread]:
     whiten = np.asarray(axes / np.sqrt(size + FLOOR * size[0]), np.float32)
     spread = Spread(sample.mean(0), sample.std(0) + 1e-3, whiten)
     return Paint(*(np.concatenate([getattr(part, name) for part in found]) for name in Paint.__annotations__)), spread
-
-
-def _means(lattice: Lattice, features: Tensor, reach: float) -> Tensor:
-    """(N, D), some dimensions at a time: a lattice has room for tiles that are not there, too."""
-    return torch.cat([lattice.mean(part, reach) for part in torch.split(features, DIMS_AT_ONCE, 1)], 1)
 
 
 def _weights(paint: Paint, rows: Whole) -> NDArray[np.float64]:
