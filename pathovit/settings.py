@@ -167,6 +167,7 @@ class TrainSettings:
     feature_noise: float = 1.0  # of a feature's spread: few patients have few tiles, which must not be learned by heart
     tile_dropout: float = 0.3  # share of tiles left out of a bag, drawn anew each time
     tile_loss: float = 0.5  # weight of the loss on single tiles (slide_transformer, targets with classes)
+    region_loss: float = 1.0  # weight of the loss on tiles in regions
     top_share: float = 0.02  # of a bag's tiles that must show its class
     label_smoothing: float = 0.1  # keeps scores from saturating, so that the map is graded
     class_weights: bool = True  # rare classes count as much as frequent ones

@@ -26,6 +26,10 @@ Labels = Annotated[
     Path,
     typer.Argument(help="CSV with a column slide and those of the target; patient and split (train, validation, test) if known."),
 ]
+Regions = Annotated[
+    list[Path] | None,
+    typer.Option("--regions", help="GeoJSON of QuPath, named after slides, or a folder of it: classes of single tiles."),
+]
 FeatureFolder = Annotated[Path, typer.Option("--features", help="Folder that `pathovit embed` or `run` wrote.")]
 
 
@@ -51,6 +55,7 @@ def train(
             help="Cross-validate in so many folds, then fit on all patients; 0: do not.  \\[default: 5 below 50 patients]",
         ),
     ] = None,
+    regions: Regions = None,
     group: Annotated[str | None, typer.Option("--group", help="Column, e.g. the site, whose members stay in one part.")] = None,
     kind: Annotated[
         str, typer.Option("--kind", help="slide_transformer, or a yardstick: mean, abmil, clam_sb, transformer, transmil.")
@@ -84,7 +89,9 @@ def train(
     for said in said_of_classes(rows, asked):
         options.note(said)
     steps = Steps()
-    cohort = load_cohort(rows, asked, features, group, options.note, lambda done, total: steps("reading features", done, total))
+    cohort = load_cohort(
+        rows, asked, features, group, options.note, lambda done, total: steps("reading features", done, total), regions or ()
+    )
     sys.stderr.write(f"{asked.task} target: {', '.join(asked.classes)}; {len(cohort.bags)} patients\n")
     with lease(model, "--model"):
         _refuse_existing(model, overwrite)  # another training may have ended meanwhile
@@ -99,6 +106,8 @@ def train(
             sys.stderr.write(f"  {Abstention.from_json(crossed['abstention'])}\n")
     for part, found in card["metrics"].items():
         _show_metrics(part, Metrics.from_json(found), as_json)
+    if (shown := card["regions"]) and shown["localisation"]:
+        _show_metrics(f"map on regions, {shown['part']} part", Metrics.from_json(shown["localisation"]), as_json)
     if card["abstention"]:
         sys.stderr.write(f"  {Abstention.from_json(card['abstention'])}\n")
     for text in card["few"]:
@@ -134,6 +143,7 @@ def evaluate(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for predictions.csv, evaluation.json, evaluation.png.")] = Path(
         "evaluation"
     ),
+    regions: Regions = None,
     split: Annotated[str | None, typer.Option("--split", help="Only patients of this part of the table's split column.")] = None,
     as_json: options.Json = False,
 ) -> None:
@@ -149,13 +159,17 @@ def evaluate(
     asked = read_card(model)[1].target
     rows = read_manifest(labels, options.note, asked.columns)
     steps = Steps()
-    cohort = load_cohort(rows, asked, features, None, options.note, lambda done, total: steps("reading features", done, total))
+    cohort = load_cohort(
+        rows, asked, features, None, options.note, lambda done, total: steps("reading features", done, total), regions or ()
+    )
     for said in said_of_classes(rows, asked):
         options.note(said)
     found = evaluate_model(model, cohort, out, split, on_step=steps)
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=1))
     _show_metrics(found.model, found.metrics, as_json)
+    if found.localisation:
+        _show_metrics("map on regions", found.localisation, as_json)
     if found.abstention:
         sys.stderr.write(f"  {found.abstention}\n")
     if found.patients_it_learned_from:
@@ -175,6 +189,7 @@ def compare(
     from pathovit.model.targets import Target
     from pathovit.study.evaluation import compare as compare_answers
     from pathovit.study.evaluation import read_answers
+    from pathovit.study.localisation import compare_maps, read_maps
 
     cards, answers = [], []
     for folder in (a, b):
@@ -186,11 +201,13 @@ def compare(
                 raise
             raise SettingsError(f"{folder}: not a folder that `pathovit evaluate` wrote ({error}).") from error
     found = compare_answers(answers[0], answers[1])
+    if all((folder / "localisation.csv").is_file() for folder in (a, b)):
+        found |= compare_maps(read_maps(a / "localisation.csv"), read_maps(b / "localisation.csv"))
     if as_json:
         typer.echo(json.dumps({name: asdict(line) for name, line in found.items()}, indent=1))
         return
     typer.echo(f"{next(iter(found.values())).patients} patients; a = {cards[0]['model']}, b = {cards[1]['model']}")
     for name, line in found.items():
         typer.echo(
-            f"{SAID[name]:32} a {line.a}  b {line.b}  b - a {line.difference} ({line.low} to {line.high})  p = {line.p_value}"
+            f"{SAID[name]:34} a {line.a}  b {line.b}  b - a {line.difference} ({line.low} to {line.high})  p = {line.p_value}"
         )

@@ -65,7 +65,7 @@ def describe_model(model: ModelCard) -> str:
 
 {_few(card["few"])}
 {_heatmap(card["heatmap_check"])}
-{_crossed(card["cross_validation"])}{_abstention(card["abstention"])}{picture}
+{_regions(card.get("regions"))}{_crossed(card["cross_validation"])}{_abstention(card["abstention"])}{picture}
 ## Limits
 
 {limits}
@@ -100,6 +100,21 @@ def _heatmap(check: Values) -> str:
         p = [_p(f[f"p_value_against_{other}"]) for other in ("attention", "random")]
         rows.append(f"| {better} | {f['evidence']} | {f['attention']} | {f['random']} | {p[0]} | {p[1]} |")
     return text + "\n".join(rows)
+
+
+def _regions(found: Values | None) -> str:
+    if not found:
+        return ""
+    tiles = ", ".join(f"{name} {count}" for name, count in found["tiles"].items())
+    text = f"\n\nRegions of {counted(found['patients'], 'patient')} taught single tiles ({tiles}); {found['unlabelled']} of these patients have no label.\n"
+    if not found["localisation"]:
+        return text
+    judged = Metrics.from_json(found["localisation"])
+    lines = [
+        f"| the map where regions are drawn, {found['part']} part, {counted(judged.patients, 'patient')} | mean over patients (95 % interval) |",
+        "|---|---|",
+    ]
+    return text + "\n" + "\n".join(lines + [f"| {SAID[name]} | {metric} |" for name, metric in judged.found.items()]) + "\n"
 
 
 def _p(value: float | None) -> str:

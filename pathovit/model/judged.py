@@ -16,6 +16,10 @@ SAID = {
     "c_index": "C-index",
     "mae": "mean absolute error",
     "r2": "R2",
+    "tile_auroc": "map, AUROC per tile",
+    "tile_ap": "map, average precision per tile",
+    "hot_inside": "map, share found inside",
+    "hot_outside": "map, share shown outside",
 }
 
 

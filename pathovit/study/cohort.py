@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.recipe import Values, differing
 from pathovit.outputs.store import FeatureStore
 from pathovit.slides.identity import content_sha256
+from pathovit.study.marks import Drawn, Marks
 from pathovit.tables import Say
 
 GAP_WINDOWS = 100  # empty windows between the slides of one patient: none spans two slides, and all keep their own anchor
@@ -42,8 +43,13 @@ class Bag:
     features: Tensor  # (N, D) float16
     xy_um: Tensor  # (N, 2); slides lie far apart
     pitch_um: float
-    truth: Truth
+    truth: Truth  # not a number where the table has no label
     group: str  # site, or whatever must not be in two parts; the patient, if nothing was named
+    marks: Tensor | None = None  # (N, C) of tiles in regions: 1 of the class, 0 not, not a number where nobody says
+
+    @property
+    def is_labelled(self) -> bool:
+        return not bool(np.isnan(self.truth).any())
 
     def by_slide(self) -> tuple[Tensor, ...]:
         """Features of each slide."""
@@ -58,6 +64,13 @@ class Cohort:
     target: Target
     recipe: Values
     fixed: dict[str, str]  # patient -> part, where the table says it
+    unlabelled: tuple[Bag, ...] = ()  # known by their regions alone: they can teach, and cannot judge
+
+    def without(self, held_out: Sequence[Bag]) -> Cohort:
+        """The others, and none of their groups."""
+        groups = {bag.group for bag in held_out}
+        bags, unlabelled = (tuple(bag for bag in part if bag.group not in groups) for part in (self.bags, self.unlabelled))
+        return replace(self, bags=bags, unlabelled=unlabelled)
 
     def truth(self) -> NDArray[np.float32]:
         return np.stack([bag.truth for bag in self.bags])
@@ -65,12 +78,13 @@ class Cohort:
 
 def load_cohort(
     rows: Sequence[ManifestRow], target: Target, features: Path, group: str | None = None, say: Say = lambda text: None,
-    on_slide: OnStep = lambda done, total: None,
+    on_slide: OnStep = lambda done, total: None, regions: Sequence[Path] = (),
 ) -> Cohort:  # fmt: skip
-    """Read the features of every slide of a table that has a label.
+    """Read the features of every slide of a table that has a label, or regions.
 
     Parameters
     ----------
+    regions : GeoJSON files, or folders of them, named after the slides
     say : called with a sentence for everything that was understood and not written in so many words
     on_slide : called with the slides that are read, and how many there are
 
@@ -79,13 +93,18 @@ def load_cohort(
     SettingsError : missing slides, a slide named twice, a patient with two labels, two groups or two parts, features that were
         made in two ways
     """
+    out = OutFolder(features)
     truth = read_truth(rows, target)
-    rows = [row for row in rows if row.line in truth]
+    drawn = Drawn.read(regions, out, target, say) if regions else None
+    folders = find_features(rows if drawn else [row for row in rows if row.line in truth], out, say, truth)
+    rows = [
+        row for row in rows if row.line in truth or (drawn and row.line in folders and folders[row.line].name in drawn.regions)
+    ]
+    if drawn:
+        drawn.require_listed([folders[row.line].name for row in rows], say)
     if not any(row.patient for row in rows):
         columns = ", ".join(["slide", *(name for name, _ in rows[0].labels)])
         say(f"no column of patients (found: {columns}): every slide counts as a patient of its own")
-    out = OutFolder(features)
-    folders = find_features(rows, out, say)
     by_patient: dict[str, list[ManifestRow]] = {}
     for row, patient in zip(rows, _patient_names(rows, folders), strict=True):
         by_patient.setdefault(patient, []).append(row)
@@ -93,14 +112,16 @@ def load_cohort(
     shape: Values = {}  # what the first slide shares with all others
     caps: list[tuple[ManifestRow, int | None, int]] = []
     like, bags, read = "", [], 0
+    unknown = np.full_like(next(iter(truth.values())), np.nan)
     for patient, members in sorted(by_patient.items()):
-        label = _shared(patient, members, "label", [tuple(truth[row.line].tolist()) for row in members])
+        known = [row for row in members if row.line in truth]
+        label = _shared(patient, known, "label", [tuple(truth[row.line].tolist()) for row in known]) if known else None
         site = _shared(patient, members, group, [row.label(group) for row in members]) if group else patient
         if not site:
             raise SettingsError(
                 f"Line {members[0].line}: the table has no {group!r} for it. Give one to every row, or leave out --group."
             )
-        slides = []
+        slides, marks = [], []
         for row in members:
             folder = folders[row.line]
             if taken.setdefault(folder, row.line) != row.line:
@@ -114,13 +135,27 @@ def load_cohort(
             _refuse_other_shaping(like, shape, slide, row)
             caps.append((row, slide.cap, len(slide.verdict)))
             slides.append(slide)
+            marks.append(drawn.marks(slide) if drawn else None)
             read += 1
             on_slide(read, len(rows))
-        bags.append(make_bag(patient, slides, np.array(label, np.float32), site))
+        bag = make_bag(patient, slides, unknown if label is None else np.array(label, np.float32), site)
+        bags.append(_marked(bag, marks, drawn) if drawn else bag)
     trial = _shared_cap(caps)
     if trial:
         say(f"these features are a trial: at most {trial} tiles of each slide (--max-tiles); so is a model of them")
-    return Cohort(tuple(bags), target, {**shape, "max_tiles": trial}, _fixed_parts(by_patient))
+    labelled, unlabelled = (tuple(bag for bag in bags if bag.is_labelled == wanted) for wanted in (True, False))
+    return Cohort(labelled, target, {**shape, "max_tiles": trial}, _fixed_parts(by_patient), unlabelled)
+
+
+def _marked(bag: Bag, of_slides: Sequence[Marks | None], drawn: Drawn) -> Bag:
+    """The bag with what is drawn on its slides, and what follows from it."""
+    if all(marks is None for marks in of_slides):
+        return bag
+    nothing = np.full((1, drawn.target.outputs), np.nan, np.float32)
+    marks = np.concatenate(
+        [np.repeat(nothing, tiles, 0) if found is None else found for found, tiles in zip(of_slides, bag.tiles, strict=True)]
+    )
+    return replace(bag, marks=torch.from_numpy(marks), truth=drawn.implied(bag.patient, bag.truth, marks))
 
 
 def _patient_names(rows: Sequence[ManifestRow], folders: dict[int, Path]) -> list[str]:
@@ -146,8 +181,10 @@ def _fixed_parts(by_patient: dict[str, list[ManifestRow]]) -> dict[str, str]:
     return {patient: part for patient, part in found.items() if part}
 
 
-def find_features(rows: Sequence[ManifestRow], out: OutFolder, say: Say) -> dict[int, Path]:
-    """The folder of each row's slide, by line.
+def find_features(
+    rows: Sequence[ManifestRow], out: OutFolder, say: Say, needed: Collection[int] | None = None
+) -> dict[int, Path]:
+    """The folder of each row's slide, by line; of lines that are not `needed`, where there is one.
 
     A row that names a folder means the slide that was embedded from that very file, as far as this is known here.
 
@@ -173,7 +210,8 @@ def find_features(rows: Sequence[ManifestRow], out: OutFolder, say: Say) -> dict
             both = ", ".join(folder.name for folder in fitting[:4])
             raise SettingsError(f"Line {row.line}: {row.slide.name} can mean {both}. Name it by its slide_id.")
         if not fitting:
-            missing.append(row)
+            if needed is None or row.line in needed:
+                missing.append(row)
             continue
         found[row.line] = fitting[0]
         if not exact:
@@ -249,6 +287,10 @@ def make_bag(patient: str, slides: Sequence[SlideFeatures], truth: Truth, group:
 
 
 def cohort_digest(bags: Sequence[Bag]) -> str:
-    """SHA-256 of patients, slides and truth: what a model was trained on."""
-    lines = sorted(json.dumps([bag.patient, bag.truth.tolist(), sorted(bag.slides)]) for bag in bags)
+    """SHA-256 of patients, slides, truth and marks: what a model was trained on."""
+    lines = []
+    for bag in bags:
+        marks = [] if bag.marks is None else [hashlib.sha256(bag.marks.numpy().tobytes()).hexdigest()]
+        lines.append(json.dumps([bag.patient, bag.truth.tolist(), sorted(bag.slides), *marks]))
+    lines.sort()
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -63,20 +63,20 @@ def with_interval(name: str, answers: Answers, seed: int = 0) -> Metric:
     """A metric with its 95 % bootstrap interval over patients; without one (None) for fewer than 20."""
     value = answers.metric(name)
     if len(answers.truth) < FEWEST_FOR_INTERVAL:
-        return Metric(_number(value))
-    low, high = _percentiles(np.array([answers.rows(chosen).metric(name) for chosen in draws(len(answers.truth), seed)]))
-    return Metric(_number(value), low, high)
+        return Metric(number_or_none(value))
+    low, high = percentiles(np.array([answers.rows(chosen).metric(name) for chosen in draws(len(answers.truth), seed)]))
+    return Metric(number_or_none(value), low, high)
 
 
-def _percentiles(found: Floats) -> tuple[float | None, float | None]:
+def percentiles(found: Floats) -> tuple[float | None, float | None]:
     known = found[np.isfinite(found)]
     if not len(known):
         return None, None
     low, high = np.percentile(known, [2.5, 97.5])
-    return _number(low), _number(high)
+    return number_or_none(low), number_or_none(high)
 
 
-def _number(value: float) -> float | None:
+def number_or_none(value: float) -> float | None:
     return round(float(value), 4) if np.isfinite(value) else None
 
 
@@ -88,7 +88,7 @@ def evaluate(answers: Answers, seed: int = 0) -> Metrics:
 
 def glance(answers: Answers) -> Metrics:
     """The same without intervals: of patients that a model learned from they would say nothing."""
-    found = {name: Metric(_number(answers.metric(name)), learned_from=True) for name in answers.target.kind.metrics}
+    found = {name: Metric(number_or_none(answers.metric(name)), learned_from=True) for name in answers.target.kind.metrics}
     return Metrics(len(answers.truth), found)
 
 
@@ -114,11 +114,13 @@ def compare(a: Answers, b: Answers, seed: int = 0) -> dict[str, Difference]:
         both = [(a.rows(chosen).metric(name), b.rows(chosen).metric(name)) for chosen in draws(len(common), seed)]
         gap = np.array([second - first for first, second in both])
         gap = gap[np.isfinite(gap)]
-        low, high = _percentiles(gap)
+        low, high = percentiles(gap)
         tail = min((gap <= 0).sum(), (gap >= 0).sum()) if len(gap) else np.nan
         first, second = a.metric(name), b.metric(name)
-        p_value = _number(min(1.0, 2 * (tail + 1) / (len(gap) + 1))) if len(gap) else None
-        found[name] = Difference(len(common), _number(first), _number(second), _number(second - first), low, high, p_value)
+        p_value = number_or_none(min(1.0, 2 * (tail + 1) / (len(gap) + 1))) if len(gap) else None
+        found[name] = Difference(
+            len(common), number_or_none(first), number_or_none(second), number_or_none(second - first), low, high, p_value
+        )
     return found
 
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from pathovit.model.judged import Metric, Metrics
 from pathovit.model.metrics import CALIBRATION_BINS, lifelines
+from pathovit.model.slide_model import SlideModel
 from pathovit.model.targets import Kind
 from pathovit.model.targets.classes import Classes
 from pathovit.model.targets.survival import Survival
 from pathovit.show.canvas import drawable, new_figure, own_style, save
+from pathovit.study.cohort import Bag
 from pathovit.study.evaluation import Answers
+from pathovit.study.localisation import tile_scores
 
 MODEL, FAINT, SECOND = "#24507a", "#9aa5b1", "#c0562f"
 MAX_CURVES = 8
+MAX_MAPS = 12
 
 
 @own_style()
@@ -75,6 +81,40 @@ def _of_numbers(answers: Answers, found: Metrics, title: str) -> Any:
 
 
 PICTURES = {Classes: _of_classes, Survival: _of_survival, Kind: _of_numbers}  # of the first kind that fits
+
+
+@own_style()
+def maps_picture(path: Path, model: SlideModel, bags: Sequence[Bag], title: str) -> None:
+    """Scores of the tiles of some patients, one class each, and around them what was drawn."""
+    shown = list(bags)[:MAX_MAPS]
+    columns = min(4, len(shown))
+    figure, panels = _figure(-(-len(shown) // columns), columns, (3.2 * columns, 3.1 * -(-len(shown) // columns) + 0.8), title)
+    for place, axes in enumerate(panels):
+        axes.axis("off")
+        if place < len(shown):
+            _map(axes, model, shown[place])
+    save(figure, path)
+
+
+def _map(axes: Any, model: SlideModel, bag: Bag) -> None:
+    """The slide with most of what was drawn: scores as colour, tiles of the class framed, those that are not crossed out."""
+    assert bag.marks is not None
+    begins = np.cumsum([0, *bag.tiles])
+    known = torch.isfinite(bag.marks).any(1)
+    most = int(np.argmax([int(known[a:b].sum()) for a, b in pairwise(begins)]))
+    here = slice(int(begins[most]), int(begins[most + 1]))
+    marks = bag.marks[here].numpy()
+    column = int((marks == 1).sum(0).argmax())
+    cells = np.rint((bag.xy_um[here] - bag.xy_um[here].min(0).values).numpy() / bag.pitch_um).astype(int)
+    scores = np.full(cells.max(0)[::-1] + 1, np.nan)
+    truth = np.zeros(scores.shape)
+    scores[cells[:, 1], cells[:, 0]] = tile_scores(model, bag)[here, column]
+    truth[cells[:, 1], cells[:, 0]] = np.where(marks[:, column] == 1, 1, np.where(marks[:, column] == 0, -1, 0))
+    axes.imshow(scores, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+    for value, colour in ((1, SECOND), (-1, "white")):
+        if (truth == value).any():
+            axes.contour((truth == value).astype(float), [0.5], colors=colour, linewidths=1.2)
+    axes.set_title(f"{_label(bag.patient)}\n{_label(model.target.score_names[column])}", fontsize=8)
 
 
 @own_style()

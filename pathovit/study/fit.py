@@ -24,6 +24,7 @@ from pathovit.files import write_atomically
 from pathovit.machine import keep_freed_memory, pick_device
 from pathovit.model.aggregator import Aggregator
 from pathovit.model.baselines import make_aggregator
+from pathovit.model.card import NO_EVIDENCE
 from pathovit.model.targets import Target, Truth
 from pathovit.model.targets.binary import Binary
 from pathovit.outputs.provenance import STEP_VERSIONS
@@ -80,7 +81,9 @@ def _fit(
     network = make_aggregator(config)
     _learn_scale(network, parts["train"])
     network.to(device)
-    truth = np.stack([bag.truth for bag in parts["train"]])
+    truth = np.stack([bag.truth for bag in parts["train"] if bag.is_labelled])
+    if config.kind in NO_EVIDENCE and any(bag.marks is not None for bag in parts["train"]):
+        raise SettingsError(f"{config.kind} has no evidence of single tiles that regions could teach. Use another --kind.")
     centre, scale = target.kind.measure(truth)
     judge = Loss(target, settings, _class_weights(target, truth, settings.class_weights), centre, scale)
     per_step = max(settings.bags_per_step, target.kind.least_bags)

@@ -40,27 +40,49 @@ class Loss:
                 together.append(found.logits)
                 continue
             truth = torch.from_numpy(bag.truth).to(device)
-            yield (self.of_bag(found, truth) + network.extra_loss(features, truth)) / len(step)
+            marks = None if bag.marks is None else bag.marks[kept].to(device)
+            loss = self.of_bag(found, truth, marks)
+            if bag.is_labelled:
+                loss = loss + network.extra_loss(features, truth)
+            yield loss / len(step)
         if together:
             truths = torch.from_numpy(np.stack([bag.truth for bag in step])).to(device)
-            loss = self.target.kind.step_loss(torch.stack(together), truths)
-            if loss is not None:
-                yield loss
+            compared = self.target.kind.step_loss(torch.stack(together), truths)
+            if compared is not None:
+                yield compared
 
-    def of_bag(self, found: TileEvidence, truth: Tensor) -> Tensor:
+    def of_bag(self, found: TileEvidence, truth: Tensor, marks: Tensor | None = None) -> Tensor:
         """Loss of the patient's answer; where there are classes, also of single tiles.
 
-        Every tile of a patient without a class lacks it, the hottest above all; of a patient with it some show it, so the
+        Tiles with marks (N, C) are judged by these. Of the others, every tile of a patient without a class lacks it, the hottest above all; of a patient with it some show it, so the
         hottest few must. Without this, tiles that attention overlooks could show any colour.
         """
         kind, eps = self.target.kind, self.settings.label_smoothing
         if not isinstance(kind, Classes):
             return kind.bag_loss(found.logits, (truth - self.centre) / self.scale, eps, self.weights)
-        weight = kind.weight_of(truth, self.weights.to(truth.device))
-        loss = kind.bag_loss(found.logits, truth, eps, weight)
-        if self.settings.tile_loss and self.settings.kind == "slide_transformer":
-            loss = loss + self.settings.tile_loss * self.of_tiles(kind.tile_margins(found.evidence + found.bias), truth, weight)
+        loss = found.logits.new_zeros(())
+        tiles = kind.tile_margins(found.evidence + found.bias)
+        if not truth.isnan().any():
+            weight = kind.weight_of(truth, self.weights.to(truth.device))
+            loss = kind.bag_loss(found.logits, truth, eps, weight)
+            if self.settings.tile_loss and self.settings.kind == "slide_transformer":
+                shown = weight if marks is None else torch.where((truth > 0) & (marks == 1).any(0), 0, weight)
+                rest = tiles if marks is None else tiles[marks.isnan().all(1)]
+                if len(rest):
+                    loss = loss + self.settings.tile_loss * self.of_tiles(rest, truth, shown)
+        if marks is not None:
+            loss = loss + self.settings.region_loss * self.of_marks(tiles, marks)
         return loss
+
+    def of_marks(self, tiles: Tensor, marks: Tensor) -> Tensor:
+        """Loss of marked tiles, by log-odds (N, C): those with a class count as much as those without, however many they are."""
+        losses = []
+        for column, mark in zip(tiles.T, marks.T, strict=True):
+            for value in (0.0, 1.0):
+                if (chosen := mark == value).any():
+                    goal = smooth(mark[chosen], self.settings.label_smoothing)
+                    losses.append(functional.binary_cross_entropy_with_logits(column[chosen], goal))
+        return torch.stack(losses).mean() if losses else tiles.new_zeros(())
 
     def of_tiles(self, tiles: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
         """Loss of tiles by their log-odds (N, C) of each class against all others."""

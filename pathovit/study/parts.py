@@ -66,6 +66,8 @@ def split_patients(
         parts["train"] += rest
     for name in ("train", "validation"):
         check_part(name, parts[name], cohort.target)
+    kept = cohort.without(parts["validation"] + parts["test"]).unlabelled
+    parts["train"] += [bag for bag in kept if cohort.fixed.get(bag.patient, "train") == "train"]
     return parts
 
 
@@ -113,7 +115,7 @@ def check_part(name: str, bags: Sequence[Bag], target: Target) -> None:
     """A part without a class (an event, a spread of values) teaches and tells nothing."""
     if not bags:
         raise SettingsError(f"The {name} part is empty. Give more patients, or correct the split column.")
-    if lacking := target.kind.lacking(np.stack([bag.truth for bag in bags])):
+    if lacking := target.kind.lacking(np.stack([bag.truth for bag in bags if bag.is_labelled])):
         raise SettingsError(f"The {name} part has {lacking}. Give more patients, or correct the split column.")
 
 

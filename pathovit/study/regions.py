@@ -36,6 +36,8 @@ OVERLAP = 0.1  # of a tile, on which regions that contradict each other may lie 
 NOT, REST, COMPLETE, IGNORE = "not ", "other", "complete", "ignore"
 OURS = ("Mean score", "Highest score")  # measurements of regions that a model drew
 NOTHING = -1
+NO_NAME = ""  # of tissue that is of none of the classes asked for
+TUMOUR = ("tumour", "tumor")
 Bools: TypeAlias = NDArray[np.bool_]
 Places: TypeAlias = NDArray[np.int64]
 
@@ -90,6 +92,43 @@ class Meaning:
         allowed = {spelling(name): tuple(other == name for other in classes) for name in classes}
         allowed |= {spelling(name): tuple(spelling(other) != of for other in classes) for name, of in denied.items()}
         return cls(tuple(classes), allowed | {COMPLETE: tuple(name in rest for name in classes)})
+
+    @classmethod
+    def for_target(cls, drawn: Mapping[str, Sequence[Region]], names: Sequence[str], negative: str | None, say: Say) -> Meaning:
+        """For classes that a table names already: those `names` that tiles can be of, and all other tissue (NO_NAME) before them.
+
+        `negative` is what a table of two classes calls the other one. A name that is none of them is taken for other tissue, and `say` says so. Where there is one class, QuPath's own name
+        of it (`Tumor`) will do for another spelling.
+
+        Raises
+        ------
+        SettingsError : not one region is of the classes
+        """
+        classes = (NO_NAME, *names)
+        spelled = one_spelling(region.name for regions in drawn.values() for region in regions)
+        known = {spelling(name): name for name in names}
+        if len(names) == 1 and spelling(names[0]) in TUMOUR:
+            known |= dict.fromkeys(TUMOUR, names[0])
+        allowed = {COMPLETE: tuple(name == NO_NAME for name in classes)}
+        others = []
+        for key, name in spelled.items():
+            plain = key.removeprefix(NOT)
+            if says_nothing(key) or key == COMPLETE:
+                continue
+            if plain != key and plain in known:
+                allowed[key] = tuple(other != known[plain] for other in classes)
+                continue
+            meant = known.get(key, NO_NAME)
+            allowed[key] = tuple(other == meant for other in classes)
+            if meant == NO_NAME and key != spelling(negative or REST):
+                others.append(name)
+        if not any(name in allowed for name in known):
+            raise SettingsError(
+                f"No region is of {', '.join(names)}; they are called {some(sorted(spelled.values()))}. Name them as the table does."
+            )
+        if others:
+            say(f"regions called {', '.join(sorted(others))} are taken for tissue without {' or '.join(names)}")
+        return cls(classes, allowed)
 
 
 @dataclass(frozen=True)

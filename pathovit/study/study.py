@@ -36,11 +36,13 @@ from pathovit.outputs.recipe import EmbedRecipe
 from pathovit.settings import TrainSettings
 from pathovit.study.cohort import Cohort, cohort_digest
 from pathovit.study.evaluation import Answers, answers_csv, evaluate, glance
-from pathovit.study.figures import evaluation_picture, training_curves
+from pathovit.study.figures import evaluation_picture, maps_picture, training_curves
 from pathovit.study.fit import Fitted, OnEpoch, OnStep, Parts, fit, fit_key
 from pathovit.study.judge import FEW_PATIENTS, abstention, answer, check_model, pooled_abstention, said_of_few
+from pathovit.study.localisation import judge_maps, localisation, maps_csv
 from pathovit.study.parts import assign_folds, check_part, possible_folds, split_patients
 from pathovit.tables import PARTS, Say
+from pathovit.text import counted
 
 CHECKPOINT = "training.ckpt"
 USUAL_FOLDS = 5  # where patients are few: every one is held out once
@@ -87,7 +89,7 @@ def _workable_folds(cohort: Cohort, settings: TrainSettings, wanted: int) -> int
         try:
             place = assign_folds(cohort.bags, cohort.target, folds, settings.seed)
             for fold in range(folds):
-                rest = replace(cohort, bags=tuple(bag for bag, at in zip(cohort.bags, place, strict=True) if at != fold))
+                rest = cohort.without([bag for bag, at in zip(cohort.bags, place, strict=True) if at == fold])
                 split_patients(rest, settings.validation_share, 0.0, settings.seed)
         except SettingsError:
             continue
@@ -103,7 +105,7 @@ def cross_validate(
     splits = []
     for fold in range(folds):  # all are checked before the first is fitted
         test = [bag for bag, at in zip(cohort.bags, place, strict=True) if at == fold]
-        rest = replace(cohort, bags=tuple(bag for bag, at in zip(cohort.bags, place, strict=True) if at != fold))
+        rest = cohort.without(test)
         splits.append(split_patients(rest, settings.validation_share, 0.0, settings.seed) | {"test": test})
     found: list[Answers] = []
     kept: list[Abstention] = []
@@ -143,7 +145,7 @@ def _train_one(
     answers, metrics = {}, {}
     for step, name in enumerate(filled := [name for name in PARTS if parts[name]]):
         on_step("judging the parts", step, len(filled))
-        answers[name] = answer(model, parts[name])
+        answers[name] = answer(model, [bag for bag in parts[name] if bag.is_labelled])
         metrics[name] = glance(answers[name]) if name == "train" else evaluate(answers[name], settings.seed)
     judged = "test" if parts["test"] else "validation"
     card = {
@@ -159,6 +161,7 @@ def _train_one(
         "metrics": {name: found.to_json() for name, found in metrics.items()},
         "cross_validation": crossed and crossed.to_json(),
         "heatmap_check": check_model(model, parts[judged], on_step).to_json() | {"part": judged},
+        "regions": _regions_card(model, parts, judged, settings.seed),
         "abstention": abstention(model, answers[judged]).to_json() | {"part": judged}
         if cohort.target.is_classification
         else None,
@@ -185,6 +188,22 @@ def _train_one(
     saved = save_model(folder, replace(model, card=ModelCard(card)), describe_model)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return saved.card
+
+
+def _regions_card(model: SlideModel, parts: Parts, judged: str, seed: int) -> dict[str, object] | None:
+    """What regions taught, and how well the map lies on those of patients held out; None without regions."""
+    taught = [bag for bag in parts["train"] if bag.marks is not None]
+    maps = localisation(judge_maps(model, parts[judged]), seed)
+    if not taught and not maps:
+        return None
+    tiles = {
+        name: int(sum((bag.marks[:, place] == 1).sum() for bag in taught if bag.marks is not None))
+        for place, name in enumerate(model.target.score_names)
+    }
+    return {
+        "patients": len(taught), "tiles": tiles, "unlabelled": sum(not bag.is_labelled for bag in taught), "part": judged,
+        "localisation": maps and maps.to_json(),
+    }  # fmt: skip
 
 
 INTENDED_USE = "Research on slides like those of its training set. A person checks every answer against the slide."
@@ -233,6 +252,7 @@ class Evaluation:
     metrics: Metrics
     abstention: Abstention | None
     heatmap_check: CheckSummary
+    localisation: Metrics | None
     strange: int
     trial: bool
     versions: Mapping[str, str]
@@ -246,6 +266,7 @@ class Evaluation:
             "metrics": self.metrics.to_json(),
             "abstention": self.abstention and self.abstention.to_json(),
             "heatmap_check": self.heatmap_check.to_json(),
+            "localisation": self.localisation and self.localisation.to_json(),
             **{name: getattr(self, name) for name in ("strange", "trial")},
             "versions": dict(self.versions),
         }
@@ -255,16 +276,25 @@ def evaluate_model(
     folder: str | Path, cohort: Cohort, out: Path, split: str | None, seed: int = 0,
     on_step: OnStep = lambda what, done, total: None,
 ) -> Evaluation:  # fmt: skip
-    """Judge a model on the patients of a table; writes predictions.csv, evaluation.json and evaluation.png to `out`."""
+    """Judge a model on the patients of a table; writes predictions.csv, evaluation.json and evaluation.png to `out`.
+
+    Where regions are drawn, its maps too: localisation.csv and localisation.png.
+    """
     model = load_model(folder)
     model.check(EmbedRecipe(cohort.recipe))
-    bags = [bag for bag in cohort.bags if split is None or cohort.fixed.get(bag.patient) == split]
+    bags, others = (
+        [bag for bag in part if split is None or cohort.fixed.get(bag.patient) == split]
+        for part in (cohort.bags, cohort.unlabelled)
+    )
     if not bags:
         raise SettingsError(f"No patient of the table is in split {split!r}. Correct --split or the column.")
     on_step("answering patients", 0, len(bags))
     answers = answer(model, bags)
     on_step("metrics with their intervals", 0, len(bags))
     seen = _seen_before(Path(folder))
+    marked = [bag for bag in (*bags, *others) if bag.marks is not None]
+    on_step("judging maps", 0, len(marked))
+    maps = judge_maps(model, marked)
     found = Evaluation(
         model=model.name,
         model_sha256=model.sha256,
@@ -274,6 +304,7 @@ def evaluate_model(
         metrics=evaluate(answers, seed),
         abstention=abstention(model, answers) if model.target.is_classification else None,
         heatmap_check=check_model(model, bags, on_step),
+        localisation=localisation(maps, seed),
         strange=int((answers.novelty > 1).sum()),
         trial=bool(cohort.recipe["max_tiles"]),
         versions=versions(),
@@ -281,6 +312,9 @@ def evaluate_model(
     extra = {"novelty": [f"{v:.4f}" for v in answers.novelty]} if model.novelty else {}
     write_atomically(out / "predictions.csv", answers_csv(answers, extra))
     evaluation_picture(out / "evaluation.png", answers, found.metrics, f"{model.name}, {len(bags)} patients")
+    if maps:
+        write_atomically(out / "localisation.csv", maps_csv(maps))
+        maps_picture(out / "localisation.png", model, marked, f"{model.name}, {counted(len(marked), 'patient')} with regions")
     write_atomically(out / "evaluation.json", to_json(found.to_json()))
     return found
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
@@ -51,9 +52,16 @@ def paint(cells: NDArray[np.int64], pool: Pool, side: int, gain: NDArray[np.floa
         choices = pool[int(cells[row, column] == 2)]
         patch = choices[chance.integers(len(choices))]
         patch = np.rot90(patch, chance.integers(4))[:: chance.choice([-1, 1])]
-        stained = 255 * (np.maximum(patch, 1) / 255.0) ** gain
-        picture[row * side : (row + 1) * side, column * side : (column + 1) * side] = stained.clip(0, 255)
-    return picture
+        picture[row * side : (row + 1) * side, column * side : (column + 1) * side] = patch
+    tissue = np.kron(cells > 0, np.ones((side, side), bool))
+    return np.where(tissue[..., None], denser(picture, gain), picture)
+
+
+def denser(picture: Patch, gain: NDArray[np.float64]) -> Patch:
+    """Optical density times a factor for each channel."""
+    level = np.maximum(np.arange(256), 1) / 255.0
+    table = (255 * level[:, None] ** np.broadcast_to(gain, 3)).clip(0, 255).astype(np.uint8)
+    return np.asarray(cv2.LUT(picture, table.reshape(256, 1, 3)))
 
 
 def fold(picture: Patch, tissue: NDArray[np.bool_], mpp: float, chance: np.random.Generator) -> Patch:
@@ -64,9 +72,9 @@ def fold(picture: Patch, tissue: NDArray[np.bool_], mpp: float, chance: np.rando
     bent = away + 150 / mpp * smooth_noise(away.shape, 12, chance)
     coarse = np.abs(bent) < chance.uniform(*FOLD_UM) / mpp
     band = np.kron(coarse, np.ones((16, 16), bool))[: picture.shape[0], : picture.shape[1]] & tissue
-    doubled = 255 * (np.maximum(picture, 1) / 255.0) ** chance.uniform(1.6, 2.4)
-    doubled = ndimage.gaussian_filter(doubled, (chance.uniform(0.4, 1.2),) * 2 + (0,))
-    return np.where(band[..., None], doubled, picture).astype(np.uint8)
+    doubled = denser(picture, np.asarray(chance.uniform(1.6, 2.4)))
+    doubled = cv2.GaussianBlur(doubled, (0, 0), chance.uniform(0.4, 1.2))
+    return np.where(band[..., None], doubled, picture)
 
 
 def usual_gain(chance: np.random.Generator) -> NDArray[np.float64]:
@@ -82,8 +90,7 @@ def other_gain(chance: np.random.Generator) -> NDArray[np.float64]:
 
 def blur(picture: Patch, chance: np.random.Generator) -> Patch:
     """Out of focus by 1.5 to 3 tile pixels."""
-    sigma = chance.uniform(1.5, 3)
-    return np.stack([ndimage.gaussian_filter(picture[..., c], sigma) for c in range(3)], -1)
+    return np.asarray(cv2.GaussianBlur(picture, (0, 0), chance.uniform(1.5, 3)))
 
 
 def save_pyramid(path: Path, picture: Patch, mpp: float, quality: int) -> None:
@@ -112,11 +119,11 @@ def jpeg_tiles(picture: Patch, quality: int) -> Iterator[bytes]:
             yield buffer.getvalue()
 
 
-def save_truth(path: Path, cells: NDArray[np.int64], side: int) -> None:
-    """Tumour cells as GeoJSON squares in level-0 pixels."""
+def save_truth(path: Path, cells: NDArray[np.int64], side: int, away: int = 0) -> None:
+    """Tumour cells as GeoJSON squares in level-0 pixels; the first cell lies `away` pixels from the corner, both ways."""
     squares = []
     for row, column in np.argwhere(cells == 2):
-        x, y = int(column) * side, int(row) * side
+        x, y = int(column) * side + away, int(row) * side + away
         ring = [[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]
         squares.append({"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {}})
     path.write_text(json.dumps({"type": "FeatureCollection", "features": squares}))
