@@ -161,16 +161,23 @@ def takes_slides(*names: str) -> Callable[[Callable[..., None]], Callable[..., N
             asked = Asked(given, found["settings_file"], found["slides"], found["mpp"], found["manifest"])
             command(asked=asked, **values)
 
+        own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+        first = [p for p in own if _is_argument(p)]
         parameters = [
+            *first,
             added[0],
-            *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own),
+            *(p for p in own if p not in first),
             *added[1:],
-        ]  # slides, its own, shared
+        ]  # its arguments, slides, its options, shared
         called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what Typer reads
         called.__annotations__ = {p.name: p.annotation for p in parameters}
         return called
 
     return wrap
+
+
+def _is_argument(parameter: inspect.Parameter) -> bool:
+    return any(isinstance(said, typer.models.ArgumentInfo) for said in getattr(parameter.annotation, "__metadata__", ()))
 
 
 def merge_settings(file: Path | None, before: Settings | None = None, **options: Any) -> Settings:

@@ -23,7 +23,10 @@ def teach(
     features: Annotated[Path, typer.Argument(help="Folder that `pathovit run` or `embed` wrote.")],
     regions: Annotated[
         list[Path],
-        typer.Argument(help="GeoJSON of what was painted, as QuPath exports it, named after its slide; or folders of it."),
+        typer.Argument(
+            help="GeoJSON of what was painted, as QuPath exports it, named after its slide; or folders of it; or the tissue/names.csv "
+            "of a folder whose kinds of tissue were given names."
+        ),
     ],
     model: Annotated[Path, typer.Option("--model", "-o", help="Folder to write the model to.")] = Path("taught"),
     positive: Annotated[

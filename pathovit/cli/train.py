@@ -17,7 +17,7 @@ from pathovit.cli.app import app
 from pathovit.cli.progress import Steps
 from pathovit.errors import SettingsError
 from pathovit.machine import wait_passively
-from pathovit.model.judged import SAID, Abstention, Metrics
+from pathovit.model.judged import SAID, Abstention, Metrics, Pooling
 
 if TYPE_CHECKING:
     pass
@@ -110,6 +110,8 @@ def train(
         _show_metrics(f"map on regions, {shown['part']} part", Metrics.from_json(shown["localisation"]), as_json)
     if card["abstention"]:
         sys.stderr.write(f"  {Abstention.from_json(card['abstention'])}\n")
+    if card["plain_pooling"]:
+        sys.stderr.write(f"  {Pooling(**card['plain_pooling'])}\n")
     for text in card["few"]:
         sys.stderr.write(f"  {text}\n")
     sys.stderr.write(f"Model card: {model / 'MODEL_CARD.md'}   (use the model with: pathovit run --model {model})\n")
@@ -153,7 +155,7 @@ def evaluate(
     from pathovit.model.card import read_card
     from pathovit.model.targets import said_of_classes
     from pathovit.study.cohort import load_cohort
-    from pathovit.study.study import evaluate_model
+    from pathovit.study.evaluate import evaluate_model
 
     sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
     asked = read_card(model)[1].target

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pathovit.model.card import ModelCard
-from pathovit.model.judged import SAID, Abstention, Metrics, say_left_out
+from pathovit.model.judged import SAID, Abstention, Metrics, Pooling, say_left_out
 from pathovit.text import counted
 
 Values = Mapping[str, Any]
@@ -28,7 +28,7 @@ def describe_taught(model: ModelCard) -> str:
 ## How well it does
 
 {figures}
-
+{_robustness(card.get("robustness"))}
 ## Limits
 
 {limits}
@@ -63,9 +63,9 @@ def describe_model(model: ModelCard) -> str:
 
 {_metrics_table(card)}
 
-{_few(card["few"])}
+{_pooling(card.get("plain_pooling"))}{_few(card["few"])}
 {_heatmap(card["heatmap_check"])}
-{_regions(card.get("regions"))}{_crossed(card["cross_validation"])}{_abstention(card["abstention"])}{picture}
+{_regions(card.get("regions"))}{_crossed(card["cross_validation"])}{_abstention(card["abstention"])}{_robustness(card.get("robustness"))}{picture}
 ## Limits
 
 {limits}
@@ -117,8 +117,25 @@ def _regions(found: Values | None) -> str:
     return text + "\n" + "\n".join(lines + [f"| {SAID[name]} | {metric} |" for name, metric in judged.found.items()]) + "\n"
 
 
+def _robustness(found: Values | None) -> str:
+    if not found:
+        return ""
+    stain, rows = found["families"]["stain"], []
+    for family, line in found["families"].items():
+        rows.append(f"| {family} | {line['flipped']:.1%} | {line['lost']:.1%} | {line['change']} | {line['map_crossed']} |")
+    return (
+        f"\nRobustness (`pathovit robustness`, {counted(found['slides'], 'slide')}): under simulated staining {stain['flipped']:.1%} of "
+        f"{stain['answers']} answers flip.\n\n| the same slides, with other | answers that flip | answers lost | number moves | tiles across 0.5 |\n"
+        "|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
+    )
+
+
 def _p(value: float | None) -> str:
     return "too few" if value is None else f"{value:.2g}"
+
+
+def _pooling(found: Values | None) -> str:
+    return f"Beside it, {Pooling(**found)}.\n\n" if found else ""
 
 
 def _few(said: Sequence[str]) -> str:

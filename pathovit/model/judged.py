@@ -126,12 +126,36 @@ class Abstention:
 
 
 @dataclass(frozen=True)
+class Pooling:
+    """A model beside the mean of all tiles and a linear layer, fitted and judged on the same patients."""
+
+    metric: str
+    patients: int
+    model: float | None
+    mean: float | None
+    difference: float | None  # how much better the model is; below 0 it is worse
+    low: float | None
+    high: float | None
+
+    def __str__(self) -> str:
+        name = SAID[self.metric]
+        text = f"plain pooling (the mean of all tiles) on the same {self.patients} patients: {name} {self.mean}; this model: {self.model}"
+        if self.difference is None:
+            return text
+        spread = "" if self.low is None else f" ({self.low} to {self.high})"
+        better = "better" if self.difference > 0 else "worse" if self.difference < 0 else "no better"
+        text += f", {better} by {abs(self.difference)}{spread}"
+        return text if self.difference > 0 else text + ". It has learned nothing that the mean of all tiles does not say"
+
+
+@dataclass(frozen=True)
 class Crossed:
     """Figures over all patients of a cross-validation, each answered by the model that has not seen its fold."""
 
     folds: int
     metrics: Metrics
     abstention: Abstention | None
+    pooling: Pooling | None = None
 
     def to_json(self) -> dict[str, object]:
         return {"folds": self.folds, **self.metrics.to_json(), "abstention": self.abstention and self.abstention.to_json()}

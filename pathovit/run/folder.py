@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pathovit.encoders.check import check_weights
-from pathovit.errors import InternalError, PathovitError, SettingsError, SlideError, StorageError
+from pathovit.errors import InternalError, NoSlidesError, PathovitError, SettingsError, SlideError, StorageError
 from pathovit.model.card import NO_EVIDENCE, REFERENCE, Trained, model_digest, read_card
 from pathovit.outputs.folder import OutFolder, Refused
 from pathovit.outputs.lease import lease
 from pathovit.outputs.records import SlideRecord, SlideVerdict
-from pathovit.outputs.runs import RunLog, RunRecord, SlideOutcome
+from pathovit.outputs.runs import RunLog, RunRecord, SlideOutcome, last_run
 from pathovit.run.drive import Listener, run_slides
 from pathovit.run.jobs import find_jobs
 from pathovit.run.plan import SlideJob
@@ -185,6 +185,8 @@ def run_jobs(
         raise
     found = Contents.of(out)
     _require_rows(states, found)
+    if model is not None and not stop.event.is_set():
+        _map_tissue(out, say)
     code = stop.code or exit_code(states)
     outcomes = tuple(SlideOutcome(s.job.path.name, s.stage, s.slide_id, s.reason) for s in states)
     record = log.end(code, time.monotonic() - began, outcomes)
@@ -192,6 +194,21 @@ def run_jobs(
     if overwrite and not stop.event.is_set():
         out.end_replacing()
     return RunResult(out, tuple(states), found.refused, record, code)
+
+
+def _map_tissue(out: OutFolder, say: Say) -> None:
+    """Kinds of tissue are a help to look at slides; without them the answers are the same."""
+    from pathovit.run.tissue_map import map_tissue
+
+    try:
+        map_tissue(out, say)
+    except (NoSlidesError, SettingsError, SlideError) as error:
+        say(f"no tissue map: {error}")
+
+
+def show_again(out: OutFolder) -> None:
+    """The table and the report of a folder, of what lies in it now."""
+    show_results(out, last_run(out))
 
 
 def show_results(out: OutFolder, record: RunRecord) -> None:

@@ -20,7 +20,7 @@ Floats = NDArray[np.float32]
 Places = NDArray[np.int64]
 # a and b of CIELAB at full strength; how much of the slide's own colour gives way at the threshold, and at full strength
 GOLD, BLUE, TEAL, VERMILION, OLIVE, INDIGO, GREY = (22, 75), (8, -55), (-38, -8), (55, 45), (-18, 50), (40, -65), (0, 0)
-COLOURS = (GOLD, BLUE, TEAL, VERMILION, OLIVE, INDIGO)
+COLOURS = (GOLD, BLUE, TEAL, VERMILION, OLIVE, INDIGO, (62, -10), (-20, -35), (-52, 42), (20, 32), (28, -28), (-28, 14))
 WEIGHTS = 0.45, 0.85
 PALE = 0.6  # of full colour, at the threshold
 # Over what nothing is known of, in pixels of the view

@@ -115,6 +115,19 @@ def write_squares(path: Path, stored: SlideFeatures, tiles: Mapping[int, str]) -
     write_atomically(path, to_json({"type": "FeatureCollection", "pathovit": RESEARCH_USE, "features": features}))
 
 
+def write_areas(path: Path, stored: SlideFeatures, areas: Sequence[Area], colours: Mapping[str, list[int]]) -> None:
+    """Write areas as annotations, each of the class it is named after, with its colour (red, green, blue)."""
+    x, y = offset(stored)
+    features = [
+        _feature(
+            stored.slide_id, translate(area.shape, -x, -y), "annotation", area.name, colours[area.name],
+            {"Mean score": area.mean, "Highest score": area.highest, "Area mm^2": area.mm2},
+        )
+        for area in areas
+    ]  # fmt: skip
+    write_atomically(path, to_json({"type": "FeatureCollection", "pathovit": RESEARCH_USE, "features": features}, indent=None))
+
+
 def tile_squares(stored: SlideFeatures) -> NDArray[Any]:
     """(N,) polygons of tiles, in pixels of the image that QuPath shows."""
     return np.asarray(box(*(tile_edges(stored) - np.tile(offset(stored), 2)).T))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from pathovit.outputs.folder import OutFolder, SlideFolder
 from pathovit.outputs.records import SlideRecord, TopTile
 from pathovit.outputs.runs import RunRecord, all_runs
 from pathovit.show.table import OLDER, Contents, table
+from pathovit.show.tissue_map import colour_of
 from pathovit.text import plain, say_left_out
 
 PICTURE_PX = 1400  # longer side of an overview inside the report
@@ -41,6 +44,47 @@ class Section:
     overview: str  # data URL; empty where it is missing or damaged
     pictures: tuple[Picture, ...]
     older: str
+    tissue: str  # data URL of its tissue map; empty where there is none
+    kinds: tuple[tuple[str, str, float], ...]  # of tissue on it: name, colour, mm2
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """What was found of kinds of tissue, in the folder's tissue/."""
+
+    folder: Path
+    columns: tuple[str, ...]
+    areas: Mapping[str, Mapping[str, str]]  # rows of areas.csv by slide_id
+
+    @classmethod
+    def of(cls, out: OutFolder) -> Kinds:
+        folder = out.path / "tissue"
+        try:
+            with (folder / "areas.csv").open(encoding="utf-8", newline="") as file:
+                reader = csv.DictReader(file)
+                rows = {row["slide_id"]: row for row in reader}
+                return cls(folder, tuple(reader.fieldnames or ())[2:], rows)
+        except (OSError, KeyError, ValueError):  # there are none, or they are damaged: they are made again by `pathovit tissue`
+            return cls(folder, (), {})
+
+    def on(self, slide_id: str) -> tuple[tuple[str, str, float], ...]:
+        row = self.areas.get(slide_id, {})
+        found = []
+        for place, column in enumerate(self.columns):
+            name = column.removesuffix(" mm2")
+            colour = "rgb({}, {}, {})".format(*colour_of(place)) if place < len(self.columns) - 1 else "transparent"
+            area = float(row.get(column) or 0)
+            if area:
+                found.append((name, colour, area))
+        return tuple(found)
+
+    def picture(self, slide_id: str) -> str:
+        path = self.folder / f"{slide_id}.jpg"
+        return _data_url(path.read_bytes()) if path.is_file() and not path.is_symlink() else ""
+
+    def examples(self) -> str:
+        path = self.folder / "kinds.png"
+        return _small(path) if self.columns else ""
 
 
 def write_report(out: OutFolder, found: Contents, record: RunRecord) -> Path:
@@ -54,6 +98,7 @@ def write_report(out: OutFolder, found: Contents, record: RunRecord) -> Path:
     shown = [record for record in answered if record.slide_id in chosen]
     order = {str(row["slide_id"]): place for place, row in enumerate(rows)}
     shown.sort(key=lambda record: order[record.slide_id])
+    kinds = Kinds.of(out)
     environment = Environment(loader=PackageLoader("pathovit.show"), autoescape=True, undefined=StrictUndefined)
     environment.filters["plain"] = plain
     environment.filters["left_out"] = say_left_out
@@ -63,7 +108,8 @@ def write_report(out: OutFolder, found: Contents, record: RunRecord) -> Path:
         rows=rows,
         with_answers=bool(answered),
         numbers=names[names.index("answer") + 1 : names.index("novelty")] if answered else [],
-        sections=[_section(out.slide(record.slide_id), record, found) for record in shown],
+        sections=[_section(out.slide(record.slide_id), record, found, kinds) for record in shown],
+        kinds=kinds.examples(),
         shown=chosen,
         left_out=len(answered) - len(shown),
         cards=_cards(record),
@@ -83,18 +129,21 @@ def _cards(record: RunRecord) -> list[tuple[str, object]]:
     return lines + [(f"version of {key}", value) for key, value in record.versions.items()]
 
 
-def _section(folder: SlideFolder, record: SlideRecord, found: Contents) -> Section:
+def _section(folder: SlideFolder, record: SlideRecord, found: Contents, kinds: Kinds) -> Section:
     files = [(tile, folder.path / tile.file) for tile in record.top_tiles]
     there = [(tile, file) for tile, file in files if file.is_file() and not file.is_symlink()]
     pictures = tuple(Picture(tile, _data_url(file.read_bytes())) for tile, file in there)
-    return Section(record, _overview(folder), pictures, OLDER if record.sha256 in found.older else "")
+    older = OLDER if record.sha256 in found.older else ""
+    tissue, areas = kinds.picture(record.slide_id), kinds.on(record.slide_id)
+    return Section(record, _small(folder.overview), pictures, older, tissue, areas)
 
 
-def _overview(folder: SlideFolder) -> str:
+def _small(path: Path) -> str:
+    """A picture for the report, as a data URL; empty where it is missing or damaged."""
     try:
-        with Image.open(folder.overview) as image:
+        with Image.open(path) as image:
             picture = image.convert("RGB")
-    except OSError:  # missing or damaged: the report says so in its place
+    except OSError:  # the report says so in its place
         return ""
     picture.thumbnail((PICTURE_PX, PICTURE_PX))
     buffer = io.BytesIO()

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathovit.errors import SettingsError
-from pathovit.model.judged import Difference, Metric, Metrics
+from pathovit.model.judged import Difference, Metric, Metrics, Pooling
 from pathovit.model.targets import Target
 
 Floats = NDArray[np.float64]
@@ -122,6 +122,20 @@ def compare(a: Answers, b: Answers, seed: int = 0) -> dict[str, Difference]:
             len(common), number_or_none(first), number_or_none(second), number_or_none(second - first), low, high, p_value
         )
     return found
+
+
+def against_pooling(model: Answers, plain: Answers, seed: int = 0) -> Pooling:
+    """The main metric of a model and of plain pooling on the same patients, in the same order."""
+    name = next(iter(model.target.kind.metrics))
+    sign = -1 if name in LOWER_IS_BETTER else 1
+    ours, theirs = model.metric(name), plain.metric(name)
+    low = high = None
+    if len(model.truth) >= FEWEST_FOR_INTERVAL:
+        gaps = [model.rows(rows).metric(name) - plain.rows(rows).metric(name) for rows in draws(len(model.truth), seed)]
+        low, high = percentiles(sign * np.array(gaps))
+    return Pooling(
+        name, len(model.truth), number_or_none(ours), number_or_none(theirs), number_or_none(sign * (ours - theirs)), low, high
+    )
 
 
 def answers_csv(answers: Answers, extra: Mapping[str, Sequence[object]] | None = None) -> bytes:

@@ -118,6 +118,24 @@ def _map(axes: Any, model: SlideModel, bag: Bag) -> None:
 
 
 @own_style()
+def robustness_picture(path: Path, names: Sequence[str], moved: Mapping[str, Sequence[tuple[float, float]]], title: str) -> None:
+    """For each way of looking at the slides: how far each answer's number moved, and how much of each map changed sides."""
+    figure, panels = _figure(1, 2, (11, 1.5 + 0.3 * len(names)), title)
+    for axes, column, label in ((panels[0], 0, "change of the answer's number"), (panels[1], 1, "tiles that crossed score 0.5")):
+        for row, name in enumerate(names):
+            values = np.array([found[column] for found in moved.get(name, ())])
+            axes.scatter(values, row + np.linspace(-0.22, 0.22, len(values)), s=10, color=MODEL, alpha=0.55, linewidths=0)
+            if len(values):
+                axes.plot([np.median(values)] * 2, [row - 0.35, row + 0.35], color=SECOND, linewidth=1.5)
+        axes.axvline(0, color=FAINT, linewidth=0.8)
+        axes.set(xlabel=label, yticks=range(len(names)), yticklabels=names if column == 0 else [])
+        axes.invert_yaxis()
+    panels[0].set_xlim(-1.02, 1.02)
+    panels[1].set_xlim(-0.02, 1.02)
+    save(figure, path)
+
+
+@own_style()
 def device_timeline(path: Path, slides: Mapping[str, Sequence[tuple[float, float]]], title: str) -> None:
     """Every batch that a device had, a row for each slide, and all of them below: a gap there is a device that waited."""
     figure, (axes,) = _figure(1, 1, (12, 1.6 + 0.28 * len(slides)), title)

@@ -17,7 +17,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from pathovit.errors import SettingsError
 from pathovit.files import write_atomically
@@ -32,6 +32,9 @@ from pathovit.outputs.recipe import Values
 from pathovit.settings import AggregatorConfig, TrainSettings
 from pathovit.study.cohort import Bag, cohort_digest
 from pathovit.study.losses import Loss
+
+PATIENTS_A_BAG = 25  # in the training part, for every bag of a step
+EARLIEST = 0.2  # of the epochs: before, a validation part of few patients is lower by chance than by what was learned
 
 Parts = dict[str, list[Bag]]
 OnEpoch = Callable[[dict[str, float]], None]
@@ -86,11 +89,15 @@ def _fit(
         raise SettingsError(f"{config.kind} has no evidence of single tiles that regions could teach. Use another --kind.")
     centre, scale = target.kind.measure(truth)
     judge = Loss(target, settings, _class_weights(target, truth, settings.class_weights), centre, scale)
-    per_step = max(settings.bags_per_step, target.kind.least_bags)
+    # Of few patients each is a step of its own: there would be too few steps to get anywhere.
+    per_step = max(1, min(settings.bags_per_step, len(parts["train"]) // PATIENTS_A_BAG), target.kind.least_bags)
+    earliest = int(EARLIEST * settings.epochs)
     steps = settings.epochs * -(-len(parts["train"]) // per_step)
     optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.averaging))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    average = AveragedModel(
+        network, avg_fn=lambda kept, new, steps: torch.lerp(new, kept, averaging(int(steps), settings.averaging))
+    )
     averaged = cast(Aggregator, average.module)
     state = {"network": network, "average": average, "optimizer": optimizer, "schedule": schedule}
     key = fit_key(parts, target, recipe, settings)
@@ -123,13 +130,18 @@ def _fit(
             raise SettingsError(
                 f"Epoch {epoch + 1}: the loss is no longer a number. Look for infinite features, or lower the learning rate."
             )
-        if best_state is None or found["loss"] < best - 1e-4:
+        if best_state is None or epoch <= earliest or found["loss"] < best - 1e-4:
             best, best_epoch = found["loss"], epoch
             best_state = {k: v.detach().cpu().clone() for k, v in averaged.state_dict().items()}
         _keep(checkpoint, state, key, (history, best, best_epoch, best_state))
     assert best_state is not None
     network.cpu().load_state_dict(best_state)
     return Fitted(network.eval(), history, best_epoch + 1, centre, scale)
+
+
+def averaging(steps: int, most: float) -> float:
+    """Weight of what was averaged so far: little in the first steps, or the average would stay where the network began."""
+    return min(most, (1 + steps) / (10 + steps))
 
 
 def rate(step: int, steps: int) -> float:

@@ -12,9 +12,11 @@ from pathovit.errors import SettingsError
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.store import FeatureStore
+from pathovit.study.kinds import NAMES, TissueKinds
 from pathovit.study.regions import NOTHING, Meaning, TileLabels, find_regions, label_tiles
 from pathovit.tables import Say
 
+TILES_OF_A_KIND = 100  # of each slide, at most half of them
 OnSlide = Callable[[int, int], None]  # slides that are read, and how many there are
 
 
@@ -39,13 +41,15 @@ def read_lessons(
     out: OutFolder, paths: Sequence[Path], positive: str | None = None, say: Say = lambda text: None,
     on_slide: OnSlide = lambda done, total: None,
 ) -> Lessons:  # fmt: skip
-    """From the features of a folder, and GeoJSON files (or folders of them) that are named after its slides.
+    """From the features of a folder, and GeoJSON files (or folders of them) that are named after its slides; or from names of kinds.
 
     Raises
     ------
     SettingsError : regions that cannot be read, match no slide, lie off its tissue or contradict each other; fewer than two classes
     StoreError : damaged features
     """
+    if len(paths) == 1 and paths[0].name == NAMES:
+        return _lessons_of_kinds(out, paths[0].parent, positive, say)
     drawn = find_regions(paths, out, say)
     meaning = Meaning.of(drawn, positive)
     lessons = []
@@ -57,6 +61,31 @@ def read_lessons(
         lessons.append(Lesson(stored, label_tiles(stored, regions, meaning), record.patient or slide_id))
         on_slide(len(lessons), len(drawn))
     return Lessons(tuple(lessons), meaning.classes)
+
+
+def _lessons_of_kinds(out: OutFolder, folder: Path, positive: str | None, say: Say) -> Lessons:
+    """The tiles that are most like the kinds that were given a name in a folder's names.csv."""
+    kinds = TissueKinds.load(folder, say)
+    if kinds is None:
+        raise SettingsError(f"{folder}: no kinds of tissue there. Find some with: pathovit tissue {out.path}")
+    if not kinds.names:
+        raise SettingsError(f"{folder / NAMES}: no kind has a name. Look at kinds.png, and fill in the column name.")
+    slides, labels = [], {}
+    for record in out.embedded():
+        stored = FeatureStore(out.slide(record.slide_id), Path(record.description.file)).read()
+        kind, unlike = kinds.tell(stored)
+        tiles = np.full(len(kind), "", object)
+        for place, letter in enumerate(kinds.letters):
+            mine = np.flatnonzero(kind == place)
+            nearest = mine[np.argsort(unlike[mine], kind="stable")[: min(TILES_OF_A_KIND, len(mine) // 2)]]
+            tiles[nearest] = kinds.names.get(letter, "")
+        if tiles.astype(bool).any():
+            slides.append(stored)
+            labels[record.slide_id] = list(tiles)
+    say(
+        f"taught on the tiles that are most like the kinds {', '.join(f'{letter} ({name})' for letter, name in sorted(kinds.names.items()))}"
+    )
+    return lessons_of(slides, labels, positive)
 
 
 def lessons_of(features: Sequence[SlideFeatures], labels: Mapping[str, Sequence[str]], positive: str | None = None) -> Lessons:

@@ -13,36 +13,32 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
 from pathovit import RESEARCH_USE
 from pathovit.errors import SettingsError
-from pathovit.files import to_json, write_atomically
+from pathovit.files import write_atomically
 from pathovit.machine import threads_for
 from pathovit.model.calibration import Calibration
 from pathovit.model.card import ModelCard, read_card
 from pathovit.model.card_text import describe_model
-from pathovit.model.faithfulness import CheckSummary
-from pathovit.model.judged import Abstention, Crossed, Metrics
+from pathovit.model.judged import Abstention, Crossed
 from pathovit.model.novelty import Novelty
 from pathovit.model.slide_model import SlideModel, load_model, save_model
-from pathovit.model.targets import Target
 from pathovit.outputs.provenance import versions
-from pathovit.outputs.recipe import EmbedRecipe
 from pathovit.settings import TrainSettings
 from pathovit.study.cohort import Cohort, cohort_digest
-from pathovit.study.evaluation import Answers, answers_csv, evaluate, glance
-from pathovit.study.figures import evaluation_picture, maps_picture, training_curves
+from pathovit.study.evaluation import Answers, against_pooling, answers_csv, evaluate, glance
+from pathovit.study.figures import evaluation_picture, training_curves
 from pathovit.study.fit import Fitted, OnEpoch, OnStep, Parts, fit, fit_key
 from pathovit.study.judge import FEW_PATIENTS, abstention, answer, check_model, pooled_abstention, said_of_few
-from pathovit.study.localisation import judge_maps, localisation, maps_csv
+from pathovit.study.localisation import judge_maps, localisation
 from pathovit.study.parts import assign_folds, check_part, possible_folds, split_patients
 from pathovit.tables import PARTS, Say
-from pathovit.text import counted
 
 CHECKPOINT = "training.ckpt"
 USUAL_FOLDS = 5  # where patients are few: every one is held out once
@@ -108,23 +104,41 @@ def cross_validate(
         rest = cohort.without(test)
         splits.append(split_patients(rest, settings.validation_share, 0.0, settings.seed) | {"test": test})
     found: list[Answers] = []
+    plain: list[Answers] = []
     kept: list[Abstention] = []
     for fold, parts in enumerate(splits, start=1):
         say(f"fold {fold} of {folds}")
         here = folder / "folds" / str(fold)
         if not _is_done(here, fit_key(parts, cohort.target, cohort.recipe, settings)):
-            _train_one(cohort, here, settings, parts, on_epoch, on_step, None)
+            _train_one(cohort, here, settings, parts, on_epoch, on_step, None, is_fold=True)
         model = load_model(here)
         found.append(answer(model, parts["test"]))
         kept += [abstention(model, found[-1])] if cohort.target.is_classification else []
-    pooled = Answers(
-        cohort.target, tuple(name for a in found for name in a.patients), np.concatenate([a.truth for a in found]),
-        np.concatenate([a.values for a in found]), np.concatenate([a.novelty for a in found]),
-    )  # fmt: skip
+        if settings.kind != "mean":
+            plain.append(answer(_plain_pooling(cohort, parts, settings, here), parts["test"]))
+    pooled = _joined(found)
     write_atomically(folder / "folds" / "predictions.csv", answers_csv(pooled))
     metrics = evaluate(pooled, settings.seed)
     evaluation_picture(folder / "folds" / "evaluation.png", pooled, metrics, f"{folds}-fold cross-validation")
-    return Crossed(folds, metrics, pooled_abstention(kept))
+    beside = against_pooling(pooled, _joined(plain), settings.seed) if plain else None
+    return Crossed(folds, metrics, pooled_abstention(kept), beside)
+
+
+def _joined(parts: Sequence[Answers]) -> Answers:
+    """Answers of all folds."""
+    return Answers(
+        parts[0].target, tuple(name for a in parts for name in a.patients), np.concatenate([a.truth for a in parts]),
+        np.concatenate([a.values for a in parts]), np.concatenate([a.novelty for a in parts]),
+    )  # fmt: skip
+
+
+def _plain_pooling(cohort: Cohort, parts: Parts, settings: TrainSettings, folder: Path) -> SlideModel:
+    """The simplest model that can be, fitted on the same patients: the mean of all tiles, and a linear layer."""
+    checkpoint = folder / "pooling.ckpt"
+    labelled = {name: [replace(bag, marks=None) for bag in part if bag.is_labelled] for name, part in parts.items()}
+    fitted = fit(labelled, cohort.target, cohort.recipe, replace(settings, kind="mean"), lambda line: None, checkpoint)
+    checkpoint.unlink(missing_ok=True)
+    return _calibrated(fitted, cohort, labelled)
 
 
 def _is_done(folder: Path, key: str) -> bool:
@@ -134,7 +148,7 @@ def _is_done(folder: Path, key: str) -> bool:
 
 def _train_one(
     cohort: Cohort, folder: Path, settings: TrainSettings, parts: Parts, on_epoch: OnEpoch, on_step: OnStep,
-    crossed: Crossed | None,
+    crossed: Crossed | None, is_fold: bool = False,
 ) -> ModelCard:  # fmt: skip
     for name in ("train", "validation"):
         check_part(name, parts[name], cohort.target)
@@ -148,6 +162,10 @@ def _train_one(
         answers[name] = answer(model, [bag for bag in parts[name] if bag.is_labelled])
         metrics[name] = glance(answers[name]) if name == "train" else evaluate(answers[name], settings.seed)
     judged = "test" if parts["test"] else "validation"
+    pooling = crossed and crossed.pooling
+    if not crossed and not is_fold and settings.kind != "mean":
+        plain = answer(_plain_pooling(cohort, parts, settings, folder), parts[judged])
+        pooling = against_pooling(answers[judged], plain, settings.seed)
     card = {
         "research_use": RESEARCH_USE,
         "encoder": {**encoder, "mpp": cohort.recipe["tiles"]["mpp"], "stride_px": cohort.recipe["tiles"]["stride_px"]},
@@ -160,6 +178,7 @@ def _train_one(
         "best_epoch": fitted.best_epoch,
         "metrics": {name: found.to_json() for name, found in metrics.items()},
         "cross_validation": crossed and crossed.to_json(),
+        "plain_pooling": pooling and asdict(pooling),
         "heatmap_check": check_model(model, parts[judged], on_step).to_json() | {"part": judged},
         "regions": _regions_card(model, parts, judged, settings.seed),
         "abstention": abstention(model, answers[judged]).to_json() | {"part": judged}
@@ -238,92 +257,3 @@ def _write_parts(folder: Path, parts: Parts, answers: dict[str, Answers]) -> Non
     write_atomically(folder / "split.csv", buffer.getvalue().encode("utf-8", "replace"))
     judged = answers.get("test", answers["validation"])
     write_atomically(folder / "predictions.csv", answers_csv(judged))
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """evaluation.json: how a model did on the patients of a table."""
-
-    model: str
-    model_sha256: str
-    target: Target
-    patients: int
-    patients_it_learned_from: int
-    metrics: Metrics
-    abstention: Abstention | None
-    heatmap_check: CheckSummary
-    localisation: Metrics | None
-    strange: int
-    trial: bool
-    versions: Mapping[str, str]
-
-    def to_json(self) -> dict[str, object]:
-        return {
-            "research_use": RESEARCH_USE,
-            **{name: getattr(self, name) for name in ("model", "model_sha256")},
-            "target": asdict(self.target),
-            **{name: getattr(self, name) for name in ("patients", "patients_it_learned_from")},
-            "metrics": self.metrics.to_json(),
-            "abstention": self.abstention and self.abstention.to_json(),
-            "heatmap_check": self.heatmap_check.to_json(),
-            "localisation": self.localisation and self.localisation.to_json(),
-            **{name: getattr(self, name) for name in ("strange", "trial")},
-            "versions": dict(self.versions),
-        }
-
-
-def evaluate_model(
-    folder: str | Path, cohort: Cohort, out: Path, split: str | None, seed: int = 0,
-    on_step: OnStep = lambda what, done, total: None,
-) -> Evaluation:  # fmt: skip
-    """Judge a model on the patients of a table; writes predictions.csv, evaluation.json and evaluation.png to `out`.
-
-    Where regions are drawn, its maps too: localisation.csv and localisation.png.
-    """
-    model = load_model(folder)
-    model.check(EmbedRecipe(cohort.recipe))
-    bags, others = (
-        [bag for bag in part if split is None or cohort.fixed.get(bag.patient) == split]
-        for part in (cohort.bags, cohort.unlabelled)
-    )
-    if not bags:
-        raise SettingsError(f"No patient of the table is in split {split!r}. Correct --split or the column.")
-    on_step("answering patients", 0, len(bags))
-    answers = answer(model, bags)
-    on_step("metrics with their intervals", 0, len(bags))
-    seen = _seen_before(Path(folder))
-    marked = [bag for bag in (*bags, *others) if bag.marks is not None]
-    on_step("judging maps", 0, len(marked))
-    maps = judge_maps(model, marked)
-    found = Evaluation(
-        model=model.name,
-        model_sha256=model.sha256,
-        target=model.target,
-        patients=len(bags),
-        patients_it_learned_from=sum(bool(seen & {bag.patient, *bag.slides}) for bag in bags),
-        metrics=evaluate(answers, seed),
-        abstention=abstention(model, answers) if model.target.is_classification else None,
-        heatmap_check=check_model(model, bags, on_step),
-        localisation=localisation(maps, seed),
-        strange=int((answers.novelty > 1).sum()),
-        trial=bool(cohort.recipe["max_tiles"]),
-        versions=versions(),
-    )
-    extra = {"novelty": [f"{v:.4f}" for v in answers.novelty]} if model.novelty else {}
-    write_atomically(out / "predictions.csv", answers_csv(answers, extra))
-    evaluation_picture(out / "evaluation.png", answers, found.metrics, f"{model.name}, {len(bags)} patients")
-    if maps:
-        write_atomically(out / "localisation.csv", maps_csv(maps))
-        maps_picture(out / "localisation.png", model, marked, f"{model.name}, {counted(len(marked), 'patient')} with regions")
-    write_atomically(out / "evaluation.json", to_json(found.to_json()))
-    return found
-
-
-def _seen_before(folder: Path) -> set[str]:
-    """Slides and patients that a model was fitted or calibrated on."""
-    path = read_card(folder)[0] / "split.csv"
-    if not path.is_file():
-        return set()
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] != "test"]
-    return {row["slide_id"] for row in rows} | {row["patient"] for row in rows}

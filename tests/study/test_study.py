@@ -22,8 +22,8 @@ from pathovit.outputs.lease import lease
 from pathovit.outputs.store import FeatureStore
 from pathovit.settings import TrainSettings
 from pathovit.study.cohort import load_cohort
+from pathovit.study.evaluate import evaluate_model
 from pathovit.study.judge import abstention, answer
-from pathovit.study.study import evaluate_model
 
 
 @pytest.fixture(autouse=True)

@@ -2,8 +2,9 @@
 
 python workflows/reference/tissue_slides.py --data DATA --work WORK [--seed 0]
 
-Mosaics of PatchCamelyon patches, of 150 to 2,500 tiles, half of them without tumour; tumour lies in one to three places and
-covers 0.5 % to 60 % of the tissue. Each has a stain of its own, up to two folds, its own JPEG quality, few or many different
+Mosaics of PatchCamelyon patches, of 150 to 1,500 tiles, half of them without tumour; tumour lies in one to three places and
+covers 0.5 % to 60 % of the tissue. The encoder has seen none of the patches: those that it learned from look easier to it than
+any others will. Each has a stain of its own, up to two folds, its own JPEG quality, few or many different
 patches, and on half of them the patches lie askew of the tiles, at another resolution. No patch of one part occurs in another.
 Slides to be found strange are the same mosaics in another stain, out of focus, and so on (KINDS), and tissue of other organs.
 
@@ -24,10 +25,10 @@ from cohorts import FOREIGN, Source, foreign, pcam_parts, read_labels, tumour_sh
 from mosaics import GLASS, Patch, Pool, blur, denser, draw_layout, fold, other_gain, paint, save_pyramid, save_truth
 from PIL import Image
 
-SLIDES = {"train": 200, "validation": 120, "test": 100}
-STRANGE = 10  # slides of each kind
-REST = {"train": 0.5, "validation": 0.25, "test": 0.25}  # of pcam_rest, beside the published parts
-SIDES = (16.0, 66.0)  # cells on a side; the tissue covers a little more than half of them
+SLIDES = {"train": 110, "validation": 64, "test": 60}
+STRANGE = 6  # slides of each kind
+PATCHES = {"train": 0.55, "validation": 0.25, "test": 0.2}  # of those that the encoder has not seen
+SIDES = (16.0, 48.0)  # cells on a side; the tissue covers a little more than half of them
 FEWEST = {0: 40, 1: 20}  # different patches of each label on a slide, at least
 PATCH = 96
 STAIN = 0.07  # spread of the usual gain of each channel's optical density
@@ -148,15 +149,20 @@ CHANGES: dict[str, Change] = {
 
 
 def pools(data: Path) -> dict[str, Pool]:
-    """Patches of each part: PCam's own parts, and shares of 764 more."""
-    parts = pcam_parts(data)
-    taken = {patch.tobytes() for pool in parts.values() for patches in pool.values() for patch in patches}
-    rest = [(image, label) for image, label in read_labels(data / "pcam_rest" / "labels.csv") if image.tobytes() not in taken]
-    order = np.random.default_rng(0).permutation(len(rest))
-    ends = np.rint(np.cumsum(list(REST.values())) * len(rest)).astype(int)
-    for part, chosen in zip(REST, np.split(order, ends[:-1]), strict=True):
-        for index in chosen:
-            parts[part][rest[index][1]].append(rest[index][0])
+    """Patches of each part: PCam's validation and test parts and 764 more, shared out by label."""
+    published = pcam_parts(data)
+    seen = {patch.tobytes() for patches in published["train"].values() for patch in patches}
+    rest = {label: published["validation"][label] + published["test"][label] for label in (0, 1)}
+    seen |= {patch.tobytes() for patches in rest.values() for patch in patches}
+    for image, label in read_labels(data / "pcam_rest" / "labels.csv"):
+        if image.tobytes() not in seen:
+            rest[label].append(image)
+    parts: dict[str, Pool] = {part: {} for part in PATCHES}
+    for label, patches in rest.items():
+        order = np.random.default_rng(label).permutation(len(patches))
+        ends = np.rint(np.cumsum(list(PATCHES.values())) * len(patches)).astype(int)
+        for part, chosen in zip(PATCHES, np.split(order, ends[:-1]), strict=True):
+            parts[part][label] = [patches[place] for place in chosen]
     return parts
 
 

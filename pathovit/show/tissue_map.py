@@ -1,0 +1,136 @@
+"""The tissue map: kinds of tissue as colours over a slide, each area with its letter; and what each kind looks like."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from pathovit import RESEARCH_USE
+from pathovit.files import write_atomically
+from pathovit.outputs.features import SlideFeatures
+from pathovit.show.canvas import new_figure, own_style, save
+from pathovit.show.heatmap import Heatmap
+from pathovit.show.paint import Layer, legend_colour, paint
+from pathovit.show.qupath import Area, dissolve, write_areas
+from pathovit.show.views import View
+from pathovit.slides.readers import RGB
+
+STRENGTH = 0.8
+NAMED_AREAS = 3  # of each kind that get its letter, the largest ones
+LEAST_CELLS = 6  # of an area with a letter
+LETTER_PX, FOOTER_PX = 15, 18
+JPEG_QUALITY = 88
+
+
+@dataclass(frozen=True)
+class TissueMap:
+    """A slide's tiles by kind."""
+
+    stored: SlideFeatures
+    kind: NDArray[np.int64]  # (N,) below 0 where a tile is of none
+    unlike: NDArray[np.float32]  # (N,) distance from the kind, 1 at the limit
+    names: tuple[str, ...]  # of the kinds
+
+    def areas_mm2(self) -> list[float]:
+        """Of each kind; of none, last."""
+        stride, mpp = self.stored.grid.stride_l0, self.stored.mpp
+        tile = stride[0] * mpp[0] * stride[1] * mpp[1] * 1e-6
+        kinds = self.kind[self.stored.ok]
+        return [float((kinds == place).sum() * tile) for place in [*range(len(self.names)), -1]]
+
+    def areas(self) -> list[Area]:
+        """Connected areas, the largest first."""
+        near = np.nan_to_num(1 - self.unlike)
+        found = [dissolve(self.stored, self.kind == place, name, near) for place, name in enumerate(self.names)]
+        return sorted((area for areas in found for area in areas), key=lambda area: -area.mm2)
+
+
+def colour_of(place: int) -> list[int]:
+    """Red, green and blue of a kind, as it looks on tissue."""
+    layer = Layer(("",), np.zeros((1, 1), np.int64), np.zeros((1, 1), np.float32))
+    return [round(255 * value) for value in legend_colour(layer, place, STRENGTH)]
+
+
+def draw_tissue_map(path: Path, views: Sequence[View], found: TissueMap, areas: Sequence[Area]) -> None:
+    """The views of a slide, below each other, painted."""
+    one_hot = {
+        str(place): np.where(found.stored.ok, found.kind == place, np.nan).astype(np.float32) for place in range(len(found.names))
+    }
+    heatmap = Heatmap.from_tiles(found.stored, one_hot)
+    known = np.nan_to_num(heatmap.layers).max(0) > 0
+    layer = Layer(found.names, np.nan_to_num(heatmap.layers).argmax(0), np.where(known, np.float32(STRENGTH), np.float32("nan")))
+    pictures = [_lettered(paint(view, heatmap, layer), view, found, areas) for view in views]
+    width = max(picture.shape[1] for picture in pictures)
+    sheet = Image.new("RGB", (width, sum(picture.shape[0] for picture in pictures) + FOOTER_PX), "white")
+    top = 0
+    for picture in pictures:
+        sheet.paste(Image.fromarray(picture), (0, top))
+        top += picture.shape[0]
+    ImageDraw.Draw(sheet).text((4, top + 2), f"Tissue map. {RESEARCH_USE}", fill=(60, 60, 60), font=ImageFont.load_default(11))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "JPEG", quality=JPEG_QUALITY, comment=RESEARCH_USE.encode())
+    write_atomically(path, buffer.getvalue())
+
+
+def _lettered(picture: RGB, view: View, found: TissueMap, areas: Sequence[Area]) -> RGB:
+    """Letters on the largest areas of every kind."""
+    left, right, bottom, top = view.extent
+    scale = picture.shape[1] / (right - left), picture.shape[0] / (bottom - top)
+    tile = found.stored.tile_l0[0] * found.stored.tile_l0[1]
+    image = Image.fromarray(picture)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(LETTER_PX)
+    told = dict.fromkeys(found.names, 0)
+    for area in areas:
+        at = area.shape.representative_point()
+        inside = left <= at.x <= right and top <= at.y <= bottom
+        if not inside or told[area.name] == NAMED_AREAS or area.shape.area < LEAST_CELLS * tile:
+            continue
+        told[area.name] += 1
+        place = (at.x - left) * scale[0], (at.y - top) * scale[1]
+        draw.text(place, area.name[0], fill="black", font=font, anchor="mm", stroke_width=2, stroke_fill="white")
+    return np.asarray(image)
+
+
+def write_tissue_areas(path: Path, found: TissueMap, areas: Sequence[Area]) -> None:
+    """For QuPath: every area of every kind."""
+    write_areas(path, found.stored, areas, {name: colour_of(place) for place, name in enumerate(found.names)})
+
+
+@own_style()
+def draw_kinds(path: Path, names: Sequence[str], mm2: Sequence[float], examples: Mapping[int, Sequence[RGB]]) -> None:
+    """kinds.png: a row for each kind, with its colour, its area over all slides, and example tiles."""
+    columns = max(len(pictures) for pictures in examples.values())
+    pairs = 2 if len(names) > 5 else 1
+    rows = ceil(len(names) / pairs)
+    figure = new_figure(
+        (pairs * (1.5 + 1.15 * columns), 1.35 * rows + 1.0),
+        "What the tissue is made of: kinds found without a label",
+        RESEARCH_USE,
+    )
+    panels = figure.subplots(rows, pairs * (columns + 1), squeeze=False, width_ratios=([0.9] + [1.0] * columns) * pairs)
+    for axes in panels.flat:
+        axes.set_axis_off()
+    for place, name in enumerate(names):
+        row, first = place % rows, place // rows * (columns + 1)
+        axes = panels[row, first]
+        axes.add_patch(_patch(colour_of(place)))
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        axes.text(0.30, 0.62, name, fontsize=10, fontweight="bold", va="center", parse_math=False)
+        axes.text(0.30, 0.30, f"{mm2[place]:.3g} mm²", fontsize=8, va="center")
+        for axes, picture in zip(panels[row, first + 1 :], examples.get(place, ()), strict=False):
+            axes.imshow(cv2.cvtColor(picture, cv2.COLOR_RGB2RGBA), interpolation="antialiased")
+    save(figure, path)
+
+
+def _patch(colour: Sequence[int]) -> object:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((0.0, 0.2), 0.22, 0.6, facecolor=[value / 255 for value in colour])
