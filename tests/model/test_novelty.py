@@ -31,3 +31,20 @@ def test_it_is_kept_and_found_again() -> None:
     assert again is not None
     assert again.slide(slides(1, seed=6)[0]) == made.slide(slides(1, seed=6)[0])
     assert Novelty.from_tensors({}) is None
+
+
+def test_slides_of_either_of_two_groups_are_usual_and_those_between_are_strange() -> None:
+    made = Novelty.fit(slides(30) + slides(10, shift=12.0, seed=7), slides(30, seed=1) + slides(10, shift=12.0, seed=8))
+    assert len(made.slide_centres) == 2
+    for shift, seed in ((0.0, 2), (12.0, 9)):
+        assert np.mean([made.slide(s) > 1 for s in slides(60, shift=shift, seed=seed)]) < 0.15
+    assert all(made.slide(s) > 1 for s in slides(20, shift=6.0, seed=3))
+    assert len(Novelty.fit(slides(40), slides(40, seed=1)).slide_centres) == 1
+
+
+def test_models_of_before_are_still_read() -> None:
+    made = Novelty.fit(slides(10), slides(5, seed=1))
+    old = {name: values for name, values in made.tensors().items() if not name.startswith("slide_") or name == "slide_limit"}
+    again = Novelty.from_tensors(old)
+    assert again is not None
+    assert np.array_equal(again.slide_centres[0], made.centre)

@@ -40,6 +40,8 @@ def test_every_command_of_the_readme_works_on_real_files(
         "compare": ["compare", judged, judged],
         "predict": ["predict", out],
         "teach": ["teach", out, painted, "--model", tmp_path / "taught", "--suggest", 3],
+        "tissue": ["tissue", out, "--name", "A=stroma"],
+        "robustness": ["robustness", "reference", slides[0], "--max-tiles", 12, "--out", tmp_path / "robust"],
         "heatmap": ["heatmap", slides[0], "--out", out, "--hot-score", 0.6],
         "export": ["export", out, "--to", "h5", "--folder", tmp_path / "h5"],
         "encoders": ["encoders"],

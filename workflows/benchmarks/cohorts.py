@@ -1,15 +1,14 @@
 """Cohorts of slides with known truth from labelled real tissue: lymph node (PatchCamelyon) and breast (IDC).
 
-python workflows/benchmarks/cohorts.py --data DATA --work WORK [--cohort lymph breast pcam] [--seed 0]
+python workflows/benchmarks/cohorts.py --data DATA --work WORK [--cohort lymph breast] [--seed 0]
 
     lymph     all PatchCamelyon patches, shared out anew: half to train, a fifth to validate, the rest to test. For
               encoders that have not seen their labels.
-    pcam      the parts as they were published: the bundled encoder has seen the labels of the training part
     breast    IDC patches, by patient
 
 Each slide is a tissue-shaped mosaic of real tiles at their real pixel size, saved as a tiled JPEG pyramid. Tumour tiles
 lie together in one to three regions that cover 0.5 % to 60 % of the tissue; every second slide has none. Lymph node slides
-have up to two folds, whatever their label. No patch (lymph, pcam) and no patient (breast) of one part occurs in another.
+have up to two folds, whatever their label. No patch (lymph) and no patient (breast) of one part occurs in another.
 Writes, under WORK/<cohort>/:
 
     slides/*.tif, *.geojson    the slides, and the outline of their tumour
@@ -78,11 +77,6 @@ class Source:
     folds: int = 0  # at most, on a slide
     encoder: str = "reference"
     tile_px: int | None = None  # what the encoder needs, if that is not `patch_px`
-
-
-def pcam(data: Path) -> Source:
-    """PCam patches by part; what is equal to a patch of a later part is left out of the earlier one."""
-    return Source("pcam", 96, 1.0, {part: _some_patches(pool) for part, pool in pcam_parts(data).items()}, MAX_FOLDS)
 
 
 def lymph(data: Path) -> Source:
@@ -170,7 +164,7 @@ def _some_patients(pools: list[Pool]) -> Callable[[np.random.Generator], Pool]:
     return draw
 
 
-SOURCES = {"lymph": lymph, "breast": breast, "pcam": pcam}
+SOURCES = {"lymph": lymph, "breast": breast}
 
 
 def complete_slide(data: Path, folder: Path) -> dict[str, object]:

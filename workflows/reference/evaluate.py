@@ -1,10 +1,9 @@
-"""What the reference model can and cannot do, on tissue it has not seen: figures for its card.
+"""What the reference model can and cannot do, on slides it has not learned from: figures for its card.
 
-python workflows/reference/evaluate.py --data DATA --work WORK --model MODEL
+python workflows/reference/evaluate.py --work WORK --model MODEL [--features FOLDER] [--organs FOLDER...]
 
-Needs what training_slides.py and `pathovit embed` left in WORK. Writes evaluation.json into the model's folder: tiles of
-the PCam test part, each as a slide of one tile; lymph node mosaics and made slides of the test part against their outlines;
-and the scores of every atlas slide.
+Looks at the test part of WORK/reference.csv and at WORK/tissue/strange.csv, whose features lie in WORK/feat, and at other
+organs: folders that `pathovit embed` made of them. Writes evaluation.json into the model's folder.
 """
 
 from __future__ import annotations
@@ -12,108 +11,161 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from cohort_study import HOT, cold, judge_model, localisation, truth_of
-from cohorts import read_labels
-from training_slides import TRAINING_ATLAS
+from numpy.typing import NDArray
+from shapely import area, box, intersection, union_all
+from shapely.geometry import shape
+from sklearn.metrics import average_precision_score, roc_auc_score
 
-from pathovit.encoders import load_encoder
-from pathovit.manifest import read_manifest
+from pathovit.model.metrics import calibration_error
+from pathovit.model.prediction import SlidePrediction
 from pathovit.model.slide_model import SlideModel, load_model
-from pathovit.run.plan import SlideJob, with_mpp
-from pathovit.run.single import analyse_slide
-from pathovit.settings import Settings
-from pathovit.study.cohort import load_cohort
-from pathovit.study.evaluation import Answers, evaluate
+from pathovit.outputs.features import SlideFeatures
+from pathovit.outputs.folder import OutFolder
+from pathovit.outputs.records import OUTSIDE, UNSURE
+from pathovit.outputs.store import FeatureStore
 
-PITCH_UM = 96.0
-
-
-def pcam_tiles(data: Path, model: SlideModel) -> dict[str, Any]:
-    """Metrics of single tiles of the PCam test part, each as a slide of its own."""
-    images, labels = zip(*read_labels(data / "pcam" / "test_labels.csv"), strict=True)
-    encoder = load_encoder("reference")
-    features = torch.from_numpy(np.concatenate([encoder.embed(np.stack(images[i : i + 50])) for i in range(0, len(images), 50)]))
-    logits = np.array([model.look(tile[None], torch.zeros(1, 2), PITCH_UM).logits[0] for tile in features])
-    positive = 1 / (1 + np.exp(-logits))
-    names = tuple(map(str, range(len(labels))))
-    answers = Answers(model.target, names, np.array(labels, np.float32)[:, None], np.stack([1 - positive, positive], -1))
-    return {"tiles": len(labels), "auroc": evaluate(answers)["auroc"].to_json()}
+SIZES = (0, 300, 700, 100_000)  # tiles
+HOT = 0.5
+Flags = NDArray[np.bool_]
 
 
-def slides_of(work: Path, model: SlideModel, prefix: str, folder: Path) -> dict[str, Any]:
-    """Slide answers and where the heatmap lies, on test slides whose name begins with `prefix`."""
-    rows = [
-        row for row in read_manifest(work / "reference.csv") if row.label("split") == "test" and row.slide.name.startswith(prefix)
-    ]
-    bags = list(load_cohort(rows, model.target, work / "pcam" / "feat").bags)
-    judged = judge_model(model, bags)
-    label = np.array([int(bag.truth[0]) for bag in bags])
-    truth = [
-        truth_of(work / "pcam", bag, folder) if y else np.zeros(len(bag.features), bool)
-        for bag, y in zip(bags, label, strict=True)
-    ]
-    answers = Answers(
-        model.target, tuple(bag.patient for bag in bags), label[:, None].astype(np.float32),
-        np.stack([1 - judged.probability, judged.probability], -1),
-    )  # fmt: skip
+@dataclass(frozen=True)
+class Judged:
+    """One slide: what is true of it, and what the model said."""
+
+    name: str
+    kind: str  # lymph, made, or what is strange about it
+    tumour: bool
+    truth: Flags  # (N,) tiles on tumour
+    said: SlidePrediction
+
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        return self.said.tile_scores[:, 0]
+
+
+def stored_slides(folder: Path) -> dict[str, SlideFeatures]:
+    """Features by file name."""
+    found = {}
+    for slide in OutFolder(folder).slides():
+        if record := slide.record():
+            found[record.description.file] = FeatureStore(slide, Path(record.description.file)).read()
+    return found
+
+
+def tumour_tiles(stored: SlideFeatures, outline: Path) -> Flags:
+    """(N,) tiles that lie at least half on what is outlined."""
+    features = json.loads(outline.read_text())["features"] if outline.is_file() else []
+    if not features:
+        return np.zeros(len(stored.xy), bool)
+    tumour = union_all([shape(feature["geometry"]) for feature in features])
+    squares = box(*np.concatenate([stored.xy, stored.xy + np.asarray(stored.tile_l0)], axis=1).T)
+    return np.asarray(area(intersection(squares, tumour)) > 0.5 * area(squares[0]))
+
+
+def judge(model: SlideModel, rows: list[dict[str, str]], base: Path, features: dict[str, SlideFeatures]) -> list[Judged]:
+    found = []
+    for row in rows:
+        path = base / row["slide"]
+        stored = features.get(path.name)
+        if stored is None:
+            print(f"{path.name}: no features", flush=True)
+            continue
+        kind = row.get("strange") or path.name.split("-")[0]
+        truth = tumour_tiles(stored, path.with_suffix(".geojson"))
+        found.append(Judged(path.name, kind, row["label"] == "tumour", truth, model.predict(stored)))
+    return found
+
+
+def figures(slides: list[Judged]) -> dict[str, Any]:
+    """Answers, map, calibration."""
+    tumour = np.array([one.tumour for one in slides])
+    chance = np.array([float(one.said.probabilities[1]) for one in slides])
+    answers = [one.said.answer for one in slides]
+    answered = np.array([answer not in (UNSURE, OUTSIDE) for answer in answers])
+    right = np.array([answer == ("tumour" if one.tumour else "normal") for answer, one in zip(answers, slides, strict=True)])
+    hot = np.array([bool((one.scores >= HOT).any()) for one in slides])
+    within = [roc_auc_score(one.truth, one.scores) for one in slides if 0 < one.truth.sum() < len(one.truth)]
+    truth, scores = np.concatenate([one.truth for one in slides]), np.concatenate([one.scores for one in slides])
     return {
-        "slides": len(bags),
-        "metrics": evaluate(answers).to_json(),
-        "localisation": localisation({"slide_transformer": [judged]}, truth),
-        "cold": cold([judged], label, truth),
+        "slides": len(slides),
+        "auroc": both(tumour, chance),
+        "answered": round(float(answered.mean()), 4),
+        "right_of_those": round(float(right[answered].mean()), 4) if answered.any() else None,
+        "outside": round(float(np.mean([answer == OUTSIDE for answer in answers])), 4),
+        "calibration_error": round(calibration_error(tumour.astype(np.int64), chance), 4),
+        "benign_with_a_hot_tile": round(float(hot[~tumour].mean()), 4) if (~tumour).any() else None,
+        "tumour_with_a_hot_tile": round(float(hot[tumour].mean()), 4) if tumour.any() else None,
+        "tile_auroc_within": [round(float(np.mean(within)), 4), round(float(np.min(within)), 4)] if within else None,
+        "tile_auroc": both(truth, scores),
+        "tile_ap": round(float(average_precision_score(truth, scores)), 4) if truth.any() else None,
     }
 
 
-def mean(values: list[float]) -> float:
-    return round(float(np.mean(values)), 4)
+def both(truth: Flags, value: NDArray[Any]) -> float | None:
+    return round(float(roc_auc_score(truth, value)), 4) if 0 < truth.sum() < len(truth) else None
 
 
-def atlas(data: Path, work: Path, model: SlideModel) -> list[dict[str, Any]]:
-    """Scores of every atlas slide at about 1 um/px, through the pipeline that users run."""
-    encoder, lines = load_encoder("reference"), []
-    with (data / "atlas" / "slides.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["file"].startswith("1mpp/")]
-    for row in rows:
-        mpp = None if row["mpp_known"] == "1" else float(row["mpp_assumed"])
-        job = with_mpp(SlideJob(data / "atlas" / row["file"]), mpp)
-        found, _ = analyse_slide(job.path, encoder, model, work / "atlas_out", Settings(), mpp)
-        scores = found.tile_scores[np.isfinite(found.tile_scores[:, 0]), 0]
-        lines.append(
-            {
-                "slide": row["file"],
-                "diagnosis": row["diagnosis"],
-                "malignant": row["malignant"] == "1",
-                "used_in_training": row["patient"] in TRAINING_ATLAS,
-                "probability": round(float(found.probabilities[1]), 4),
-                "answer": found.answer,
-                "novelty": round(found.novelty, 3),
-                "mean_tile_score": mean(list(scores)),
-                "share_of_hot_tiles": mean(list(scores > HOT)),
-            }
-        )
-        print(lines[-1], flush=True)
-    return lines
+def strangeness(usual: list[Judged], strange: list[Judged]) -> dict[str, Any]:
+    """How strange slides are told from usual ones, kind by kind and all together."""
+    known = [one.said.novelty for one in usual]
+    found: dict[str, Any] = {"usual_called_outside": round(float(np.mean(np.array(known) > 1)), 4)}
+    for kind in [*sorted({one.kind for one in strange}), "all"]:
+        values = [one.said.novelty for one in strange if kind in (one.kind, "all")]
+        truth = np.array([False] * len(known) + [True] * len(values))
+        found[kind] = {
+            "slides": len(values),
+            "auroc": both(truth, np.array(known + values)),
+            "called_outside": round(float(np.mean(np.array(values) > 1)), 4),
+        }
+    return found
+
+
+def organs(model: SlideModel, folders: list[Path]) -> dict[str, Any]:
+    """Real slides of other organs: what is said of each."""
+    lines = []
+    for folder in folders:
+        for file, stored in stored_slides(folder).items():
+            said = model.predict(stored)
+            lines.append({"slide": file, "answer": said.answer, "novelty": round(said.novelty, 3), "tiles": len(stored.xy)})
+    outside = sum(line["answer"] == OUTSIDE for line in lines)
+    answered = sum(line["answer"] not in (OUTSIDE, UNSURE) for line in lines)
+    return {"slides": len(lines), "outside": outside, "answered": answered, "each": lines}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--features", type=Path, default=None)
+    parser.add_argument("--organs", type=Path, nargs="*", default=[])
     options = parser.parse_args()
-    model = load_model(options.model)
+    work, model = options.work, load_model(options.model)
+    features = stored_slides(options.features or work / "feat")
+    with (work / "reference.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    usual = judge(model, rows, work, features)
+    with (work / "tissue" / "strange.csv").open(newline="") as file:
+        strange = judge(model, list(csv.DictReader(file)), work / "tissue", features)
+    lymph = [one for one in usual if one.kind == "lymph"]
     found = {
-        "pcam_test_tiles": pcam_tiles(options.data, model),
-        "test_mosaics": slides_of(options.work, model, "pcam-", options.work / "pcam" / "slides"),
-        "made_test_slides": slides_of(options.work, model, "made-", options.work / "made"),
+        "lymph_test": figures(lymph),
+        "by_tiles": {
+            f"{low} to {high}": figures(some)
+            for low, high in pairwise(SIZES)
+            if (some := [one for one in lymph if low <= len(one.truth) < high])
+        },
+        "made_test": figures([one for one in usual if one.kind == "made"]),
+        "strange": strangeness(usual, strange),
+        "organs": organs(model, options.organs),
     }
     print(json.dumps(found, indent=1), flush=True)
-    found["atlas"] = atlas(options.data, options.work, model)
     (options.model / "evaluation.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
