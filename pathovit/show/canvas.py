@@ -50,10 +50,18 @@ def save(figure: Any, path: Path) -> None:
 
 
 @cache
-def _font() -> Any:
-    from matplotlib.font_manager import fontManager, get_font
+def font_file() -> str:
+    """Where the font lies."""
+    from matplotlib.font_manager import fontManager
 
-    return get_font(fontManager.findfont(FONT))
+    return str(fontManager.findfont(FONT))
+
+
+@cache
+def _font() -> Any:
+    from matplotlib.font_manager import get_font
+
+    return get_font(font_file())
 
 
 def drawable(text: str, instead: str) -> str:

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pathovit import RESEARCH_USE
 from pathovit.files import write_atomically
 from pathovit.outputs.features import SlideFeatures
-from pathovit.show.canvas import new_figure, own_style, save
+from pathovit.show.canvas import drawable, font_file, new_figure, own_style, save
 from pathovit.show.heatmap import Heatmap
 from pathovit.show.paint import Layer, legend_colour, paint
 from pathovit.show.qupath import Area, dissolve, write_areas
@@ -26,7 +26,7 @@ from pathovit.slides.readers import RGB
 STRENGTH = 0.8
 NAMED_AREAS = 3  # of each kind that get its letter, the largest ones
 LEAST_CELLS = 6  # of an area with a letter
-LETTER_PX, FOOTER_PX = 15, 18
+LETTER_PX, FOOTER_PX, CHIP_PX, MARGIN_PX = 15, 18, 16, 8
 JPEG_QUALITY = 88
 
 
@@ -69,15 +69,50 @@ def draw_tissue_map(path: Path, views: Sequence[View], found: TissueMap, areas: 
     layer = Layer(found.names, np.nan_to_num(heatmap.layers).argmax(0), np.where(known, np.float32(STRENGTH), np.float32("nan")))
     pictures = [_lettered(paint(view, heatmap, layer), view, found, areas) for view in views]
     width = max(picture.shape[1] for picture in pictures)
-    sheet = Image.new("RGB", (width, sum(picture.shape[0] for picture in pictures) + FOOTER_PX), "white")
+    legend = _legend(found, width)
+    sheet = Image.new("RGB", (width, sum(picture.shape[0] for picture in pictures) + legend.height + FOOTER_PX), "white")
     top = 0
     for picture in pictures:
         sheet.paste(Image.fromarray(picture), (0, top))
         top += picture.shape[0]
-    ImageDraw.Draw(sheet).text((4, top + 2), f"Tissue map. {RESEARCH_USE}", fill=(60, 60, 60), font=ImageFont.load_default(11))
+    sheet.paste(legend, (0, top))
+    top += legend.height
+    ImageDraw.Draw(sheet).text(
+        (4, top + 2), f"Tissue map. {RESEARCH_USE}", fill=(60, 60, 60), font=ImageFont.truetype(font_file(), 11)
+    )
     buffer = io.BytesIO()
     sheet.save(buffer, "JPEG", quality=JPEG_QUALITY, comment=RESEARCH_USE.encode())
     write_atomically(path, buffer.getvalue())
+
+
+def _legend(found: TissueMap, width: int) -> Image.Image:
+    """Kinds that are on the slide, with their colour and area; in as many lines as they need."""
+    font = ImageFont.truetype(font_file(), LETTER_PX)
+    told = [
+        (name, colour_of(place), area) for place, (name, area) in enumerate(zip(found.names, found.areas_mm2(), strict=False))
+    ]
+    rest = found.areas_mm2()[-1]
+    told += [("none of these", [255, 255, 255], rest)] if rest else []
+    lines: list[list[tuple[str, list[int], int]]] = [[]]
+    x = MARGIN_PX
+    for name, colour, area in told:
+        if not area:
+            continue
+        text = f"{drawable(name, name[0])}  {area:.3g} mm²"
+        needed = CHIP_PX + 3 * MARGIN_PX + int(font.getlength(text))
+        if x + needed > width and lines[-1]:
+            lines.append([])
+            x = MARGIN_PX
+        lines[-1].append((text, colour, x))
+        x += needed
+    image = Image.new("RGB", (width, MARGIN_PX + len(lines) * (CHIP_PX + MARGIN_PX)), "white")
+    draw = ImageDraw.Draw(image)
+    for row, line in enumerate(lines):
+        y = MARGIN_PX + row * (CHIP_PX + MARGIN_PX)
+        for text, colour, left in line:
+            draw.rectangle((left, y, left + CHIP_PX, y + CHIP_PX), fill=tuple(colour), outline=(120, 120, 120))
+            draw.text((left + CHIP_PX + MARGIN_PX, y + CHIP_PX / 2), text, fill="black", font=font, anchor="lm")
+    return image
 
 
 def _lettered(picture: RGB, view: View, found: TissueMap, areas: Sequence[Area]) -> RGB:
@@ -86,7 +121,7 @@ def _lettered(picture: RGB, view: View, found: TissueMap, areas: Sequence[Area])
     scale = picture.shape[1] / (right - left), picture.shape[0] / (bottom - top)
     tile = found.stored.tile_l0[0] * found.stored.tile_l0[1]
     image = Image.fromarray(picture)
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(LETTER_PX)
+    draw, font = ImageDraw.Draw(image), ImageFont.truetype(font_file(), LETTER_PX)
     told = dict.fromkeys(found.names, 0)
     for area in areas:
         at = area.shape.representative_point()

@@ -34,7 +34,7 @@ from pathovit.study.cohort import Bag, cohort_digest
 from pathovit.study.losses import Loss
 
 PATIENTS_A_BAG = 25  # in the training part, for every bag of a step
-EARLIEST = 0.2  # of the epochs: before, a validation part of few patients is lower by chance than by what was learned
+LEAST_STEPS = 100  # before, a validation part of few patients is right by chance rather than by what was learned
 
 Parts = dict[str, list[Bag]]
 OnEpoch = Callable[[dict[str, float]], None]
@@ -91,7 +91,7 @@ def _fit(
     judge = Loss(target, settings, _class_weights(target, truth, settings.class_weights), centre, scale)
     # Of few patients each is a step of its own: there would be too few steps to get anywhere.
     per_step = max(1, min(settings.bags_per_step, len(parts["train"]) // PATIENTS_A_BAG), target.kind.least_bags)
-    earliest = int(EARLIEST * settings.epochs)
+    earliest = LEAST_STEPS // -(-len(parts["train"]) // per_step)
     steps = settings.epochs * -(-len(parts["train"]) // per_step)
     optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
@@ -130,7 +130,7 @@ def _fit(
             raise SettingsError(
                 f"Epoch {epoch + 1}: the loss is no longer a number. Look for infinite features, or lower the learning rate."
             )
-        if best_state is None or epoch <= earliest or found["loss"] < best - 1e-4:
+        if best_state is None or epoch < earliest or found["loss"] < best - 1e-4:
             best, best_epoch = found["loss"], epoch
             best_state = {k: v.detach().cpu().clone() for k, v in averaged.state_dict().items()}
         _keep(checkpoint, state, key, (history, best, best_epoch, best_state))

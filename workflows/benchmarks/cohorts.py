@@ -203,10 +203,10 @@ def foreign(data: Path, source: Source, patients: tuple[str, ...]) -> Callable[[
     return lambda chance: {label: [tiles[i] for i in chance.permutation(len(tiles))[:80]] for label in (0, 1)}
 
 
-def tumour_shares(slides: int, chance: np.random.Generator) -> list[float]:
+def tumour_shares(slides: int, chance: np.random.Generator, between: tuple[float, float] = SHARES) -> list[float]:
     """Every second slide has tumour; its shares are spread evenly on a logarithmic scale."""
     steps = chance.permutation(slides // 2) + chance.random(slides // 2)
-    low, high = np.log(SHARES)
+    low, high = np.log(between)
     shares = np.exp(low + (high - low) * steps / max(1, slides // 2))
     return [float(shares[i // 2]) if i % 2 == 0 else 0.0 for i in range(slides)]
 

@@ -3,7 +3,7 @@
 python workflows/reference/tissue_slides.py --data DATA --work WORK [--seed 0]
 
 Mosaics of PatchCamelyon patches, of 150 to 1,500 tiles, half of them without tumour; tumour lies in one to three places and
-covers 0.5 % to 60 % of the tissue. The encoder has seen none of the patches: those that it learned from look easier to it than
+covers 2 % to 60 % of the tissue. The encoder has seen none of the patches: those that it learned from look easier to it than
 any others will. Each has a stain of its own, up to two folds, its own JPEG quality, few or many different
 patches, and on half of them the patches lie askew of the tiles, at another resolution. No patch of one part occurs in another.
 Slides to be found strange are the same mosaics in another stain, out of focus, and so on (KINDS), and tissue of other organs.
@@ -25,9 +25,10 @@ from cohorts import FOREIGN, Source, foreign, pcam_parts, read_labels, tumour_sh
 from mosaics import GLASS, Patch, Pool, blur, denser, draw_layout, fold, other_gain, paint, save_pyramid, save_truth
 from PIL import Image
 
-SLIDES = {"train": 110, "validation": 64, "test": 60}
-STRANGE = 6  # slides of each kind
+SLIDES = {"train": 80, "validation": 100, "test": 50}
+STRANGE = 4  # slides of each kind
 PATCHES = {"train": 0.55, "validation": 0.25, "test": 0.2}  # of those that the encoder has not seen
+SHARES = (0.02, 0.6)  # of the tissue that is tumour
 SIDES = (16.0, 48.0)  # cells on a side; the tissue covers a little more than half of them
 FEWEST = {0: 40, 1: 20}  # different patches of each label on a slide, at least
 PATCH = 96
@@ -181,14 +182,14 @@ def tasks(data: Path, folder: Path, seed: int) -> list[Task]:
     found: list[Task] = []
     parts = pools(data)
     for number, (part, count) in enumerate(SLIDES.items()):
-        shares = tumour_shares(count, np.random.default_rng([seed, number]))
+        shares = tumour_shares(count, np.random.default_rng([seed, number]), SHARES)
         found += [Task(folder, f"lymph-{part}-{i:03d}", part, s, parts[part], (seed, number, i)) for i, s in enumerate(shares)]
     source = Source("lymph", PATCH, 1.0, {})
     organs = foreign(data, source, tuple(name for names in FOREIGN.values() for name in names))
     chance = np.random.default_rng([seed, 20])
     for number, kind in enumerate(("stain", *CHANGES, "organs", "breast")):
         pool = organs(chance) if kind == "organs" else breast_pool(data) if kind == "breast" else parts["test"]
-        for i, share in enumerate(tumour_shares(STRANGE, chance)):
+        for i, share in enumerate(tumour_shares(STRANGE, chance, SHARES)):
             found.append(Task(folder, f"{kind}-{i:03d}", "test", share, pool, (seed, 20 + number, i), kind))
     return found
 

@@ -1,0 +1,57 @@
+"""Robustness on a made slide: every way is looked at, the figures are those of the answers, the card keeps them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from command import pathovit
+
+from pathovit.run.robustness import Moved, summary
+from pathovit.slides.alter import FAMILIES, USUAL, alterations
+
+
+def moved(answer: str, before: str = "tumour", change: float = 0.0) -> Moved:
+    open_ = ("unsure", "outside")
+    flipped = answer != before and answer not in open_ and before not in open_
+    return Moved("s", "a", "stain", answer, before, flipped, answer in open_ and before not in open_, change, 1.0, 0.0)
+
+
+def test_flips_are_counted_among_slides_that_had_an_answer() -> None:
+    found = summary(
+        [moved("tumour"), moved("normal", change=-0.6), moved("unsure"), moved("tumour", "unsure"), moved("outside", "outside")]
+    )
+    assert found["answers"] == 3
+    assert found["flipped"] == pytest.approx(1 / 3, abs=1e-4)
+    assert found["lost"] == pytest.approx(1 / 3, abs=1e-4)
+    assert found["change"] == pytest.approx(0.12)
+    assert summary([])["answers"] == 0
+
+
+def test_the_command_writes_figures_a_picture_and_the_card(slides: list[Path], tmp_path: Path) -> None:
+    model = tmp_path / "mine"
+    bundled = Path(__file__).parents[2] / "pathovit" / "model" / "bundled" / "reference"
+    shutil.copytree(bundled, model)
+    broken = tmp_path / "broken.svs"
+    broken.write_bytes(b"nothing")
+    done = pathovit("robustness", model, slides[0], broken, "--max-tiles", 30, "--out", tmp_path / "r")
+    assert done.returncode == 3, done.stderr
+    assert "broken.svs" in done.stderr
+    found = json.loads((tmp_path / "r" / "robustness.json").read_text())
+    assert {one["alteration"] for one in found["moved"]} == {way.name for way in alterations(USUAL)}
+    assert set(found["families"]) == set(FAMILIES)
+    assert "Not for use" in found["research_use"]
+    assert (tmp_path / "r" / "robustness.png").stat().st_size > 5000
+    card = json.loads((model / "model.json").read_text())
+    assert card["robustness"]["slides"] == 1
+    assert "Robustness (`pathovit robustness`, 1 slide)" in (model / "MODEL_CARD.md").read_text()
+    again = pathovit("predict", tmp_path / "nothing", "--model", model)
+    assert "damaged" not in again.stderr  # the card is still that of its weights
+
+
+def test_a_model_for_other_tiles_is_not_mixed_up(slides: list[Path], tmp_path: Path) -> None:
+    done = pathovit("robustness", tmp_path / "none", slides[0])
+    assert done.returncode != 0
+    assert "not a model folder" in done.stderr

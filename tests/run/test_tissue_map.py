@@ -1,0 +1,80 @@
+"""The tissue map of a real run: pictures, areas, names, and that it stays what it was when nothing changed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command import pathovit
+from PIL import Image
+
+from pathovit.outputs.folder import OutFolder
+from pathovit.outputs.store import FeatureStore
+from pathovit.run.tissue_map import map_tissue
+from pathovit.show.tissue_map import colour_of
+
+
+@pytest.fixture
+def out(finished: Path, tmp_path: Path) -> Path:
+    shutil.copytree(finished, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def areas(out: Path) -> list[dict[str, str]]:
+    with (out / "tissue" / "areas.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_a_tissue_map_of_every_slide(out: Path) -> None:
+    for row in areas(out):
+        stored = FeatureStore(OutFolder(out).slide(row["slide_id"]), Path("x")).read()
+        tile = stored.grid.stride_l0[0] * stored.mpp[0] * stored.grid.stride_l0[1] * stored.mpp[1] * 1e-6
+        total = sum(float(area) for name, area in row.items() if name.endswith("mm2"))
+        assert total == pytest.approx(stored.ok.sum() * tile, rel=0.01)
+        picture = np.asarray(Image.open(out / "tissue" / f"{row['slide_id']}.jpg"))
+        assert picture.shape[1] >= 400
+        drawn = json.loads((out / "tissue" / f"{row['slide_id']}.geojson").read_text())["features"]
+        shown = {f["properties"]["classification"]["name"]: f["properties"]["classification"]["color"] for f in drawn}
+        assert shown
+        assert all(colour == colour_of(ord(name[0]) - ord("A")) for name, colour in shown.items())
+    assert len(areas(out)) == 3
+    assert Image.open(out / "tissue" / "kinds.png").size[0] > 500
+    report = (out / "report.html").read_text()
+    assert "What the tissue is made of" in report
+    assert report.count("<summary>Tissue map</summary>") == 3
+
+
+def test_nothing_is_drawn_again_and_no_letter_changes_when_nothing_is_new(out: Path) -> None:
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (out / "tissue").glob("*.jpg")}
+    first = areas(out)
+    map_tissue(OutFolder(out), lambda text: None)
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (out / "tissue").glob("*.jpg")} == before
+    assert areas(out) == first
+
+
+def test_kinds_get_names_and_are_taught_from(out: Path, tmp_path: Path) -> None:
+    done = pathovit("teach", out, out / "tissue" / "names.csv", "--no-maps", "--model", tmp_path / "m")
+    assert done.returncode == 2
+    assert "no kind has a name" in done.stderr
+    done = pathovit("tissue", out, "--name", "A=stroma", "--name", "b=glands")
+    assert done.returncode == 0, done.stderr
+    assert "A stroma, B glands, C" in done.stderr
+    assert any(re.match("A stroma mm2", name) for name in areas(out)[0])
+    assert "A stroma" in (out / "report.html").read_text()
+    done = pathovit("teach", out, out / "tissue" / "names.csv", "--no-maps", "--model", tmp_path / "m")
+    assert done.returncode == 0, done.stderr
+    card = json.loads((tmp_path / "m" / "model.json").read_text())
+    assert set(card["target"]["classes"]) == {"stroma", "glands"}
+    done = pathovit("tissue", out, "--name", "Z=stroma")
+    assert done.returncode == 2
+    assert "'Z' is not a kind" in done.stderr
+
+
+def test_a_folder_without_slides_is_told(tmp_path: Path) -> None:
+    done = pathovit("tissue", tmp_path)
+    assert done.returncode == 4, done.stderr
