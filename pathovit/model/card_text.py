@@ -63,9 +63,9 @@ def describe_model(model: ModelCard) -> str:
 
 {_metrics_table(card)}
 
-{_pooling(card.get("plain_pooling"))}{_few(card["few"])}
+{_pooling(card.get("plain_pooling"))}{_few(card.get("few", []))}
 {_heatmap(card["heatmap_check"])}
-{_regions(card.get("regions"))}{_crossed(card["cross_validation"])}{_abstention(card["abstention"])}{_robustness(card.get("robustness"))}{picture}
+{_regions(card.get("regions"))}{_crossed(card.get("cross_validation"))}{_abstention(card.get("abstention"))}{_robustness(card.get("robustness"))}{picture}
 ## Limits
 
 {limits}
@@ -74,7 +74,7 @@ def describe_model(model: ModelCard) -> str:
 
 def _metrics_table(card: Values) -> str:
     parts = {name: Metrics.from_json(found) for name, found in card["metrics"].items()}
-    if crossed := card["cross_validation"]:
+    if crossed := card.get("cross_validation"):
         parts = {f"cross-validation, {crossed['folds']} folds": Metrics.from_json(crossed)} | parts
     lines = ["| metric | part | patients | value (95 % interval) |", "|---|---|---|---|"]
     for part, metrics in parts.items():

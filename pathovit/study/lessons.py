@@ -83,7 +83,7 @@ def _lessons_of_kinds(out: OutFolder, folder: Path, positive: str | None, say: S
             slides.append(stored)
             labels[record.slide_id] = list(tiles)
     say(
-        f"taught on the tiles that are most like the kinds {', '.join(f'{letter} ({name})' for letter, name in sorted(kinds.names.items()))}"
+        f"taught on the tiles that are most like their kind, so that figures on these flatter: {', '.join(f'{letter} ({name})' for letter, name in sorted(kinds.names.items()))}"
     )
     return lessons_of(slides, labels, positive)
 
