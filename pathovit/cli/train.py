@@ -61,6 +61,9 @@ def train(
         str, typer.Option("--kind", help="slide_transformer, or a yardstick: mean, abmil, clam_sb, transformer, transmil.")
     ] = "slide_transformer",
     epochs: Annotated[int | None, typer.Option("--epochs", help="At most so many.")] = None,
+    domain: Annotated[
+        str, typer.Option("--domain", help="What it is made for, in words: tissue, stain, scanner. It stands on its card.")
+    ] = "",
     precision: options.Precision = None,
     device: options.Device = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is in the folder.")] = False,
@@ -97,7 +100,7 @@ def train(
         _refuse_existing(model, overwrite)  # another training may have ended meanwhile
         if overwrite:
             shutil.rmtree(model / "folds", ignore_errors=True)
-        card = train_model(cohort, model, settings, folds, show_epoch, options.note, steps).values
+        card = train_model(cohort, model, settings, folds, show_epoch, options.note, steps, domain).values
     if as_json:
         typer.echo(json.dumps(card, indent=1))
     if crossed := card["cross_validation"]:

@@ -66,6 +66,11 @@ class ModelCard:
         return dict(self.values.get("shaping", {}))
 
     @property
+    def domain(self) -> str:
+        """What it was made for, in words; empty where nobody said."""
+        return str(self.values.get("domain", ""))
+
+    @property
     def demonstration(self) -> bool:
         return bool(self.values.get("demonstration", False))
 

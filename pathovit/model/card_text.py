@@ -52,7 +52,7 @@ def describe_model(model: ModelCard) -> str:
 
 **{card["research_use"]}**
 
-* Intended use: {card["intended_use"]}
+* Intended use: {card["intended_use"]}{f"{chr(10)}* Made for: {model.domain}" if model.domain else ""}
 * Target: {target.task}; column {", ".join(f"`{c}`" for c in target.columns)}; {", ".join(target.classes)}.
 * Aggregator: {config.kind}, {config.feature_dim} features in. Seed {card["training"]["seed"]}, epoch {card["best_epoch"]} kept.
 * Features: encoder `{trained.encoder}` (weights SHA-256 `{trained.weights_sha256[:16]}...`), tiles of {trained.tile_px} px at {trained.mpp} um/px.

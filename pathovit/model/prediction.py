@@ -37,6 +37,7 @@ class SlidePrediction:
     bias: NDArray[np.float32]  # (C,)
     novelty: float  # above 1: stranger than 95 % of the cohort's own slides
     tile_novelty: NDArray[np.float32]  # (N,); above 1: stranger than 95 % of the cohort's own tiles
+    domain: str = ""  # what the model was made for, in words
     is_taught: bool = False  # on painted tiles: it says what tiles are, and nothing of the slide
 
     @property
@@ -87,7 +88,8 @@ class SlidePrediction:
         """What must be said beside the answer, and what to do; empty if nothing."""
         if not self.strange:
             return ""
-        return f"unlike the slides that the model knows (novelty {self.novelty:.2f}): paint some of this tissue, and use `pathovit teach`"
+        known = f"the model was made for {self.domain}, and " if self.domain else ""
+        return f"{known}this slide is unlike those it knows (novelty {self.novelty:.2f}): paint some of its tissue, and use `pathovit teach`"
 
     def columns(self) -> dict[str, float | None]:
         """The numbers of the answer, as columns of predictions.csv."""

@@ -122,6 +122,7 @@ class SlideModel:
             bias=seen.bias.astype(np.float32),
             novelty=novelty,
             tile_novelty=_spread(self._strangeness(*bag)[:, None], ok)[:, 0],
+            domain=self.card.domain,
             is_taught=self.is_taught,
         )
 

@@ -23,7 +23,7 @@ from pathovit.outputs.recipe import embed_recipe, tile_spec
 from pathovit.outputs.records import OUTSIDE, UNSURE
 from pathovit.run.plan import SlideJob
 from pathovit.settings import Settings
-from pathovit.slides.alter import FAMILIES, USUAL, Alteration, alterations, stain_directions
+from pathovit.slides.alter import FAMILIES, NAMES, Alteration, alterations
 from pathovit.slides.readers import RGB
 from pathovit.slides.slide import Slide, open_slide
 from pathovit.slides.tiling import TileGrid, check_resolution, lay_grid, read_tile
@@ -143,7 +143,7 @@ def measure_robustness(
     write_atomically(out / "robustness.json", to_json(found.to_json()))
     robustness_picture(
         out / "robustness.png",
-        [one.name for one in alterations(USUAL)],
+        NAMES,
         found.by_alteration(),
         f"{model.name}, {counted(found.slides, 'slide')}",
     )
@@ -156,7 +156,7 @@ def _of_slide(
     first = _look(job, AS_IT_IS, encoder, settings, max_tiles)
     base = _predict(model, first)
     found = []
-    ways = alterations(stain_directions(first.tiles))
+    ways = alterations(first.tiles)
     for done, way in enumerate(ways):
         on_step(done, len(ways))
         if way.change:

@@ -46,7 +46,7 @@ USUAL_FOLDS = 5  # where patients are few: every one is held out once
 
 def train_model(
     cohort: Cohort, folder: Path, settings: TrainSettings, folds: int | None = None, on_epoch: OnEpoch = lambda line: None,
-    say: Say = lambda text: None, on_step: OnStep = lambda what, done, total: None,
+    say: Say = lambda text: None, on_step: OnStep = lambda what, done, total: None, domain: str = "",
 ) -> ModelCard:  # fmt: skip
     """Fit a model and write its folder; returns the card.
 
@@ -54,6 +54,8 @@ def train_model(
     ----------
     folds : first one model per fold, for its figures; 0 for none; None for 5 where patients are few, and the table has no
         column `split`. Where they are too few for so many there are fewer, and `say` says so.
+
+    domain : what the model is made for, in words
 
     Raises
     ------
@@ -76,7 +78,7 @@ def train_model(
         parts = split_patients(cohort, settings.validation_share, 0.0 if wanted else settings.test_share, settings.seed, say)
         crossed = cross_validate(cohort, folder, settings, folds, on_epoch, say, on_step) if folds else None
         say("model of all patients" if folds else "model")
-        return _train_one(cohort, folder, settings, parts, on_epoch, on_step, crossed)
+        return _train_one(cohort, folder, settings, parts, on_epoch, on_step, crossed, domain=domain)
 
 
 def _workable_folds(cohort: Cohort, settings: TrainSettings, wanted: int) -> int:
@@ -148,7 +150,7 @@ def _is_done(folder: Path, key: str) -> bool:
 
 def _train_one(
     cohort: Cohort, folder: Path, settings: TrainSettings, parts: Parts, on_epoch: OnEpoch, on_step: OnStep,
-    crossed: Crossed | None, is_fold: bool = False,
+    crossed: Crossed | None, is_fold: bool = False, domain: str = "",
 ) -> ModelCard:  # fmt: skip
     for name in ("train", "validation"):
         check_part(name, parts[name], cohort.target)
@@ -186,6 +188,7 @@ def _train_one(
         else None,
         "few": said_of_few(cohort, parts, crossed),
         "intended_use": INTENDED_USE,
+        "domain": domain,
         "limits": [
             *LIMITS,
             *([MANY_SLIDES] if any(len(bag.slides) > 1 for bag in cohort.bags) else []),

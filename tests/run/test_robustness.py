@@ -10,7 +10,7 @@ import pytest
 from command import pathovit
 
 from pathovit.run.robustness import Moved, summary
-from pathovit.slides.alter import FAMILIES, USUAL, alterations
+from pathovit.slides.alter import FAMILIES, NAMES
 
 
 def moved(answer: str, before: str = "tumour", change: float = 0.0) -> Moved:
@@ -40,7 +40,7 @@ def test_the_command_writes_figures_a_picture_and_the_card(slides: list[Path], t
     assert done.returncode == 3, done.stderr
     assert "broken.svs" in done.stderr
     found = json.loads((tmp_path / "r" / "robustness.json").read_text())
-    assert {one["alteration"] for one in found["moved"]} == {way.name for way in alterations(USUAL)}
+    assert {one["alteration"] for one in found["moved"]} == {*NAMES}
     assert set(found["families"]) == set(FAMILIES)
     assert "Not for use" in found["research_use"]
     assert (tmp_path / "r" / "robustness.png").stat().st_size > 5000

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pathovit.slides.alter import FAMILIES, USUAL, alterations, amounts, restained, stain_directions
+from pathovit.slides.alter import FAMILIES, STRENGTH, USUAL, alterations, amounts, restained, stain_directions, stain_strengths
 
 
 def stained(haematoxylin: np.ndarray, eosin: np.ndarray, directions: np.ndarray = USUAL) -> np.ndarray:
@@ -52,7 +52,7 @@ def test_a_slide_without_stain_has_the_usual_directions() -> None:
 def test_every_alteration_changes_something_and_keeps_the_shape(shared: Path) -> None:
     picture = np.asarray(Image.open(shared / "stain" / "source.png").convert("RGB"))[:192, :192]
     tiles = np.stack([picture[:96, :96], picture[96:, 96:]])
-    ways = alterations(stain_directions(tiles))
+    ways = alterations(tiles)
     assert {way.family for way in ways} == {*FAMILIES}
     assert len({way.name for way in ways}) == len(ways)
     for way in ways:
@@ -64,3 +64,14 @@ def test_every_alteration_changes_something_and_keeps_the_shape(shared: Path) ->
         assert changed.dtype == np.uint8
         moved = np.abs(changed.astype(int) - tiles).mean()
         assert 0.5 < moved < 60, way.name
+
+
+def test_stains_are_brought_to_the_ends_of_what_laboratories_do(mixture: tuple[np.ndarray, np.ndarray]) -> None:
+    tiles = stained(*mixture)
+    directions = stain_directions(tiles)
+    for way in alterations(tiles)[:4]:
+        assert way.change is not None
+        place = 0 if way.name.startswith("haematoxylin") else 1
+        low, high = STRENGTH[("haematoxylin", "eosin")[place]]
+        found = stain_strengths(way.change(tiles), directions)[place]
+        assert found == pytest.approx(low if way.name.endswith("weak") else high, rel=0.08), way.name
