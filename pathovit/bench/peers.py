@@ -8,7 +8,7 @@ import sys
 
 from pathovit.bench.timing import Measured, median_s
 from pathovit.errors import SettingsError
-from pathovit.machine import allowed_cores, use_threads
+from pathovit.machine import allowed_cores, pick_precision, use_threads
 from pathovit.slides.slide import Slide
 from pathovit.slides.tiling import TileGrid
 
@@ -59,7 +59,8 @@ def measure_machine(runs: int) -> list[Measured]:
     use_threads(allowed_cores())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     side = 8192 if device == "cuda" else 2048
-    for dtype in (torch.float32, torch.bfloat16):
+    fast = pick_precision("auto", torch.device(device))  # where nothing computes in bfloat16, a product takes minutes
+    for dtype in dict.fromkeys((torch.float32, fast)):
         matrix = torch.ones((side, side), dtype=dtype, device=device)
 
         def multiply(matrix: torch.Tensor = matrix) -> int:

@@ -19,7 +19,7 @@ from pathovit.slides.readers import RGB
 
 Floats = NDArray[np.float32]
 # 5 % and 95 % of 24 patients of the Pathology Atlas: the amount that 95 % of a slide's stained pixels stay below (docs/benchmarks.md).
-STRENGTH = {"haematoxylin": (0.55, 1.56), "eosin": (0.46, 1.37)}
+STRENGTH = {"haematoxylin": (0.55, 1.58), "eosin": (0.46, 1.34)}
 MOST_CHANGE = 2.5  # a slide far from either end is not moved further than by this factor
 USUAL = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]], np.float32)  # haematoxylin, eosin, where a slide shows only one
 FAINT = 0.15  # optical density below which a pixel is glass
