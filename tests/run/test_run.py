@@ -27,6 +27,7 @@ def test_a_run_leaves_every_product_of_the_design(finished: Path) -> None:
         "predictions.csv",
         "report.html",
         "slides",
+        "tissue",
     }
     for folder in (finished / "slides").iterdir():
         names = {p.name for p in folder.iterdir()}
