@@ -219,7 +219,7 @@ def test_answers_of_a_measurement_have_all_their_columns(tmp_path: Path, cohort:
     assert done.exit_code == 0, done.exception
     found = list(csv.DictReader(done.stdout.splitlines()))
     assert [row["file"] for row in found] == ["a-strange.svs", "slide-03.svs", "slide-04.svs", "slide-05.svs"]
-    assert (found[0]["low_age"], "unlike the slides" in found[0]["reason"]) == ("", True)
+    assert (found[0]["low_age"], "unlike those it knows" in found[0]["reason"]) == ("", True)
     usual = [row for row in found if "unlike" not in row["reason"]]
     assert usual
     assert all(float(row["low_age"]) < float(row["predicted_age"]) < float(row["high_age"]) for row in usual)

@@ -62,7 +62,7 @@ def figures(task: str) -> dict[str, Any]:
     target = TARGETS[task]
     kind = target.kind
     logits, truth = drawn(task, target.outputs)
-    bags = [SimpleNamespace(truth=row, group=str(i), patient=str(i)) for i, row in enumerate(truth)]
+    bags = [SimpleNamespace(is_labelled=True, truth=row, group=str(i), patient=str(i)) for i, row in enumerate(truth)]
     centre, scale = kind.measure(truth)
     made = kind.scaling(logits * 1.7 + 0.3, truth, centre, scale)
     scaled = (logits * 1.7 + 0.3) / made.temperature + np.array(made.shift)

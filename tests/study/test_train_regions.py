@@ -163,7 +163,7 @@ def test_regions_teach_where_labels_alone_cannot(cohort: Path, tmp_path: Path) -
         assert (tmp_path / f"e-{name}" / "localisation.png").stat().st_size > 5000
     assert areas["with"] is not None
     assert areas["without"] is not None
-    assert areas["with"] > areas["without"] + 0.1, areas
+    assert areas["with"] > max(0.9, areas["without"]), areas
     assert "Regions of 6 patients taught single tiles (tumour" in (tmp_path / "with" / "MODEL_CARD.md").read_text()
 
 
