@@ -162,7 +162,7 @@ class TrainSettings:
     learning_rate: float = 2e-4
     weight_decay: float = 0.05
     averaging: float = 0.97  # of the weights over steps; few patients make single steps jumpy
-    bags_per_step: int = 4
+    bags_per_step: int = 4  # at most: of few patients each is a step of its own
     max_tiles: int = 4096  # of a bag in one training step; validation sees all
     feature_noise: float = 1.0  # of a feature's spread: few patients have few tiles, which must not be learned by heart
     tile_dropout: float = 0.3  # share of tiles left out of a bag, drawn anew each time

@@ -11,7 +11,14 @@ LIBRARIES = (
     "torch", "timm", "openslide-python", "openslide-bin", "tifffile", "simplejpeg", "imagecodecs", "opencv-python-headless", "pillow", "zarr", "dask",
     "scikit-image", "numpy", "openvino", "nncf", "nvidia-nvimgcodec-cu13",
 )  # fmt: skip
-STEP_VERSIONS = {"tissue": 3, "tiling": 4, "embedding": 3, "aggregator": 2, "heatmap": 3}  # raised when results change
+STEP_VERSIONS = {
+    "tissue": 3,
+    "tiling": 4,
+    "embedding": 3,
+    "aggregator": 2,
+    "training": 2,
+    "heatmap": 3,
+}  # raised when results change
 
 
 def versions() -> dict[str, str]:

@@ -97,7 +97,7 @@ def maps_picture(path: Path, model: SlideModel, bags: Sequence[Bag], title: str)
 
 
 def _map(axes: Any, model: SlideModel, bag: Bag) -> None:
-    """The slide with most of what was drawn: scores as colour, tiles of the class framed, those that are not crossed out."""
+    """The slide with most of what was drawn: scores as colour; around tiles of the class a red line, around those that are not a white one."""
     assert bag.marks is not None
     begins = np.cumsum([0, *bag.tiles])
     known = torch.isfinite(bag.marks).any(1)

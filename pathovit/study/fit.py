@@ -165,7 +165,7 @@ def _class_weights(target: Target, truth: Truth, wanted: bool) -> Tensor:
 def fit_key(parts: Parts, target: Target, recipe: Values, settings: TrainSettings) -> str:
     """Digest of everything that determines a fitted model: what a checkpoint or a fold must have been made by."""
     patients = [cohort_digest(parts[name]) for name in ("train", "validation")]
-    known = [asdict(settings), asdict(target), recipe, patients, STEP_VERSIONS["aggregator"]]
+    known = [asdict(settings), asdict(target), recipe, patients, STEP_VERSIONS["aggregator"], STEP_VERSIONS["training"]]
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 

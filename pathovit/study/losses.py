@@ -54,8 +54,9 @@ class Loss:
     def of_bag(self, found: TileEvidence, truth: Tensor, marks: Tensor | None = None) -> Tensor:
         """Loss of the patient's answer; where there are classes, also of single tiles.
 
-        Tiles with marks (N, C) are judged by these. Of the others, every tile of a patient without a class lacks it, the hottest above all; of a patient with it some show it, so the
-        hottest few must. Without this, tiles that attention overlooks could show any colour.
+        Tiles with marks (N, C) are judged by these. Of the others, every tile of a patient without a class lacks it, the hottest
+        above all; of a patient with it some show it, so the hottest few must. Without this, tiles that attention overlooks could
+        show any colour.
         """
         kind, eps = self.target.kind, self.settings.label_smoothing
         if not isinstance(kind, Classes):
