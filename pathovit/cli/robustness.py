@@ -17,21 +17,22 @@ from pathovit.cli.progress import Steps
 from pathovit.machine import wait_passively
 from pathovit.text import counted, plain
 
-MOST_TILES = 1000
-
 
 @app.command()
-@options.takes_slides("max_upsampling", "max_tiles", "reader", "weights", "precision", "engine", "device")
+@options.takes_slides("max_upsampling", "reader", "weights", "precision", "engine", "device")
 def robustness(
     asked: options.Asked,
     model: Annotated[str, typer.Argument(help="Model folder, or `reference` for the bundled model.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for robustness.json and robustness.png.")] = Path("robustness"),
+    most_tiles: Annotated[
+        int, typer.Option("--max-tiles", min=1, help="Of larger slides so many tiles around the middle are looked at.")
+    ] = 1000,
     as_json: options.Json = False,
 ) -> None:
     """Look at slides as other laboratories and scanners would have shown them, and say how far answers and maps move.
 
     Stains weaker and stronger, colour, sharpness, JPEG, 5 % of resolution, tiles half a tile aside: 16 ways, so that a slide
-    takes as long as 16. Of large slides 1000 tiles around the middle are looked at, unless --max-tiles says otherwise.
+    takes as long as 16.
     """
     wait_passively()
     from pathovit.encoders.load import load_encoder
@@ -42,14 +43,13 @@ def robustness(
 
     sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
     settings = asked.settings()
-    most = settings.embed.max_tiles or MOST_TILES
-    settings = replace(settings, heatmap=replace(settings.heatmap, model=model), embed=replace(settings.embed, max_tiles=None))
+    settings = replace(settings, heatmap=replace(settings.heatmap, model=model))
     settings = match_model(settings, False, True, options.note).settings
     jobs, loaded, embed = asked.jobs(), load_model(model), settings.embed
     encoder = load_encoder(
         embed.encoder, embed.weights, settings.run.device, embed.precision, settings.tiles.tile_px, embed.engine
     )
-    found = measure_robustness(jobs, encoder, loaded, settings, out, most, Steps())
+    found = measure_robustness(jobs, encoder, loaded, settings, out, most_tiles, Steps())
     kept = keep_on_card(model, found)
     for name, reason in found.failed.items():
         sys.stderr.write(f"  failed  {name}: {plain(reason.splitlines()[0])}\n")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathovit import RESEARCH_USE
-from pathovit.errors import NoTissueError, SettingsError, SlideError, TileReadError
+from pathovit.errors import SettingsError, SlideError, TileReadError
 from pathovit.files import to_json, write_atomically
 from pathovit.machine import threads_for
 from pathovit.model.card import BUNDLED, ModelCard, read_card
@@ -26,7 +26,7 @@ from pathovit.settings import Settings
 from pathovit.slides.alter import FAMILIES, NAMES, Alteration, alterations
 from pathovit.slides.readers import RGB
 from pathovit.slides.slide import Slide, open_slide
-from pathovit.slides.tiling import TileGrid, check_resolution, lay_grid, read_tile
+from pathovit.slides.tiling import TileGrid, lay_grid, read_tile
 from pathovit.slides.tissue import find_tissue
 from pathovit.study.figures import robustness_picture
 from pathovit.text import counted, plain
@@ -130,32 +130,34 @@ def measure_robustness(
     """
     moved: list[Moved] = []
     failed: dict[str, str] = {}
+    looked_at = 0
     for number, job in enumerate(jobs, start=1):
         try:
-            moved += _of_slide(
+            found, not_looked_at = _of_slide(
                 job, encoder, model, settings, max_tiles, partial(on_step, f"slide {number} of {len(jobs)}, ways to look")
             )
         except SlideError as error:
             failed[plain(job.path.name)] = str(error)
+            continue
+        moved += found
+        failed |= {f"{plain(job.path.name)}, {way}": reason for way, reason in not_looked_at.items()}
+        looked_at += 1
     if not moved:
         raise SettingsError("Not one slide could be looked at: " + "; ".join(failed.values()))
-    found = Robustness(model.name, model.sha256, len({one.slide for one in moved}), failed, tuple(moved))
-    write_atomically(out / "robustness.json", to_json(found.to_json()))
-    robustness_picture(
-        out / "robustness.png",
-        NAMES,
-        found.by_alteration(),
-        f"{model.name}, {counted(found.slides, 'slide')}",
-    )
-    return found
+    robustness = Robustness(model.name, model.sha256, looked_at, failed, tuple(moved))
+    write_atomically(out / "robustness.json", to_json(robustness.to_json()))
+    title = f"{model.name}, {counted(looked_at, 'slide')}"
+    robustness_picture(out / "robustness.png", NAMES, robustness.by_alteration(), title)
+    return robustness
 
 
 def _of_slide(
     job: SlideJob, encoder: Encoder, model: SlideModel, settings: Settings, max_tiles: int, on_step: Callable[[int, int], None]
-) -> list[Moved]:
+) -> tuple[list[Moved], dict[str, str]]:
+    """How far a slide moved, and why it could not be looked at in some ways, by their names."""
     first = _look(job, AS_IT_IS, encoder, settings, max_tiles)
     base = _predict(model, first)
-    found = []
+    found, failed = [], {}
     ways = alterations(first.tiles)
     for done, way in enumerate(ways):
         on_step(done, len(ways))
@@ -164,10 +166,11 @@ def _of_slide(
         else:
             try:
                 altered = _look(job, way, encoder, settings, max_tiles)
-            except NoTissueError:
+            except SlideError as error:
+                failed[way.name] = str(error)
                 continue
         found.append(_compare(job.path.name, way, first, base, altered, _predict(model, altered)))
-    return found
+    return found, failed
 
 
 @dataclass(frozen=True)
@@ -190,23 +193,29 @@ class Look:
 
 
 def _look(job: SlideJob, way: Alteration, encoder: Encoder, settings: Settings, max_tiles: int) -> Look:
-    with open_slide(job.path, job.mpp, job.mpp_source, None, settings.embed.reader) as plain_slide:
-        mpp = plain_slide.mpp
-    if way.mpp_factor != 1:
-        mpp = (mpp[0] * way.mpp_factor, mpp[1] * way.mpp_factor)
-    with open_slide(job.path, mpp, job.mpp_source, None, settings.embed.reader) as slide:
+    with _open(job, way, settings) as slide:
         spec = tile_spec(settings, encoder.record)
-        check_resolution(slide, replace(spec, max_upsampling=spec.max_upsampling * 1.06))  # 5 % coarser than is taken is no fault
-        spec = replace(spec, max_upsampling=spec.max_upsampling * 1.06)
+        if way.mpp_factor > 1:  # a slide that is just fine enough is no fault when it is said to be coarser
+            spec = replace(spec, max_upsampling=spec.max_upsampling * way.mpp_factor)
         grid = _compact(
             lay_grid(slide, find_tissue(slide, settings.tissue), spec, None, encoder.record.scaled_decoding), max_tiles
         )
         if way.shift:
             grid = _shifted(slide, grid, way.shift)
         tiles, grid = _read(slide, grid)
-        recipe = embed_recipe(slide.sha256, slide.mpp, slide.reader, settings, encoder.record, encoder.recipe())
+        recipe = embed_recipe("", slide.mpp, slide.reader, settings, encoder.record, encoder.recipe())
         attributes = FeatureAttributes.of_slide(slide, encoder.device.type, recipe, (1.0, 1.0))
     return Look(tiles, _embed(encoder, tiles), grid, attributes)
+
+
+def _open(job: SlideJob, way: Alteration, settings: Settings) -> Slide:
+    slide = open_slide(job.path, job.mpp, job.mpp_source, None, settings.embed.reader)
+    if way.mpp_factor == 1:
+        return slide
+    with slide:
+        x, y = slide.mpp
+    said = (x * way.mpp_factor, y * way.mpp_factor)
+    return open_slide(job.path, said, job.mpp_source, None, settings.embed.reader)
 
 
 def _compact(grid: TileGrid, most: int) -> TileGrid:
