@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +54,7 @@ class Kinds:
 
     folder: Path
     columns: tuple[str, ...]
-    areas: Mapping[str, Mapping[str, str]]  # rows of areas.csv by slide_id
+    areas: Mapping[str, Sequence[float]]  # mm2 of each column, by slide_id
 
     @classmethod
     def of(cls, out: OutFolder) -> Kinds:
@@ -62,21 +62,22 @@ class Kinds:
         try:
             with (folder / "areas.csv").open(encoding="utf-8", newline="") as file:
                 reader = csv.DictReader(file)
-                rows = {row["slide_id"]: row for row in reader}
-                return cls(folder, tuple(reader.fieldnames or ())[2:], rows)
-        except (OSError, KeyError, ValueError):  # there are none, or they are damaged: they are made again by `pathovit tissue`
+                columns = tuple(reader.fieldnames or ())[2:]
+                return cls(folder, columns, {row["slide_id"]: [float(row[name]) for name in columns] for row in reader})
+        except (
+            OSError,
+            KeyError,
+            ValueError,
+            TypeError,
+        ):  # there are none, or they are damaged: `pathovit tissue` makes them again
             return cls(folder, (), {})
 
     def on(self, slide_id: str) -> tuple[tuple[str, str, float], ...]:
-        row = self.areas.get(slide_id, {})
-        found = []
-        for place, column in enumerate(self.columns):
-            name = column.removesuffix(" mm2")
-            colour = "rgb({}, {}, {})".format(*colour_of(place)) if place < len(self.columns) - 1 else "transparent"
-            area = float(row.get(column) or 0)
-            if area:
-                found.append((name, colour, area))
-        return tuple(found)
+        """Name, colour and mm2 of the kinds on a slide; the last column is tissue of none."""
+        colours = ["rgb({}, {}, {})".format(*colour_of(place)) for place in range(len(self.columns) - 1)] + ["transparent"]
+        names = [column.removesuffix(" mm2") for column in self.columns]
+        known = zip(names, colours, self.areas.get(slide_id, ()), strict=False)
+        return tuple((name, colour, area) for name, colour, area in known if area)
 
     def picture(self, slide_id: str) -> str:
         path = self.folder / f"{slide_id}.jpg"

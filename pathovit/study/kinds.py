@@ -8,6 +8,7 @@ never changes its letter. A kind that was given a name can be taught from.
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import string
 from collections.abc import Mapping, Sequence
@@ -61,6 +62,13 @@ class TissueKinds:
         """A kind as people read it."""
         letter = self.letters[place]
         return f"{letter} {self.names[letter]}" if self.names.get(letter) else letter
+
+    @property
+    def digest(self) -> str:
+        """Of all that a map is drawn by."""
+        parts = [part.tobytes() for part in (self.mean, self.axes, self.centres)]
+        words = json.dumps([self.limit, dict(sorted(self.names.items()))])
+        return hashlib.sha256(b"".join([*parts, words.encode()])).hexdigest()
 
     @classmethod
     def fit(cls, slides: Sequence[SlideFeatures], seed: int = 0) -> TissueKinds:
@@ -153,7 +161,10 @@ class TissueKinds:
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             say(f"{folder}: kinds of tissue that cannot be read ({error}); they are found anew")
             return None
-        return found.named(_names(folder / NAMES))
+        try:
+            return found.named(_names(folder / NAMES))
+        except SettingsError as error:
+            raise SettingsError(f"{folder / NAMES}: {error}") from error
 
 
 def _names(path: Path) -> dict[str, str]:
@@ -163,7 +174,7 @@ def _names(path: Path) -> dict[str, str]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     if rows and not {"kind", "name"} <= {*rows[0]}:
-        raise SettingsError(f"{path}: it has no columns kind and name.")
+        raise SettingsError("it has no columns kind and name. Put them back, or remove the file: it is written anew.")
     return {row["kind"].strip(): (row["name"] or "").strip() for row in rows if (row["name"] or "").strip()}
 
 

@@ -52,9 +52,20 @@ def test_a_run_leaves_a_tissue_map_of_every_slide(out: Path) -> None:
 def test_nothing_is_drawn_again_and_no_letter_changes_when_nothing_is_new(out: Path) -> None:
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (out / "tissue").glob("*.jpg")}
     first = areas(out)
-    map_tissue(OutFolder(out), lambda text: None)
+    with pytest.MonkeyPatch.context() as patch:  # a folder of thousands is not read for nothing
+        patch.setattr(FeatureStore, "read", lambda store: pytest.fail(f"{store.path} is read again"))
+        map_tissue(OutFolder(out), lambda text: None)
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (out / "tissue").glob("*.jpg")} == before
     assert areas(out) == first
+
+
+def test_a_lost_picture_is_drawn_again_and_it_alone(out: Path) -> None:
+    lost, *others = sorted((out / "tissue").glob("*.jpg"))
+    before, times = lost.read_bytes(), [path.stat().st_mtime_ns for path in others]
+    lost.unlink()
+    map_tissue(OutFolder(out), lambda text: None)
+    assert lost.read_bytes() == before
+    assert [path.stat().st_mtime_ns for path in others] == times
 
 
 def test_kinds_get_names_and_are_taught_from(out: Path, tmp_path: Path) -> None:
