@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from mosaics import tumour_tiles
 from numpy.typing import NDArray
-from shapely import box, union_all
-from shapely.geometry import shape
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from pathovit.manifest import read_manifest
@@ -45,10 +43,7 @@ def truth_of(folder: Path, bag: Bag, outlines: Path | None = None) -> NDArray[np
     """Tiles (n,) of a bag that lie at least half on tumour; outlines are beside the slides, unless they are elsewhere."""
     (store,) = (folder / "feat" / "slides").glob(f"{bag.patient}-????????????")
     slide = FeatureStore(SlideFolder(store), Path(bag.patient)).read()
-    outline = json.loads(((outlines or folder / "slides") / f"{bag.patient}.geojson").read_text())
-    tumour = union_all([shape(f["geometry"]) for f in outline["features"]])
-    squares = box(*np.concatenate([slide.xy, slide.xy + np.asarray(slide.tile_l0)], axis=1).T)
-    return np.array([tumour.intersection(square).area > 0.5 * square.area for square in squares])[slide.ok]
+    return tumour_tiles(slide, (outlines or folder / "slides") / f"{bag.patient}.geojson")[slide.ok]
 
 
 def novelty(model: SlideModel, folder: Path, usual: list[Bag]) -> dict[str, Any]:

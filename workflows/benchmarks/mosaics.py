@@ -13,6 +13,10 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
+from shapely import area, box, intersection, union_all
+from shapely.geometry import shape
+
+from pathovit.outputs.features import SlideFeatures
 
 JPEG_TILE_PX = 256
 GLASS = (243, 242, 244)
@@ -117,6 +121,16 @@ def jpeg_tiles(picture: Patch, quality: int) -> Iterator[bytes]:
             buffer = io.BytesIO()
             Image.fromarray(tile).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
             yield buffer.getvalue()
+
+
+def tumour_tiles(stored: SlideFeatures, outline: Path) -> NDArray[np.bool_]:
+    """(N,) tiles that lie at least half on what is outlined; none where there is no outline."""
+    features = json.loads(outline.read_text())["features"] if outline.is_file() else []
+    if not features:
+        return np.zeros(len(stored.xy), bool)
+    tumour = union_all([shape(feature["geometry"]) for feature in features])
+    squares = box(*np.concatenate([stored.xy, stored.xy + np.asarray(stored.tile_l0)], axis=1).T)
+    return np.asarray(area(intersection(squares, tumour)) > 0.5 * area(squares[0]))
 
 
 def save_truth(path: Path, cells: NDArray[np.int64], side: int, away: int = 0) -> None:

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mosaics import tumour_tiles
 from numpy.typing import NDArray
-from shapely import area, box, intersection, union_all
-from shapely.geometry import shape
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from pathovit.model.metrics import calibration_error
@@ -57,16 +56,6 @@ def stored_slides(folder: Path) -> dict[str, SlideFeatures]:
         if record := slide.record():
             found[record.description.file] = FeatureStore(slide, Path(record.description.file)).read()
     return found
-
-
-def tumour_tiles(stored: SlideFeatures, outline: Path) -> Flags:
-    """(N,) tiles that lie at least half on what is outlined."""
-    features = json.loads(outline.read_text())["features"] if outline.is_file() else []
-    if not features:
-        return np.zeros(len(stored.xy), bool)
-    tumour = union_all([shape(feature["geometry"]) for feature in features])
-    squares = box(*np.concatenate([stored.xy, stored.xy + np.asarray(stored.tile_l0)], axis=1).T)
-    return np.asarray(area(intersection(squares, tumour)) > 0.5 * area(squares[0]))
 
 
 def judge(model: SlideModel, rows: list[dict[str, str]], base: Path, features: dict[str, SlideFeatures]) -> list[Judged]:
