@@ -137,8 +137,8 @@ def test_marked_tiles_are_judged_by_their_marks_however_many_they_are() -> None:
     )  # the one of the class weighs as much as the two without
 
 
-def test_regions_teach_where_labels_alone_cannot(cohort: Path, tmp_path: Path) -> None:
-    """Labels drawn at random teach nothing; regions of six slides do, and the figures are of other patients."""
+def test_regions_teach_beside_labels_that_are_wrong(cohort: Path, tmp_path: Path) -> None:
+    """Most labels are drawn at random; with regions of six slides the map is better than without, on other patients."""
     rows = table(cohort)
     chance = np.random.default_rng(0).permutation([row["label"] for row in rows])
     for index, row in enumerate(rows):
