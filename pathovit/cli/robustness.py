@@ -60,11 +60,11 @@ def robustness(
         typer.echo(f"{'':22}{'answers':>9}{'flip':>8}{'are lost':>10}{'number moves':>14}{'map crosses':>13}{'map agrees':>12}")
         for family, name in FAMILIES.items():
             line = found.of(family)
-            agrees = "" if line["map_correlation"] is None else f"{line['map_correlation']:.3f}"
-            typer.echo(
-                f"{name:22}{line['answers']:>9}{line['flipped']:>8.1%}{line['lost']:>10.1%}{line['change'] or 0:>14.3f}"
-                f"{line['map_crossed'] or 0:>13.1%}{agrees:>12}"
+            flipped, lost, crossed = (
+                "" if line[key] is None else f"{line[key]:.1%}" for key in ("flipped", "lost", "map_crossed")
             )
+            change, agrees = ("" if line[key] is None else f"{line[key]:.3f}" for key in ("change", "map_correlation"))
+            typer.echo(f"{name:22}{line['answers']:>9}{flipped:>8}{lost:>10}{change:>14}{crossed:>13}{agrees:>12}")
     sys.stderr.write(f"Figures: {out / 'robustness.json'}   Picture: {out / 'robustness.png'}\n")
     if kept:
         sys.stderr.write(f"Noted on the model's card: {kept}\n")

@@ -122,16 +122,26 @@ def _robustness(found: Values | None) -> str:
         return ""
     stain, rows = found["families"]["stain"], []
     for family, line in found["families"].items():
-        rows.append(f"| {family} | {line['flipped']:.1%} | {line['lost']:.1%} | {line['change']} | {line['map_crossed']} |")
+        rows.append(
+            f"| {family} | {_share(line['flipped'])} | {_share(line['lost'])} | {line['change']} | {_share(line['map_crossed'])} |"
+        )
+    said = (
+        f"{stain['flipped']:.1%} of {stain['answers']} answers flip"
+        if stain["answers"]
+        else "there was no answer that could flip"
+    )
     return (
-        f"\nRobustness (`pathovit robustness`, {counted(found['slides'], 'slide')}): under simulated staining {stain['flipped']:.1%} of "
-        f"{stain['answers']} answers flip.\n\n| the same slides, with other | answers that flip | answers lost | number moves | tiles across 0.5 |\n"
+        f"\nRobustness (`pathovit robustness`, {counted(found['slides'], 'slide')}): under simulated staining {said}.\n\n| the same slides, with other | answers that flip | answers lost | number moves | tiles across 0.5 |\n"
         "|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
     )
 
 
 def _p(value: float | None) -> str:
     return "too few" if value is None else f"{value:.2g}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
 
 
 def _pooling(found: Values | None) -> str:

@@ -20,7 +20,7 @@ from pathovit.model.card_text import describe_model, describe_taught
 from pathovit.outputs.features import FeatureAttributes, SlideFeatures, TileVerdict
 from pathovit.outputs.provenance import versions
 from pathovit.outputs.recipe import embed_recipe, tile_spec
-from pathovit.outputs.records import OUTSIDE, UNSURE
+from pathovit.outputs.records import A_MAP, OUTSIDE, UNSURE
 from pathovit.run.plan import SlideJob
 from pathovit.settings import Settings
 from pathovit.slides.alter import FAMILIES, NAMES, Alteration, alterations
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pathovit.model.slide_model import SlideModel
 
 BATCH = 64
+NO_ANSWER = (UNSURE, OUTSIDE, A_MAP)  # a taught model has maps alone
 AS_IT_IS = Alteration("as it is", "none")
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float32]
@@ -98,13 +99,12 @@ class Robustness:
 
 
 def summary(moved: Sequence[Moved]) -> dict[str, float | int | None]:
-    """Shares of answers that flipped and were lost, of those that there were; means of how far maps moved."""
-    answered = [one for one in moved if one.answer_as_it_is not in (UNSURE, OUTSIDE)]
-    count = max(1, len(answered))
+    """Shares of answers that flipped and were lost, of those that there were (None without any); means of how far maps moved."""
+    answered = [one for one in moved if one.answer_as_it_is not in NO_ANSWER]
     return {
         "answers": len(answered),
-        "flipped": round(sum(one.flipped for one in answered) / count, 4),
-        "lost": round(sum(one.lost for one in answered) / count, 4),
+        "flipped": _mean([one.flipped for one in answered]),
+        "lost": _mean([one.lost for one in answered]),
         "change": _mean([abs(one.change) for one in moved]),
         "map_correlation": _mean([one.map_correlation for one in moved if one.map_correlation is not None]),
         "map_crossed": _mean([one.map_crossed for one in moved]),
@@ -277,15 +277,14 @@ def _compare(name: str, way: Alteration, first: Look, base: SlidePrediction, alt
     both = np.isfinite(away)
     before, after = base.tile_scores[both, column], found.tile_scores[nearest[both], column]
     constant = len(before) < 3 or np.ptp(before) == 0 or np.ptp(after) == 0
-    open_ = (UNSURE, OUTSIDE)
     return Moved(
         slide=plain(name),
         alteration=way.name,
         family=way.family,
         answer=found.answer,
         answer_as_it_is=base.answer,
-        flipped=base.answer not in open_ and found.answer not in open_ and found.answer != base.answer,
-        lost=base.answer not in open_ and found.answer in open_,
+        flipped=base.answer not in NO_ANSWER and found.answer not in NO_ANSWER and found.answer != base.answer,
+        lost=base.answer not in NO_ANSWER and found.answer in NO_ANSWER,
         change=round(_number(found, base) - _number(base, base), 4),
         map_correlation=None if constant else round(float(spearmanr(before, after).statistic), 4),
         map_crossed=round(float(((before >= 0.5) != (after >= 0.5)).mean()), 4) if len(before) else 0.0,

@@ -15,7 +15,7 @@ from pathovit.slides.alter import FAMILIES, NAMES
 
 
 def moved(answer: str, before: str = "tumour", change: float = 0.0) -> Moved:
-    open_ = ("unsure", "outside")
+    open_ = ("unsure", "outside", "map")
     flipped = answer != before and answer not in open_ and before not in open_
     return Moved("s", "a", "stain", answer, before, flipped, answer in open_ and before not in open_, change, 1.0, 0.0)
 
@@ -28,7 +28,9 @@ def test_flips_are_counted_among_slides_that_had_an_answer() -> None:
     assert found["flipped"] == pytest.approx(1 / 3, abs=1e-4)
     assert found["lost"] == pytest.approx(1 / 3, abs=1e-4)
     assert found["change"] == pytest.approx(0.12)
-    assert summary([])["answers"] == 0
+    assert (summary([])["answers"], summary([])["flipped"]) == (0, None)
+    maps = summary([moved("map", "map", change=0.1)])  # of a taught model: nothing that could flip
+    assert (maps["answers"], maps["flipped"], maps["change"]) == (0, None, 0.1)
 
 
 def test_the_command_writes_figures_a_picture_and_the_card(slides: list[Path], tmp_path: Path) -> None:
