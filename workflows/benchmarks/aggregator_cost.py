@@ -1,9 +1,9 @@
 """Time and memory of an aggregator over the number of tiles: forward pass and training step.
 
-python workflows/benchmarks/aggregator_cost.py --out FOLDER [--tiles 1000 5000 20000 50000 150000]
+python workflows/benchmarks/aggregator_cost.py --out FOLDER [--tiles 1000 5000 20000 50000 150000] [--device cuda]
 
-Each measurement is a process of its own: median of the runs after the first, and the peak memory of the whole process.
-What takes more than --limit-s for one run is not measured at larger sizes. Writes cost.json and cost.png to FOLDER.
+Each measurement is a process of its own: median of the runs after the first, and the peak memory of the whole process,
+on a GPU that of its own. What takes more than --limit-s for one run is not measured at larger sizes. Writes cost.json and cost.png to FOLDER.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DIM, PITCH_UM, RUNS = 256, 96.0, 3
 SAID = {"slide_transformer": "slide transformer", "transmil": "TransMIL", "transformer": "full attention", "abmil": "ABMIL"}
 
 
-def measure(kind: str, tiles: int, training: bool) -> dict[str, float]:
+def measure(kind: str, tiles: int, training: bool, device: str) -> dict[str, float]:
     """Run in a process of its own."""
     import torch
 
@@ -38,9 +38,9 @@ def measure(kind: str, tiles: int, training: bool) -> dict[str, float]:
     torch.manual_seed(0)
     side = int(np.ceil(np.sqrt(tiles / 0.6)))  # six of ten places are tissue
     place = torch.randperm(side * side)[:tiles].sort().values
-    xy_um = torch.stack([place % side, place // side], -1).float() * PITCH_UM
-    features = torch.randn(tiles, DIM).half()
-    network = make_aggregator(AggregatorConfig(DIM, 1, kind=kind)).train(training)
+    xy_um = (torch.stack([place % side, place // side], -1).float() * PITCH_UM).to(device)
+    features = torch.randn(tiles, DIM).half().to(device)
+    network = make_aggregator(AggregatorConfig(DIM, 1, kind=kind)).to(device).train(training)
     seconds = []
     for _ in range(RUNS):
         started = time.perf_counter()
@@ -53,10 +53,13 @@ def measure(kind: str, tiles: int, training: bool) -> dict[str, float]:
         else:
             with torch.inference_mode():
                 network(features.float(), xy_um, PITCH_UM)
+        if device != "cpu":
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
         if seconds[-1] > 60:
             break
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    on_host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = on_host if device == "cpu" else torch.cuda.max_memory_allocated()
     return {"seconds": statistics.median(seconds[1:] or seconds), "peak_bytes": peak}
 
 
@@ -83,7 +86,7 @@ def draw(path: Path, found: list[dict[str, Any]]) -> None:
                 known = key == "seconds" and np.isfinite(slope(points))
                 label = f"{SAID[kind]}, slope {slope(points):.2f}" if known else SAID[kind]
                 axes.loglog(*zip(*points, strict=True), marker="o", label=label)
-        axes.set(xlabel="tiles", ylabel="seconds" if key == "seconds" else "peak memory of the process, GiB", title=what)
+        axes.set(xlabel="tiles", ylabel="seconds" if key == "seconds" else "peak memory, GiB", title=what)
         axes.legend(frameon=False, fontsize=8)
     figure.savefig(path)
 
@@ -94,18 +97,20 @@ def main() -> None:
     parser.add_argument("--tiles", type=int, nargs="+", default=list(TILES))
     parser.add_argument("--kinds", nargs="+", default=list(KINDS))
     parser.add_argument("--limit-s", type=float, default=120)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # kind, tiles, training: this very process measures
     options = parser.parse_args()
     if options.one:
         kind, tiles, training = options.one
-        print(json.dumps(measure(kind, int(tiles), training == "1")))
+        print(json.dumps(measure(kind, int(tiles), training == "1", options.device)))
         return
     options.out.mkdir(parents=True, exist_ok=True)
     found: list[dict[str, Any]] = []
     for kind in options.kinds:
         for training in (False, True):
             for tiles in options.tiles:
-                command = [sys.executable, __file__, "--out", str(options.out), "--one", kind, str(tiles), str(int(training))]
+                command = [sys.executable, __file__, "--out", str(options.out), "--device", options.device]
+                command += ["--one", kind, str(tiles), str(int(training))]
                 try:
                     done = subprocess.run(command, capture_output=True, text=True, timeout=options.limit_s * RUNS)
                 except subprocess.TimeoutExpired:

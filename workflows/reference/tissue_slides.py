@@ -4,8 +4,9 @@ python workflows/reference/tissue_slides.py --data DATA --work WORK [--seed 0]
 
 Mosaics of PatchCamelyon patches, of 150 to 1,500 tiles, half of them without tumour; tumour lies in one to three places and
 covers 2 % to 60 % of the tissue. The encoder has seen none of the patches: those that it learned from look easier to it than
-any others will. Each has a stain of its own, up to two folds, its own JPEG quality, few or many different
-patches, and on half of them the patches lie askew of the tiles, at another resolution. No patch of one part occurs in another.
+any others will. Each has a stain and a white balance of its own, is a little out of focus, sharpened or neither, has up to two
+folds, its own JPEG quality, few or many different patches, and on half of them the patches lie askew of the tiles, at another
+resolution. No patch of one part occurs in another.
 Slides to be found strange are the same mosaics in another stain, out of focus, and so on (KINDS), and tissue of other organs.
 
 Writes, under WORK/tissue/: slides/*.tif and *.geojson (the outline of their tumour), labels.csv, strange.csv.
@@ -25,14 +26,19 @@ from cohorts import FOREIGN, Source, foreign, pcam_parts, read_labels, tumour_sh
 from mosaics import GLASS, Patch, Pool, blur, denser, draw_layout, fold, other_gain, paint, save_pyramid, save_truth
 from PIL import Image
 
-SLIDES = {"train": 80, "validation": 100, "test": 50}
+from pathovit.slides.alter import USUAL, restained
+
+SLIDES = {"train": 120, "validation": 140, "test": 60}
 STRANGE = 4  # slides of each kind
 PATCHES = {"train": 0.55, "validation": 0.25, "test": 0.2}  # of those that the encoder has not seen
 SHARES = (0.02, 0.6)  # of the tissue that is tumour
 SIDES = (16.0, 48.0)  # cells on a side; the tissue covers a little more than half of them
 FEWEST = {0: 40, 1: 20}  # different patches of each label on a slide, at least
 PATCH = 96
-STAIN = 0.07  # spread of the usual gain of each channel's optical density
+STAIN = 0.2  # spread of the logarithm of how much haematoxylin and eosin a slide took
+GAIN = 0.07  # spread of the usual gain of each channel's optical density
+SOFT_PX, SHARP = (0.3, 1.1), (0.3, 1.3)  # of the blur of a slide out of focus; how far another is sharpened
+QUALITY = (35, 96)  # of JPEG
 Row = dict[str, object]
 Change = Callable[[Patch, np.random.Generator], Patch]
 
@@ -55,18 +61,20 @@ def make(task: Task) -> Row:
     chance = np.random.default_rng(task.seed)
     side = np.exp(chance.uniform(*np.log(SIDES)))
     cells = draw_layout(task.share, (max(14, int(0.85 * side)), int(1.15 * side) + 2), chance)
-    gain = other_gain(chance) if task.strange == "stain" else np.asarray(chance.normal(1, STAIN, 3))
+    gain = other_gain(chance) if task.strange == "stain" else np.asarray(chance.normal(1, GAIN, 3))
     picture = paint(cells, _some(task.pool, chance), PATCH, gain, chance)
+    picture = restained(picture, USUAL, *np.exp(chance.normal(0, STAIN, 2)))
     mpp, away = (1.0, 0) if chance.random() < 0.5 else (float(chance.uniform(0.94, 1.06)), int(chance.integers(PATCH)))
     tissue = np.kron(cells > 0, np.ones((PATCH, PATCH), bool))
     for _ in range(chance.integers(0, 3)):
         picture = fold(picture, tissue, mpp, chance)
+    picture = focus(picture, chance)
     if task.strange in CHANGES:
         picture = CHANGES[task.strange](picture, chance)
     moved = np.full((picture.shape[0] + away, picture.shape[1] + away, 3), GLASS, np.uint8)
     moved[away:, away:] = picture
     path = task.folder / "slides" / f"{task.name}.tif"
-    save_pyramid(path, moved, mpp, int(chance.integers(75, 95)))
+    save_pyramid(path, moved, mpp, int(chance.integers(*QUALITY)))
     save_truth(path.with_suffix(".geojson"), cells, PATCH, away)
     return {
         "slide": f"slides/{path.name}",
@@ -85,6 +93,16 @@ def _some(pool: Pool, chance: np.random.Generator) -> Pool:
         wanted = int(np.exp(chance.uniform(np.log(FEWEST[label]), np.log(max(FEWEST[label] + 1, len(patches))))))
         found[label] = [patches[i] for i in chance.permutation(len(patches))[:wanted]]
     return found
+
+
+def focus(picture: Patch, chance: np.random.Generator) -> Patch:
+    """As scanners do: a third of slides as they are, a third a little out of focus, a third sharpened."""
+    kind = chance.integers(3)
+    if kind == 0:
+        return picture
+    soft = cv2.GaussianBlur(picture, (0, 0), chance.uniform(*SOFT_PX) if kind == 1 else 1.0)
+    amount = chance.uniform(*SHARP)
+    return np.asarray(soft if kind == 1 else cv2.addWeighted(picture, 1 + amount, soft, -amount, 0))
 
 
 def brown(picture: Patch, chance: np.random.Generator) -> Patch:
