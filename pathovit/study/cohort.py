@@ -135,7 +135,7 @@ def load_cohort(
             _refuse_other_shaping(like, shape, slide, row)
             caps.append((row, slide.cap, len(slide.verdict)))
             slides.append(slide)
-            marks.append(drawn.marks(slide) if drawn else None)
+            marks.append(drawn.marks(slide, say) if drawn else None)
             read += 1
             on_slide(read, len(rows))
         bag = make_bag(patient, slides, unknown if label is None else np.array(label, np.float32), site)

@@ -58,7 +58,7 @@ def read_lessons(
         record = folder.record()
         assert record is not None, "regions are matched to slides with a record"
         stored = FeatureStore(folder, Path(record.description.file)).read()
-        lessons.append(Lesson(stored, label_tiles(stored, regions, meaning), record.patient or slide_id))
+        lessons.append(Lesson(stored, label_tiles(stored, regions, meaning, say), record.patient or slide_id))
         on_slide(len(lessons), len(drawn))
     return Lessons(tuple(lessons), meaning.classes)
 

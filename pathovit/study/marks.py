@@ -48,17 +48,17 @@ class Drawn:
         negative = target.classes[0] if isinstance(target.kind, Binary) else None
         return cls(regions, Meaning.for_target(regions, target.score_names, negative, say), target)
 
-    def marks(self, stored: SlideFeatures) -> Marks | None:
+    def marks(self, stored: SlideFeatures, say: Say) -> Marks | None:
         """(n, C) of the tiles that were read; None where nothing is drawn on the slide.
 
         Raises
         ------
-        SettingsError : a region off the tissue, or two that contradict each other
+        SettingsError : regions off the tissue, or two that contradict each other
         """
         regions = self.regions.get(stored.slide_id)
         if regions is None:
             return None
-        allowed = label_tiles(stored, regions, self.meaning).allowed[stored.ok]
+        allowed = label_tiles(stored, regions, self.meaning, say).allowed[stored.ok]
         of_class = allowed[:, 1:]  # the first is tissue of no class
         sure = of_class & (allowed.sum(1) == 1)[:, None]
         return np.where(sure, 1, np.where(of_class, np.nan, 0)).astype(np.float32)

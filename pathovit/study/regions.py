@@ -29,9 +29,11 @@ from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.folder import OutFolder
 from pathovit.show.qupath import tile_squares
 from pathovit.tables import Say, spelling
+from pathovit.text import counted
 
 SUFFIXES = (".geojson", ".json")
 INSIDE = 0.5  # of a tile that a polygon must cover, or of its side a line
+MOST_OFF = 0.1  # of a slide's regions, that may lie off its tissue
 OVERLAP = 0.1  # of a tile, on which regions that contradict each other may lie upon each other
 NOT, REST, COMPLETE, IGNORE = "not ", "other", "complete", "ignore"
 OURS = ("Mean score", "Highest score")  # measurements of regions that a model drew
@@ -233,26 +235,25 @@ def _files_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
 
 
-def label_tiles(stored: SlideFeatures, regions: Sequence[Region], meaning: Meaning) -> TileLabels:
+def label_tiles(stored: SlideFeatures, regions: Sequence[Region], meaning: Meaning, say: Say = lambda text: None) -> TileLabels:
     """What the regions of a slide say of its tiles. A tile that two of them divide up is of neither.
 
     Raises
     ------
-    SettingsError : a region off the tissue, or two that lie upon each other and contradict each other; they are named
+    SettingsError : regions off the tissue, more than a few; two that lie upon each other and contradict each other; they are named
     """
     squares = tile_squares(stored)
     tree = STRtree(squares)
     allowed = np.ones((len(squares), len(meaning.classes)), bool)
     region = np.full(len(squares), NOTHING)
-    silent = ~stored.ok
+    silent, off = ~stored.ok, list[Region]()
     last = sorted(range(len(regions)), key=lambda place: spelling(regions[place].name) == COMPLETE)
     for place in last:
         drawn = regions[place]
         tiles = _tiles_in(tree, squares, drawn.geometry)
         if not len(tiles):
-            raise SettingsError(
-                f"{drawn}: it lies on no tile of {stored.slide_id}. Is it of this slide, on its tissue, and in level-0 pixels?"
-            )
+            off.append(drawn)
+            continue
         if says_nothing(drawn.name):
             silent[tiles] |= spelling(drawn.name).rstrip("*") == IGNORE
             continue
@@ -265,6 +266,13 @@ def label_tiles(stored: SlideFeatures, regions: Sequence[Region], meaning: Meani
         allowed[tiles] &= means
         region[tiles] = np.where(region[tiles] == NOTHING, place, region[tiles])
     allowed[silent], region[silent] = True, NOTHING
+    if len(off) > MOST_OFF * len(regions):
+        ask = "Is it of this slide, on its tissue, and in level-0 pixels?"
+        raise SettingsError(f"{off[0]}: it lies on no tile of {stored.slide_id}. {ask}")
+    if off:
+        say(
+            f"{stored.slide_id}: {len(off)} of {counted(len(regions), 'region')} lie on no tile and are left out: {some([str(one) for one in off])}"
+        )
     return TileLabels(allowed, region)
 
 

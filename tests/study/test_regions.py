@@ -130,6 +130,17 @@ def test_a_region_off_the_tissue_is_refused_by_name(slide: SlideFeatures, tmp_pa
         told(slide, regions)
 
 
+def test_one_of_many_regions_off_the_tissue_is_left_out_and_said(slide: SlideFeatures, tmp_path: Path) -> None:
+    on = [feature("a", square(x, 0, x + 100, 100)) for x in (0, 100)] + [feature("b", square(200, 0, 300, 100))]
+    away = feature("b", square(5000, 5000, 6000, 6000))
+    regions, said = drawn(tmp_path, *on * 4, away), list[str]()
+    found = label_tiles(slide, regions, Meaning.of({"s": regions}), said.append)
+    assert found.known.sum() == 3
+    assert said == ["s-1: 1 of 13 regions lie on no tile and are left out: s.geojson, feature 13 (b)"]
+    with pytest.raises(SettingsError, match="lies on no tile"):
+        label_tiles(slide, [*regions, regions[-1]], Meaning.of({"s": regions}))
+
+
 @pytest.mark.parametrize(
     ("names", "said"),
     [

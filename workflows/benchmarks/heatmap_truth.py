@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from shapely import box, union_all
+from mosaics import tumour_outline
+from shapely import box
 from shapely.geometry import shape
 from sklearn.metrics import roc_auc_score
 
@@ -20,7 +21,7 @@ def main() -> None:
     for folder in sorted((out / "slides").iterdir()):
         done = json.loads((folder / "slide.json").read_text())
         outline = (slides / done["slide"]["file"]).with_suffix(".geojson")
-        tumour = union_all([shape(f["geometry"]) for f in json.loads(outline.read_text())["features"]])
+        tumour = tumour_outline(outline)
         tiles = [
             f for f in json.loads((folder / "heatmap.geojson").read_text())["features"] if f["properties"]["objectType"] == "tile"
         ]

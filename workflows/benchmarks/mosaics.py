@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 from shapely import area, box, intersection, union_all
-from shapely.geometry import shape
+from shapely.geometry import mapping, shape
+from shapely.geometry.base import BaseGeometry
 
 from pathovit.outputs.features import SlideFeatures
+from pathovit.study.regions import COMPLETE, TUMOUR
 
 JPEG_TILE_PX = 256
 GLASS = (243, 242, 244)
@@ -123,21 +125,27 @@ def jpeg_tiles(picture: Patch, quality: int) -> Iterator[bytes]:
             yield buffer.getvalue()
 
 
+def tumour_outline(path: Path) -> BaseGeometry:
+    """All that is drawn as tumour, in level-0 pixels; empty where nothing is, or no file."""
+    features = json.loads(path.read_text())["features"] if path.is_file() else []
+    named = [(f["properties"].get("classification", {}).get("name"), shape(f["geometry"])) for f in features]
+    return union_all([geometry for name, geometry in named if name != COMPLETE])
+
+
 def tumour_tiles(stored: SlideFeatures, outline: Path) -> NDArray[np.bool_]:
     """(N,) tiles that lie at least half on what is outlined; none where there is no outline."""
-    features = json.loads(outline.read_text())["features"] if outline.is_file() else []
-    if not features:
-        return np.zeros(len(stored.xy), bool)
-    tumour = union_all([shape(feature["geometry"]) for feature in features])
     squares = box(*np.concatenate([stored.xy, stored.xy + np.asarray(stored.tile_l0)], axis=1).T)
-    return np.asarray(area(intersection(squares, tumour)) > 0.5 * area(squares[0]))
+    return np.asarray(area(intersection(squares, tumour_outline(outline))) > 0.5 * area(squares[0]))
 
 
 def save_truth(path: Path, cells: NDArray[np.int64], side: int, away: int = 0) -> None:
-    """Tumour cells as GeoJSON squares in level-0 pixels; the first cell lies `away` pixels from the corner, both ways."""
-    squares = []
-    for row, column in np.argwhere(cells == 2):
-        x, y = int(column) * side + away, int(row) * side + away
-        ring = [[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]
-        squares.append({"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {}})
-    path.write_text(json.dumps({"type": "FeatureCollection", "features": squares}))
+    """Tumour as GeoJSON in level-0 pixels, and that it is all there is; the first cell lies `away` pixels from the corner, both ways."""
+    cells_at = np.argwhere(cells == 2)[:, ::-1] * side + away
+    tumour = union_all(box(*cells_at.T, *(cells_at + side).T))
+    whole = box(0, 0, *(np.array(cells.shape[::-1]) * side + away))
+    drawn = [(COMPLETE, whole), *((TUMOUR[0], part) for part in getattr(tumour, "geoms", [tumour]) if not part.is_empty)]
+    features = [
+        {"type": "Feature", "geometry": mapping(geometry), "properties": {"classification": {"name": name}}}
+        for name, geometry in drawn
+    ]
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
