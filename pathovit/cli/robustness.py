@@ -53,6 +53,8 @@ def robustness(
     kept = keep_on_card(model, found)
     for name, reason in found.failed.items():
         sys.stderr.write(f"  failed  {name}: {plain(reason.splitlines()[0])}\n")
+    for name, tiles in found.unread.items():
+        sys.stderr.write(f"  {name}: {counted(tiles, 'tile')} could not be read and {'is' if tiles == 1 else 'are'} left out\n")
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=1))
     else:

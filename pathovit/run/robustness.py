@@ -68,6 +68,7 @@ class Robustness:
     model_sha256: str
     slides: int
     failed: Mapping[str, str]
+    unread: Mapping[str, int]  # tiles that could not be read, by slide
     moved: tuple[Moved, ...]
 
     def of(self, family: str) -> dict[str, float | int | None]:
@@ -92,6 +93,7 @@ class Robustness:
             "model_sha256": self.model_sha256,
             "slides": self.slides,
             "failed": dict(self.failed),
+            "unreadable_tiles": dict(self.unread),
             "families": {family: self.of(family) for family in FAMILIES},
             "moved": [asdict(one) for one in self.moved],
             "versions": versions(),
@@ -130,21 +132,24 @@ def measure_robustness(
     """
     moved: list[Moved] = []
     failed: dict[str, str] = {}
+    unread: dict[str, int] = {}
     looked_at = 0
     for number, job in enumerate(jobs, start=1):
         try:
-            found, not_looked_at = _of_slide(
-                job, encoder, model, settings, max_tiles, partial(on_step, f"slide {number} of {len(jobs)}, ways to look")
-            )
+            step = partial(on_step, f"slide {number} of {len(jobs)}, ways to look")
+            first = _look(job, AS_IT_IS, encoder, settings, max_tiles)
+            found, not_looked_at = _of_slide(job, first, encoder, model, settings, max_tiles, step)
         except SlideError as error:
             failed[plain(job.path.name)] = str(error)
             continue
         moved += found
         failed |= {f"{plain(job.path.name)}, {way}": reason for way, reason in not_looked_at.items()}
+        if first.unreadable:
+            unread[plain(job.path.name)] = first.unreadable
         looked_at += 1
     if not moved:
         raise SettingsError("Not one slide could be looked at: " + "; ".join(failed.values()))
-    robustness = Robustness(model.name, model.sha256, looked_at, failed, tuple(moved))
+    robustness = Robustness(model.name, model.sha256, looked_at, failed, unread, tuple(moved))
     write_atomically(out / "robustness.json", to_json(robustness.to_json()))
     title = f"{model.name}, {counted(looked_at, 'slide')}"
     robustness_picture(out / "robustness.png", NAMES, robustness.by_alteration(), title)
@@ -152,10 +157,10 @@ def measure_robustness(
 
 
 def _of_slide(
-    job: SlideJob, encoder: Encoder, model: SlideModel, settings: Settings, max_tiles: int, on_step: Callable[[int, int], None]
-) -> tuple[list[Moved], dict[str, str]]:
+    job: SlideJob, first: Look, encoder: Encoder, model: SlideModel, settings: Settings, max_tiles: int,
+    on_step: Callable[[int, int], None],
+) -> tuple[list[Moved], dict[str, str]]:  # fmt: skip
     """How far a slide moved, and why it could not be looked at in some ways, by their names."""
-    first = _look(job, AS_IT_IS, encoder, settings, max_tiles)
     base = _predict(model, first)
     found, failed = [], {}
     ways = alterations(first.tiles)
@@ -181,6 +186,7 @@ class Look:
     features: Floats  # (N, D)
     grid: TileGrid
     attributes: FeatureAttributes
+    unreadable: int  # tiles that are left out
 
     def stored(self) -> SlideFeatures:
         verdict = np.full(len(self.grid), TileVerdict.OK, np.uint8)
@@ -202,10 +208,10 @@ def _look(job: SlideJob, way: Alteration, encoder: Encoder, settings: Settings, 
         )
         if way.shift:
             grid = _shifted(slide, grid, way.shift)
-        tiles, grid = _read(slide, grid)
+        tiles, grid, unreadable = _read(slide, grid)
         recipe = embed_recipe("", slide.mpp, slide.reader, settings, encoder.record, encoder.recipe())
         attributes = FeatureAttributes.of_slide(slide, encoder.device.type, recipe, (1.0, 1.0))
-    return Look(tiles, _embed(encoder, tiles), grid, attributes)
+    return Look(tiles, _embed(encoder, tiles), grid, attributes, unreadable)
 
 
 def _open(job: SlideJob, way: Alteration, settings: Settings) -> Slide:
@@ -240,20 +246,21 @@ def _kept(grid: TileGrid, rows: NDArray[np.int64]) -> TileGrid:
     return replace(grid, xy=grid.xy[rows], coverage=grid.coverage[rows], total=len(rows))
 
 
-def _read(slide: Slide, grid: TileGrid) -> tuple[RGB, TileGrid]:
-    """All tiles that can be read, and the grid of these."""
-    tiles, rows = [], []
+def _read(slide: Slide, grid: TileGrid) -> tuple[RGB, TileGrid, int]:
+    """All tiles that the scanner filled and that can be read, the grid of these, and how many cannot be read."""
+    tiles, rows, unreadable = [], [], 0
     for index in range(len(grid)):
         try:
             tile = read_tile(slide, grid, index)
         except TileReadError:
+            unreadable += 1
             continue
         if tile is not None:
             tiles.append(tile)
             rows.append(index)
     if not tiles:
         raise TileReadError(slide.path, "not one of its tiles could be read.")
-    return np.stack(tiles), _kept(grid, np.asarray(rows))
+    return np.stack(tiles), _kept(grid, np.asarray(rows)), unreadable
 
 
 def _embed(encoder: Encoder, tiles: RGB) -> Floats:

@@ -7,7 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tifffile
 from command import pathovit
+from made_slides import zero_tiles
 
 from pathovit.model.slide_model import load_model
 from pathovit.run.robustness import Moved, summary
@@ -51,6 +53,19 @@ def test_the_command_writes_figures_a_picture_and_the_card(slides: list[Path], t
     assert card["robustness"]["slides"] == 1
     assert "Robustness (`pathovit robustness`, 1 slide)" in (model / "MODEL_CARD.md").read_text()
     assert load_model(model).sha256 == load_model(bundled).sha256  # it answers as before
+
+
+def test_tiles_that_cannot_be_read_are_counted(slides: list[Path], tmp_path: Path) -> None:
+    hurt = Path(shutil.copy(slides[0], tmp_path / "hurt.svs"))
+    with tifffile.TiffFile(hurt) as tiff:
+        page = tiff.pages[0]
+        across, down = (-(-side // page.tilewidth) for side in (page.imagewidth, page.imagelength))
+    zero_tiles(hurt, [row * across + column for row in range(down) for column in range(across // 2)])
+    done = pathovit("robustness", "reference", hurt, "--max-tiles", 60, "--out", tmp_path / "r")
+    assert done.returncode == 0, done.stderr
+    unread = json.loads((tmp_path / "r" / "robustness.json").read_text())["unreadable_tiles"]["hurt.svs"]
+    assert 0 < unread < 60
+    assert f"hurt.svs: {unread} tiles could not be read and are left out" in done.stderr
 
 
 def test_a_folder_that_is_no_model_is_told(slides: list[Path], tmp_path: Path) -> None:
