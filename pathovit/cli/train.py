@@ -17,7 +17,7 @@ from pathovit.cli.app import app
 from pathovit.cli.progress import Steps
 from pathovit.errors import SettingsError
 from pathovit.machine import wait_passively
-from pathovit.model.judged import SAID, Abstention, Metrics, Pooling
+from pathovit.model.judged import SAID, Abstention, Metrics, OfSize, Pooling
 
 if TYPE_CHECKING:
     pass
@@ -113,6 +113,8 @@ def train(
         _show_metrics(f"map on regions, {shown['part']} part", Metrics.from_json(shown["localisation"]), as_json)
     if card["abstention"]:
         sys.stderr.write(f"  {Abstention.from_json(card['abstention'])}\n")
+    for one in card["by_size"]:
+        sys.stderr.write(f"  {OfSize(**one)}\n")
     if card["plain_pooling"]:
         sys.stderr.write(f"  {Pooling(**card['plain_pooling'])}\n")
     for text in card["few"]:
@@ -175,6 +177,8 @@ def evaluate(
     _show_metrics(found.model, found.metrics, as_json)
     if found.localisation:
         _show_metrics("map on regions", found.localisation, as_json)
+    for one in found.sizes:
+        sys.stderr.write(f"  {one}\n")
     if found.abstention:
         sys.stderr.write(f"  {found.abstention}\n")
     if found.patients_it_learned_from:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pathovit.model.card import ModelCard
-from pathovit.model.judged import SAID, Abstention, Metrics, Pooling, say_left_out
+from pathovit.model.judged import SAID, Abstention, Metrics, OfSize, Pooling, say_left_out
 from pathovit.text import counted
 
 Values = Mapping[str, Any]
@@ -63,7 +63,7 @@ def describe_model(model: ModelCard) -> str:
 
 {_metrics_table(card)}
 
-{_pooling(card.get("plain_pooling"))}{_few(card.get("few", []))}
+{_sizes(card.get("by_size", []))}{_pooling(card.get("plain_pooling"))}{_few(card.get("few", []))}
 {_heatmap(card["heatmap_check"])}
 {_regions(card.get("regions"))}{_crossed(card.get("cross_validation"))}{_abstention(card.get("abstention"))}{_robustness(card.get("robustness"))}{picture}
 ## Limits
@@ -142,6 +142,10 @@ def _p(value: float | None) -> str:
 
 def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
+
+
+def _sizes(found: Sequence[Values]) -> str:
+    return "".join(f"* By the amount of tissue: {OfSize(**one)}.\n" for one in found) + "\n" if found else ""
 
 
 def _pooling(found: Values | None) -> str:

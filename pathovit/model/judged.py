@@ -149,6 +149,21 @@ class Pooling:
 
 
 @dataclass(frozen=True)
+class OfSize:
+    """How well the probabilities of patients with so much tissue are calibrated."""
+
+    fewest: int  # tiles
+    most: int
+    patients: int
+    error: float  # of calibration
+    by_chance: float  # 95 % of perfectly calibrated models stay below, on so many patients with such probabilities
+
+    def __str__(self) -> str:
+        text = f"calibration error {self.error:.3f} on {self.patients} patients of {self.fewest:,} to {self.most:,} tiles ({self.by_chance:.3f} by chance)"
+        return text + (": more than chance explains" if self.error > self.by_chance else "")
+
+
+@dataclass(frozen=True)
 class Crossed:
     """Figures over all patients of a cross-validation, each answered by the model that has not seen its fold."""
 
@@ -156,6 +171,7 @@ class Crossed:
     metrics: Metrics
     abstention: Abstention | None
     pooling: Pooling | None = None
+    sizes: tuple[OfSize, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         return {"folds": self.folds, **self.metrics.to_json(), "abstention": self.abstention and self.abstention.to_json()}

@@ -12,7 +12,7 @@ from pathovit.errors import SettingsError
 from pathovit.files import to_json, write_atomically
 from pathovit.model.card import read_card
 from pathovit.model.faithfulness import CheckSummary
-from pathovit.model.judged import Abstention, Metrics
+from pathovit.model.judged import Abstention, Metrics, OfSize
 from pathovit.model.slide_model import load_model
 from pathovit.model.targets import Target
 from pathovit.outputs.provenance import versions
@@ -23,6 +23,7 @@ from pathovit.study.figures import evaluation_picture, maps_picture
 from pathovit.study.fit import OnStep
 from pathovit.study.judge import abstention, answer, check_model
 from pathovit.study.localisation import judge_maps, localisation, maps_csv
+from pathovit.study.sizes import by_size
 from pathovit.text import counted
 
 
@@ -36,6 +37,7 @@ class Evaluation:
     patients: int
     patients_it_learned_from: int
     metrics: Metrics
+    sizes: tuple[OfSize, ...]
     abstention: Abstention | None
     heatmap_check: CheckSummary
     localisation: Metrics | None
@@ -50,6 +52,7 @@ class Evaluation:
             "target": asdict(self.target),
             **{name: getattr(self, name) for name in ("patients", "patients_it_learned_from")},
             "metrics": self.metrics.to_json(),
+            "by_size": [asdict(one) for one in self.sizes],
             "abstention": self.abstention and self.abstention.to_json(),
             "heatmap_check": self.heatmap_check.to_json(),
             "localisation": self.localisation and self.localisation.to_json(),
@@ -88,6 +91,7 @@ def evaluate_model(
         patients=len(bags),
         patients_it_learned_from=sum(bool(seen & {bag.patient, *bag.slides}) for bag in bags),
         metrics=evaluate(answers, seed),
+        sizes=by_size(answers, seed),
         abstention=abstention(model, answers) if model.target.is_classification else None,
         heatmap_check=check_model(model, bags, on_step),
         localisation=localisation(maps, seed),

@@ -34,6 +34,7 @@ class Answers:
     truth: NDArray[np.float32]  # (n, ...) as the target defines it
     values: Floats  # (n, classes) probabilities; (n, 1) measurements or risks
     novelty: Floats = field(default_factory=lambda: np.empty(0))  # (n,) of the strangest slide; above 1: unlike the cohort
+    tiles: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))  # (n,) that were looked at
 
     def rows(self, chosen: NDArray[np.int64]) -> Answers:
         """The answers of some patients, repeats allowed."""

@@ -27,7 +27,8 @@ def answer(model: SlideModel, bags: Sequence[Bag]) -> Answers:
     logits = np.stack([model.look(bag.features, bag.xy_um, bag.pitch_um).logits for bag in bags])
     values = model.target.kind.values(logits, model.calibration.centre, model.calibration.scale)
     novelty = np.array([max(model.slide_novelty(part.numpy()) for part in bag.by_slide()) for bag in bags])
-    return Answers(model.target, tuple(bag.patient for bag in bags), np.stack([bag.truth for bag in bags]), values, novelty)
+    names, truth = tuple(bag.patient for bag in bags), np.stack([bag.truth for bag in bags])
+    return Answers(model.target, names, truth, values, novelty, np.array([sum(bag.tiles) for bag in bags]))
 
 
 def check_model(model: SlideModel, bags: Sequence[Bag], on_step: OnStep = lambda what, done, total: None) -> CheckSummary:

@@ -38,6 +38,7 @@ from pathovit.study.fit import Fitted, OnEpoch, OnStep, Parts, fit, fit_key
 from pathovit.study.judge import FEW_PATIENTS, abstention, answer, check_model, pooled_abstention, said_of_few
 from pathovit.study.localisation import judge_maps, localisation
 from pathovit.study.parts import assign_folds, check_part, possible_folds, split_patients
+from pathovit.study.sizes import by_size
 from pathovit.tables import PARTS, Say
 
 CHECKPOINT = "training.ckpt"
@@ -123,7 +124,7 @@ def cross_validate(
     metrics = evaluate(pooled, settings.seed)
     evaluation_picture(folder / "folds" / "evaluation.png", pooled, metrics, f"{folds}-fold cross-validation")
     beside = against_pooling(pooled, _joined(plain), settings.seed) if plain else None
-    return Crossed(folds, metrics, pooled_abstention(kept), beside)
+    return Crossed(folds, metrics, pooled_abstention(kept), beside, by_size(pooled, settings.seed))
 
 
 def _joined(parts: Sequence[Answers]) -> Answers:
@@ -131,6 +132,7 @@ def _joined(parts: Sequence[Answers]) -> Answers:
     return Answers(
         parts[0].target, tuple(name for a in parts for name in a.patients), np.concatenate([a.truth for a in parts]),
         np.concatenate([a.values for a in parts]), np.concatenate([a.novelty for a in parts]),
+        np.concatenate([a.tiles for a in parts]),
     )  # fmt: skip
 
 
@@ -181,6 +183,7 @@ def _train_one(
         "metrics": {name: found.to_json() for name, found in metrics.items()},
         "cross_validation": crossed and crossed.to_json(),
         "plain_pooling": pooling and asdict(pooling),
+        "by_size": [asdict(one) for one in (crossed.sizes if crossed else by_size(answers[judged], settings.seed))],
         "heatmap_check": check_model(model, parts[judged], on_step).to_json() | {"part": judged},
         "regions": _regions_card(model, parts, judged, settings.seed),
         "abstention": abstention(model, answers[judged]).to_json() | {"part": judged}

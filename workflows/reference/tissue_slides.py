@@ -4,9 +4,10 @@ python workflows/reference/tissue_slides.py --data DATA --work WORK [--seed 0]
 
 Mosaics of PatchCamelyon patches, of 150 to 1,500 tiles, half of them without tumour; tumour lies in one to three places and
 covers 2 % to 60 % of the tissue. The encoder has seen none of the patches: those that it learned from look easier to it than
-any others will. Each has a stain and a white balance of its own, is a little out of focus, sharpened or neither, has up to two
-folds, its own JPEG quality, few or many different patches, and on half of them the patches lie askew of the tiles, at another
-resolution. No patch of one part occurs in another.
+any others will. Each has a stain of its own, up to two folds, its own JPEG quality, few or many different
+patches, and on half of them the patches lie askew of the tiles, at another resolution. More than half of them ("other") are
+shown as other laboratories and scanners would: haematoxylin and eosin stronger or weaker, a little out of focus or sharpened,
+more compressed. No patch of one part occurs in another.
 Slides to be found strange are the same mosaics in another stain, out of focus, and so on (KINDS), and tissue of other organs.
 
 Writes, under WORK/tissue/: slides/*.tif and *.geojson (the outline of their tumour), labels.csv, strange.csv.
@@ -28,17 +29,18 @@ from PIL import Image
 
 from pathovit.slides.alter import USUAL, restained
 
-SLIDES = {"train": 120, "validation": 140, "test": 60}
+SLIDES = {"lymph": {"train": 80, "validation": 100, "test": 50}, "other": {"train": 120, "validation": 140, "test": 60}}
 STRANGE = 4  # slides of each kind
 PATCHES = {"train": 0.55, "validation": 0.25, "test": 0.2}  # of those that the encoder has not seen
 SHARES = (0.02, 0.6)  # of the tissue that is tumour
 SIDES = (16.0, 48.0)  # cells on a side; the tissue covers a little more than half of them
 FEWEST = {0: 40, 1: 20}  # different patches of each label on a slide, at least
 PATCH = 96
-STAIN = 0.2  # spread of the logarithm of how much haematoxylin and eosin a slide took
 GAIN = 0.07  # spread of the usual gain of each channel's optical density
+QUALITY = (75, 95)  # of JPEG
+OTHER_QUALITY = (35, 96)
+OTHER_STAIN = 0.2  # spread of the logarithm of how much haematoxylin and eosin a slide took
 SOFT_PX, SHARP = (0.3, 1.1), (0.3, 1.3)  # of the blur of a slide out of focus; how far another is sharpened
-QUALITY = (35, 96)  # of JPEG
 Row = dict[str, object]
 Change = Callable[[Patch, np.random.Generator], Patch]
 
@@ -53,6 +55,7 @@ class Task:
     share: float
     pool: Pool
     seed: tuple[int, ...]
+    other: bool  # shown as another laboratory would
     strange: str = ""
 
 
@@ -63,18 +66,20 @@ def make(task: Task) -> Row:
     cells = draw_layout(task.share, (max(14, int(0.85 * side)), int(1.15 * side) + 2), chance)
     gain = other_gain(chance) if task.strange == "stain" else np.asarray(chance.normal(1, GAIN, 3))
     picture = paint(cells, _some(task.pool, chance), PATCH, gain, chance)
-    picture = restained(picture, USUAL, *np.exp(chance.normal(0, STAIN, 2)))
+    if task.other:
+        picture = restained(picture, USUAL, *np.exp(chance.normal(0, OTHER_STAIN, 2)))
     mpp, away = (1.0, 0) if chance.random() < 0.5 else (float(chance.uniform(0.94, 1.06)), int(chance.integers(PATCH)))
     tissue = np.kron(cells > 0, np.ones((PATCH, PATCH), bool))
     for _ in range(chance.integers(0, 3)):
         picture = fold(picture, tissue, mpp, chance)
-    picture = focus(picture, chance)
+    if task.other:
+        picture = focus(picture, chance)
     if task.strange in CHANGES:
         picture = CHANGES[task.strange](picture, chance)
     moved = np.full((picture.shape[0] + away, picture.shape[1] + away, 3), GLASS, np.uint8)
     moved[away:, away:] = picture
     path = task.folder / "slides" / f"{task.name}.tif"
-    save_pyramid(path, moved, mpp, int(chance.integers(*QUALITY)))
+    save_pyramid(path, moved, mpp, int(chance.integers(*(OTHER_QUALITY if task.other else QUALITY))))
     save_truth(path.with_suffix(".geojson"), cells, PATCH, away)
     return {
         "slide": f"slides/{path.name}",
@@ -199,16 +204,18 @@ def tasks(data: Path, folder: Path, seed: int) -> list[Task]:
     """All slides to be made, strange ones last."""
     found: list[Task] = []
     parts = pools(data)
-    for number, (part, count) in enumerate(SLIDES.items()):
-        shares = tumour_shares(count, np.random.default_rng([seed, number]), SHARES)
-        found += [Task(folder, f"lymph-{part}-{i:03d}", part, s, parts[part], (seed, number, i)) for i, s in enumerate(shares)]
+    for kind, slides in SLIDES.items():
+        for number, (part, count) in enumerate(slides.items()):
+            for i, share in enumerate(tumour_shares(count, np.random.default_rng([seed, number]), SHARES)):
+                name, other = f"{kind}-{part}-{i:03d}", kind == "other"
+                found.append(Task(folder, name, part, share, parts[part], (seed, number, i), other))
     source = Source("lymph", PATCH, 1.0, {})
     organs = foreign(data, source, tuple(name for names in FOREIGN.values() for name in names))
     chance = np.random.default_rng([seed, 20])
     for number, kind in enumerate(("stain", *CHANGES, "organs", "breast")):
         pool = organs(chance) if kind == "organs" else breast_pool(data) if kind == "breast" else parts["test"]
         for i, share in enumerate(tumour_shares(STRANGE, chance, SHARES)):
-            found.append(Task(folder, f"{kind}-{i:03d}", "test", share, pool, (seed, 20 + number, i), kind))
+            found.append(Task(folder, f"{kind}-{i:03d}", "test", share, pool, (seed, 20 + number, i), True, kind))
     return found
 
 
