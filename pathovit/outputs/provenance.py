@@ -16,7 +16,7 @@ STEP_VERSIONS = {
     "tiling": 4,
     "embedding": 3,
     "aggregator": 2,
-    "training": 2,
+    "training": 3,
     "heatmap": 3,
 }  # raised when results change
 

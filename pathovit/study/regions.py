@@ -205,11 +205,14 @@ def _is_ours(properties: Mapping[str, Any], name: str) -> bool:
 def find_regions(paths: Sequence[Path], out: OutFolder, say: Say) -> dict[str, list[Region]]:
     """Regions by slide_id, of all files given and in folders given; a file is of the slide it is named after.
 
+    Files of a folder whose slides have no features are left out, and said.
+
     Raises
     ------
-    SettingsError : no file, or one whose name no slide with features has, or two have
+    SettingsError : no file, none in a folder of a slide with features; a file whose name two slides have, or that was named and is of none
     """
     files = [file for path in paths for file in (_files_in(path) if path.is_dir() else [path])]
+    folders, others = {path for path in paths if path.is_dir()}, dict[str, str]()
     if not files:
         raise SettingsError(f"{some([str(path) for path in paths])}: no GeoJSON file. Give files, or a folder of them.")
     records = {folder.path: record for folder in out.slides() if (record := folder.record())}
@@ -222,12 +225,18 @@ def find_regions(paths: Sequence[Path], out: OutFolder, say: Say) -> dict[str, l
         fitting, exact = names.find(stem)
         if len(fitting) != 1:
             what = f"can mean {' and '.join(at.name for at in fitting[:2])}" if fitting else f"has no features in {out.path}"
-            raise SettingsError(
-                f"{file}: the slide {stem!r} {what}{names.near(stem)}. Name the file after its slide, or slide_id."
-            )
+            why = f"{file}: the slide {stem!r} {what}{names.near(stem)}. Name the file after its slide, or slide_id."
+            if fitting or file.parent not in folders:
+                raise SettingsError(why)
+            others[file.name] = why
+            continue
         if not exact:
             say(f"{file.name} is taken for {fitting[0].name}")
         found.setdefault(fitting[0].name, []).extend(read_regions(file, say))
+    if not found:
+        raise SettingsError(next(iter(others.values())))
+    if others:
+        say(f"{some(list(others))}: no features of {counted(len(others), 'such slide')} in {out.path}; regions left out")
     return found
 
 

@@ -208,9 +208,16 @@ def test_files_are_matched_to_slides_by_name(tmp_path: Path) -> None:
     said: list[str] = []
     assert set(find_regions([regions], out, said.append)) == {"a-1", "b-2", "c-4"}
     assert said == ["b.geojson is taken for b-2"]
+    write(regions / "z.geojson", feature("tumour", square(0, 0, 100, 100)))
+    assert set(find_regions([regions], out, said.append)) == {"a-1", "b-2", "c-4"}
+    assert said[-1] == f"z.geojson: no features of 1 such slide in {out.path}; regions left out"
     for name, why in (("a-12", r"has no features in .*\(did you mean a"), ("c", "can mean c-3 and c-4")):
         path = write(tmp_path / f"{name}.geojson", feature("tumour", square(0, 0, 100, 100)))
         with pytest.raises(SettingsError, match=why):
             find_regions([path], out, said.append)
+    (lonely := tmp_path / "lonely").mkdir()
+    write(lonely / "z.geojson", feature("tumour", square(0, 0, 100, 100)))
+    with pytest.raises(SettingsError, match="'z' has no features in"):
+        find_regions([lonely], out, said.append)
     with pytest.raises(SettingsError, match="no GeoJSON file"):
         find_regions([tmp_path / "out"], out, said.append)

@@ -2,7 +2,8 @@
 
 python workflows/reference/evaluate.py --work WORK --model MODEL [--features FOLDER] [--organs FOLDER...]
 
-Looks at the test part of WORK/reference.csv and at WORK/tissue/strange.csv, whose features lie in WORK/feat, and at other
+Looks at the test part of WORK/reference.csv (as they are, "lymph", and as other laboratories show them, "other"), at quarters of
+its larger slides, and at WORK/tissue/strange.csv, whose features lie in WORK/feat, and at other
 organs: folders that `pathovit embed` made of them. Writes evaluation.json into the model's folder.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ from pathovit.outputs.store import FeatureStore
 
 SIZES = (0, 300, 700, 100_000)  # tiles
 HOT = 0.5
+ASKED = (200, 2000)  # tiles of the slides that figures are asked for
+CROPPED = 500  # tiles, from which on a slide is cut in quarters
+TRIES = 500
 Flags = NDArray[np.bool_]
 
 
@@ -39,10 +43,11 @@ class Judged:
     """One slide: what is true of it, and what the model said."""
 
     name: str
-    kind: str  # lymph, made, or what is strange about it
+    kind: str  # lymph, other, made, or what is strange about it
     tumour: bool
     truth: Flags  # (N,) tiles on tumour
     said: SlidePrediction
+    stored: SlideFeatures
 
     @property
     def scores(self) -> NDArray[np.float32]:
@@ -68,7 +73,21 @@ def judge(model: SlideModel, rows: list[dict[str, str]], base: Path, features: d
             continue
         kind = row.get("strange") or path.name.split("-")[0]
         truth = tumour_tiles(stored, path.with_suffix(".geojson"))
-        found.append(Judged(path.name, kind, row["label"] == "tumour", truth, model.predict(stored)))
+        found.append(Judged(path.name, kind, row["label"] == "tumour", truth, model.predict(stored), stored))
+    return found
+
+
+def quarters(model: SlideModel, one: Judged) -> list[Judged]:
+    """The slide cut in four at its middle; a quarter without tumour is benign."""
+    place = one.stored.xy > np.median(one.stored.xy, axis=0)
+    found = []
+    for number in range(4):
+        rows = np.flatnonzero(place @ (1, 2) == number)
+        grid = one.stored.grid
+        part = replace(grid, xy=grid.xy[rows], coverage=grid.coverage[rows], total=len(rows))
+        stored = replace(one.stored, grid=part, features=one.stored.features[rows], verdict=one.stored.verdict[rows])
+        truth = one.truth[rows]
+        found.append(Judged(one.name, one.kind, bool(truth.any()), truth, model.predict(stored), stored))
     return found
 
 
@@ -89,12 +108,20 @@ def figures(slides: list[Judged]) -> dict[str, Any]:
         "right_of_those": round(float(right[answered].mean()), 4) if answered.any() else None,
         "outside": round(float(np.mean([answer == OUTSIDE for answer in answers])), 4),
         "calibration_error": round(calibration_error(tumour.astype(np.int64), chance), 4),
+        "calibration_error_by_chance": _by_chance(chance),
         "benign_with_a_hot_tile": round(float(hot[~tumour].mean()), 4) if (~tumour).any() else None,
         "tumour_with_a_hot_tile": round(float(hot[tumour].mean()), 4) if tumour.any() else None,
         "tile_auroc_within": [round(float(np.mean(within)), 4), round(float(np.min(within)), 4)] if within else None,
         "tile_auroc": both(truth, scores),
         "tile_ap": round(float(average_precision_score(truth, scores)), 4) if truth.any() else None,
     }
+
+
+def _by_chance(chance: NDArray[np.float64]) -> list[float]:
+    """What a model without any fault would show with these probabilities: median, and what 95 % stay below."""
+    draw = np.random.default_rng(0)
+    found = [calibration_error((draw.random(len(chance)) < chance).astype(np.int64), chance) for _ in range(TRIES)]
+    return [round(float(value), 4) for value in np.quantile(found, (0.5, 0.95))]
 
 
 def both(truth: Flags, value: NDArray[Any]) -> float | None:
@@ -142,13 +169,17 @@ def main() -> None:
     usual = judge(model, rows, work, features)
     with (work / "tissue" / "strange.csv").open(newline="") as file:
         strange = judge(model, list(csv.DictReader(file)), work / "tissue", features)
-    lymph = [one for one in usual if one.kind == "lymph"]
+    lymph, other = ([one for one in usual if one.kind == kind] for kind in ("lymph", "other"))
+    large = [one for one in (*lymph, *other) if len(one.truth) >= CROPPED]
     found = {
         "lymph_test": figures(lymph),
+        "lymph_test_of_200_to_2000_tiles": figures([one for one in lymph if ASKED[0] <= len(one.truth) <= ASKED[1]]),
+        "other_test": figures(other),
+        "quarters_of_large_slides": figures([part for one in large for part in quarters(model, one)]),
         "by_tiles": {
             f"{low} to {high}": figures(some)
             for low, high in pairwise(SIZES)
-            if (some := [one for one in lymph if low <= len(one.truth) < high])
+            if (some := [one for one in (*lymph, *other) if low <= len(one.truth) < high])
         },
         "made_test": figures([one for one in usual if one.kind == "made"]),
         "strange": strangeness(usual, strange),

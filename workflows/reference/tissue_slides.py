@@ -29,7 +29,7 @@ from PIL import Image
 
 from pathovit.slides.alter import USUAL, restained
 
-SLIDES = {"lymph": {"train": 80, "validation": 100, "test": 50}, "other": {"train": 120, "validation": 140, "test": 60}}
+SLIDES = {"lymph": {"train": 80, "validation": 100, "test": 50}, "other": {"train": 80, "validation": 100, "test": 50}}
 STRANGE = 4  # slides of each kind
 PATCHES = {"train": 0.55, "validation": 0.25, "test": 0.2}  # of those that the encoder has not seen
 SHARES = (0.02, 0.6)  # of the tissue that is tumour
@@ -38,9 +38,9 @@ FEWEST = {0: 40, 1: 20}  # different patches of each label on a slide, at least
 PATCH = 96
 GAIN = 0.07  # spread of the usual gain of each channel's optical density
 QUALITY = (75, 95)  # of JPEG
-OTHER_QUALITY = (35, 96)
-OTHER_STAIN = 0.2  # spread of the logarithm of how much haematoxylin and eosin a slide took
-SOFT_PX, SHARP = (0.3, 1.1), (0.3, 1.3)  # of the blur of a slide out of focus; how far another is sharpened
+OTHER_QUALITY = (50, 96)
+OTHER_STAIN = 0.15  # spread of the logarithm of how much haematoxylin and eosin a slide took
+SOFT_PX, SHARP = (0.3, 0.8), (0.3, 1.0)  # of the blur of a slide out of focus; how far another is sharpened
 Row = dict[str, object]
 Change = Callable[[Patch, np.random.Generator], Patch]
 

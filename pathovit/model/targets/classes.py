@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ONE_CLASS = "patients of one class only"
+SOFTENED = 0.5  # patients of each class that are taken to be answered wrongly
 
 
 class Classes(Kind):
@@ -87,10 +88,15 @@ class Classes(Kind):
     def soften(self, truth: Truth) -> Floats:
         """Truth a little less than certain, or patients that can be told apart without fault would ask for infinite logits.
 
+        As if half a patient of each class had been answered wrongly (Jeffreys' prior); a whole one takes confidence from good
+        models that they have (docs/decisions.md).
         Source: Platt, "Probabilistic outputs for support vector machines", 1999.
         """
         positives = truth.sum(0, dtype=np.float64)
-        return np.asarray(truth * (positives + 1) / (positives + 2) + (1 - truth) / (len(truth) - positives + 2), np.float64)
+        negatives, more = len(truth) - positives, SOFTENED
+        return np.asarray(
+            truth * (positives + more) / (positives + 2 * more) + (1 - truth) * more / (negatives + 2 * more), np.float64
+        )
 
     def log_loss(self, logits: Floats, soft: Floats) -> float:
         return float(np.mean(np.logaddexp(0, logits) - soft * logits))
