@@ -1,11 +1,12 @@
 """How well a model is taught by a few strokes: on outlined slides, judged far from what was painted.
 
-python workflows/benchmarks/teaching.py OUT [OUT ...] --regions workflows/reference/regions --to FOLDER [--seeds 5]
+python workflows/benchmarks/teaching.py OUT [OUT ...] --regions workflows/reference/regions --to FOLDER [--seeds 5] [--across 5]
 
 OUT are folders of stored features of outlined slides. On each slide straight strokes are painted inside the outlines, and all
 outlined tiles at least six tiles from any painted one are judged (AUROC per tile). Two ways: five strokes of four tiles of each
 class; one stroke of ten of each, then two rounds of ten tiles that `pathovit teach --suggest` would ask for, answered from the
-outlines. Beside the true AUROC stands the one that the model expected of itself. Writes teaching.json.
+outlines. Beside the true AUROC stands the one that the model expected of itself. With --across, each slide's model by five strokes is
+judged on so many other slides of the same classes instead, on all their outlined tiles. Writes teaching.json.
 """
 
 from __future__ import annotations
@@ -135,13 +136,41 @@ def asked_twice(slide: Outlined, seed: int) -> list[float] | None:
     return found
 
 
+def across(slides: list[Outlined], others: int) -> list[dict[str, float]]:
+    """Taught by five strokes of one slide, judged on other ones: AUROC per tile, and the share that the model marks as unlike."""
+    found = []
+    for number, slide in enumerate(slides):
+        chance = np.random.default_rng(number)
+        painted = np.concatenate([slide.strokes(of, 5, 4, chance) for of in (1, 0)])
+        if len(painted) < 40:
+            continue
+        model = learn(slide.lessons(painted))
+        same = [other for other in slides if other is not slide and other.classes == slide.classes]
+        for other in (same[place] for place in chance.permutation(len(same))[:others]):
+            known = other.truth != NOTHING
+            said = model.predict(other.stored)
+            auc = auroc(other.truth[known], said.tile_scores[known, 0].astype(np.float64))
+            found.append({"auroc": auc, "unlike": float((said.tile_novelty[known] > 1).mean())})
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", nargs="+", type=Path)
     parser.add_argument("--regions", type=Path, required=True)
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--across", type=int, default=0)
     options = parser.parse_args()
+    if options.across:
+        with_both = [slide for slide in outlined_slides(options.out, options.regions) if {0, 1} <= {*slide.truth.tolist()}]
+        pairs = across(with_both, options.across)
+        values = np.array([pair["auroc"] for pair in pairs])
+        print(
+            f"{len(pairs)} pairs of {len(with_both)} slides: AUROC {values.mean():.3f}, worst tenth below {np.quantile(values, 0.1):.3f}, worst "
+            f"{values.min():.3f}; marked unlike {np.mean([pair['unlike'] for pair in pairs]):.0%}"
+        )
+        return
     rows = []
     for slide in outlined_slides(options.out, options.regions):
         try:
