@@ -26,12 +26,12 @@ def write_slide(
     weights: str = "w",
     file: str = "",
     total: int = 0,
+    tiles: int = SIDE * SIDE,
     shift: float = 0.0,
     **recipe: Any,
 ) -> None:
-    """A stored slide of 64 tiles; a tumour slide has a few tiles with a marked feature."""
-    tiles = SIDE * SIDE
-    place = np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE)), -1).reshape(-1, 2) * 96
+    """A stored slide of 64 tiles, or fewer; a tumour slide has a few tiles with a marked feature."""
+    place = np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE)), -1).reshape(-1, 2)[:tiles] * 96
     grid = made_grid(place, total=total or tiles)
     values = chance.normal(size=(tiles, DIM)) + shift
     if tumour:

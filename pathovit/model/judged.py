@@ -152,14 +152,15 @@ class Pooling:
 class OfSize:
     """How well the probabilities of patients with so much tissue are calibrated."""
 
+    part: str  # that they are of
     fewest: int  # tiles
     most: int
     patients: int
     error: float  # of calibration
-    by_chance: float  # 95 % of perfectly calibrated models stay below, on so many patients with such probabilities
+    by_chance: float  # of models without any fault 95 % stay below it, at all sizes
 
     def __str__(self) -> str:
-        text = f"calibration error {self.error:.3f} on {self.patients} patients of {self.fewest:,} to {self.most:,} tiles ({self.by_chance:.3f} by chance)"
+        text = f"calibration error {self.error:.3f} on {self.patients} patients of {self.fewest:,} to {self.most:,} tiles ({self.part}; up to {self.by_chance:.3f} by chance)"
         return text + (": more than chance explains" if self.error > self.by_chance else "")
 
 

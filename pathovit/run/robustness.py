@@ -68,7 +68,7 @@ class Robustness:
     model_sha256: str
     slides: int
     failed: Mapping[str, str]
-    unread: Mapping[str, int]  # tiles that could not be read, by slide
+    unread: Mapping[str, int]  # tiles that could not be read, by slide and, where it is read anew, way
     moved: tuple[Moved, ...]
 
     def of(self, family: str) -> dict[str, float | int | None]:
@@ -138,14 +138,13 @@ def measure_robustness(
         try:
             step = partial(on_step, f"slide {number} of {len(jobs)}, ways to look")
             first = _look(job, AS_IT_IS, encoder, settings, max_tiles)
-            found, not_looked_at = _of_slide(job, first, encoder, model, settings, max_tiles, step)
+            found, not_looked_at, unreadable = _of_slide(job, first, encoder, model, settings, max_tiles, step)
         except SlideError as error:
             failed[plain(job.path.name)] = str(error)
             continue
         moved += found
         failed |= {f"{plain(job.path.name)}, {way}": reason for way, reason in not_looked_at.items()}
-        if first.unreadable:
-            unread[plain(job.path.name)] = first.unreadable
+        unread |= {plain(f"{job.path.name}, {way}"): tiles for way, tiles in unreadable.items() if tiles}
         looked_at += 1
     if not moved:
         raise SettingsError("Not one slide could be looked at: " + "; ".join(failed.values()))
@@ -159,10 +158,10 @@ def measure_robustness(
 def _of_slide(
     job: SlideJob, first: Look, encoder: Encoder, model: SlideModel, settings: Settings, max_tiles: int,
     on_step: Callable[[int, int], None],
-) -> tuple[list[Moved], dict[str, str]]:  # fmt: skip
-    """How far a slide moved, and why it could not be looked at in some ways, by their names."""
+) -> tuple[list[Moved], dict[str, str], dict[str, int]]:  # fmt: skip
+    """How far a slide moved; by the name of the way, why it could not be looked at, and tiles that could not be read."""
     base = _predict(model, first)
-    found, failed = [], {}
+    found, failed, unreadable = [], {}, {AS_IT_IS.name: first.unreadable}
     ways = alterations(first.tiles)
     for done, way in enumerate(ways):
         on_step(done, len(ways))
@@ -174,8 +173,9 @@ def _of_slide(
             except SlideError as error:
                 failed[way.name] = str(error)
                 continue
+            unreadable[way.name] = altered.unreadable
         found.append(_compare(job.path.name, way, first, base, altered, _predict(model, altered)))
-    return found, failed
+    return found, failed, unreadable
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def evaluate_model(
         patients=len(bags),
         patients_it_learned_from=sum(bool(seen & {bag.patient, *bag.slides}) for bag in bags),
         metrics=evaluate(answers, seed),
-        sizes=by_size(answers, seed),
+        sizes=by_size(answers, "this table", seed),
         abstention=abstention(model, answers) if model.target.is_classification else None,
         heatmap_check=check_model(model, bags, on_step),
         localisation=localisation(maps, seed),

@@ -205,14 +205,15 @@ def _is_ours(properties: Mapping[str, Any], name: str) -> bool:
 def find_regions(paths: Sequence[Path], out: OutFolder, say: Say) -> dict[str, list[Region]]:
     """Regions by slide_id, of all files given and in folders given; a file is of the slide it is named after.
 
-    Files of a folder whose slides have no features are left out, and said.
+    Some files of a folder may be of slides that have no features: these are left out, and said.
 
     Raises
     ------
-    SettingsError : no file, none in a folder of a slide with features; a file whose name two slides have, or that was named and is of none
+    SettingsError : no file; most of a folder, or a file that was named, of no slide with features; a name that two slides have
     """
-    files = [file for path in paths for file in (_files_in(path) if path.is_dir() else [path])]
-    folders, others = {path for path in paths if path.is_dir()}, dict[str, str]()
+    named = [path for path in paths if not path.is_dir()]
+    files = [*named, *(file for path in paths if path.is_dir() for file in _files_in(path))]
+    others: list[str] = []  # why each of them is left out
     if not files:
         raise SettingsError(f"{some([str(path) for path in paths])}: no GeoJSON file. Give files, or a folder of them.")
     records = {folder.path: record for folder in out.slides() if (record := folder.record())}
@@ -226,17 +227,18 @@ def find_regions(paths: Sequence[Path], out: OutFolder, say: Say) -> dict[str, l
         if len(fitting) != 1:
             what = f"can mean {' and '.join(at.name for at in fitting[:2])}" if fitting else f"has no features in {out.path}"
             why = f"{file}: the slide {stem!r} {what}{names.near(stem)}. Name the file after its slide, or slide_id."
-            if fitting or file.parent not in folders:
+            if fitting or file in named:
                 raise SettingsError(why)
-            others[file.name] = why
+            others.append(why)
             continue
         if not exact:
             say(f"{file.name} is taken for {fitting[0].name}")
         found.setdefault(fitting[0].name, []).extend(read_regions(file, say))
-    if not found:
-        raise SettingsError(next(iter(others.values())))
     if others:
-        say(f"{some(list(others))}: no features of {counted(len(others), 'such slide')} in {out.path}; regions left out")
+        said = f"{len(others)} of {counted(len(files), 'file')} of regions are of no slide with features, such as {others[0]}"
+        if len(others) > len(files) / 2:
+            raise SettingsError(said if len(others) > 1 else others[0])
+        say(f"{said} They are left out.")
     return found
 
 
@@ -249,7 +251,7 @@ def label_tiles(stored: SlideFeatures, regions: Sequence[Region], meaning: Meani
 
     Raises
     ------
-    SettingsError : regions off the tissue, more than a few; two that lie upon each other and contradict each other; they are named
+    SettingsError : regions off the tissue, more than a few; two that lie upon each other and contradict each other; the first is named
     """
     squares = tile_squares(stored)
     tree = STRtree(squares)
@@ -275,13 +277,13 @@ def label_tiles(stored: SlideFeatures, regions: Sequence[Region], meaning: Meani
         allowed[tiles] &= means
         region[tiles] = np.where(region[tiles] == NOTHING, place, region[tiles])
     allowed[silent], region[silent] = True, NOTHING
-    if len(off) > MOST_OFF * len(regions):
-        ask = "Is it of this slide, on its tissue, and in level-0 pixels?"
-        raise SettingsError(f"{off[0]}: it lies on no tile of {stored.slide_id}. {ask}")
     if off:
-        say(
-            f"{stored.slide_id}: {len(off)} of {counted(len(regions), 'region')} lie on no tile and are left out: {some([str(one) for one in off])}"
-        )
+        said = f"{off[0]}: it lies on no tile of {stored.slide_id}"
+        if len(off) > MOST_OFF * len(regions):
+            more = f", nor do {len(off) - 1} of {len(regions) - 1} others" if len(off) > 1 else ""
+            raise SettingsError(f"{said}{more}. Is it of this slide, on its tissue, and in level-0 pixels?")
+        others = f", and so are {len(off) - 1} others of {len(regions)}" if len(off) > 1 else ""
+        say(f"{said} and is left out{others}")
     return TileLabels(allowed, region)
 
 

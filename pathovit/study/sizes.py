@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 from numpy.typing import NDArray
 
 from pathovit.model.judged import OfSize
-from pathovit.model.metrics import calibration_error
+from pathovit.model.targets.classes import Classes
 from pathovit.study.evaluation import Answers
 
 SIZES, LEAST_PATIENTS = 3, 10
-TRIES, ABOVE = 500, 0.95  # perfectly calibrated models that are tried, and the share that stays below the limit
-Floats = NDArray[np.float64]
+TRIES, FALSE_ALARMS = 500, 0.05  # models without any fault that are tried, and how many of them may be above a limit at any size
 
 
-def by_size(answers: Answers, seed: int = 0) -> tuple[OfSize, ...]:
-    """Patients in thirds by their tiles; fewer parts where patients are few, none for what has no probabilities."""
+def by_size(answers: Answers, part: str, seed: int = 0) -> tuple[OfSize, ...]:
+    """Patients of a part in thirds by their tiles; fewer where patients are few, none where all have as many or nothing is a probability."""
     parts = min(SIZES, len(answers.truth) // LEAST_PATIENTS)
-    if not answers.target.is_classification or parts < 2 or not len(answers.tiles):
+    if not isinstance(answers.target.kind, Classes) or parts < 2 or np.ptp(answers.tiles) == 0:
         return ()
     chance = np.random.default_rng(seed)
-    order = np.argsort(answers.tiles, kind="stable")
-    return tuple(_of_size(answers, rows, chance) for rows in np.array_split(order, parts))
+    order = np.lexsort((chance.permutation(len(answers.tiles)), answers.tiles))  # a table may be sorted by its labels
+    return tuple(_of_size(answers, rows, part, FALSE_ALARMS / parts, chance) for rows in np.array_split(order, parts))
 
 
-def _of_size(answers: Answers, rows: NDArray[np.int64], chance: np.random.Generator) -> OfSize:
-    tiles = answers.tiles[rows]
-    classes = [(truth, probability) for _, truth, probability in answers.rows(rows).one_vs_rest()]
-    drawn = [_error((chance.random(len(p)) < p, p) for _, p in classes) for _ in range(TRIES)]
-    limit = float(np.quantile(drawn, ABOVE))
-    return OfSize(int(tiles.min()), int(tiles.max()), len(rows), round(_error(classes), 4), round(limit, 4))
-
-
-def _error(classes: Iterable[tuple[NDArray[np.generic], Floats]]) -> float:
-    """Mean over classes, each against all others."""
-    return float(np.mean([calibration_error(truth.astype(np.int64), probability) for truth, probability in classes]))
+def _of_size(answers: Answers, rows: NDArray[np.int64], part: str, false_alarms: float, chance: np.random.Generator) -> OfSize:
+    kind, values, tiles = answers.target.kind, answers.values[rows], answers.tiles[rows]
+    assert isinstance(kind, Classes)
+    drawn = [kind.ece(kind.drawn_truth(values, chance), values) for _ in range(TRIES)]
+    limit = float(np.quantile(drawn, 1 - false_alarms))
+    error = kind.ece(answers.truth[rows], values)
+    return OfSize(part, int(tiles.min()), int(tiles.max()), len(rows), round(error, 4), round(limit, 4))

@@ -124,7 +124,7 @@ def cross_validate(
     metrics = evaluate(pooled, settings.seed)
     evaluation_picture(folder / "folds" / "evaluation.png", pooled, metrics, f"{folds}-fold cross-validation")
     beside = against_pooling(pooled, _joined(plain), settings.seed) if plain else None
-    return Crossed(folds, metrics, pooled_abstention(kept), beside, by_size(pooled, settings.seed))
+    return Crossed(folds, metrics, pooled_abstention(kept), beside, by_size(pooled, "cross-validation", settings.seed))
 
 
 def _joined(parts: Sequence[Answers]) -> Answers:
@@ -166,6 +166,7 @@ def _train_one(
         answers[name] = answer(model, [bag for bag in parts[name] if bag.is_labelled])
         metrics[name] = glance(answers[name]) if name == "train" else evaluate(answers[name], settings.seed)
     judged = "test" if parts["test"] else "validation"
+    of_part = f"{judged} part" if judged == "test" else f"{judged} part, which set the calibration"
     pooling = crossed and crossed.pooling
     if not crossed and not is_fold and settings.kind != "mean":
         plain = answer(_plain_pooling(cohort, parts, settings, folder), parts[judged])
@@ -183,7 +184,7 @@ def _train_one(
         "metrics": {name: found.to_json() for name, found in metrics.items()},
         "cross_validation": crossed and crossed.to_json(),
         "plain_pooling": pooling and asdict(pooling),
-        "by_size": [asdict(one) for one in (crossed.sizes if crossed else by_size(answers[judged], settings.seed))],
+        "by_size": [asdict(one) for one in (crossed.sizes if crossed else by_size(answers[judged], of_part, settings.seed))],
         "heatmap_check": check_model(model, parts[judged], on_step).to_json() | {"part": judged},
         "regions": _regions_card(model, parts, judged, settings.seed),
         "abstention": abstention(model, answers[judged]).to_json() | {"part": judged}

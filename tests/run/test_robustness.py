@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import tifffile
 from command import pathovit
+from made_paint import paint_strokes
 from made_slides import zero_tiles
 
 from pathovit.model.slide_model import load_model
+from pathovit.outputs.folder import OutFolder
 from pathovit.run.robustness import Moved, summary
 from pathovit.slides.alter import FAMILIES, NAMES
 
@@ -33,6 +35,24 @@ def test_flips_are_counted_among_slides_that_had_an_answer() -> None:
     assert (summary([])["answers"], summary([])["flipped"]) == (0, None)
     maps = summary([moved("map", "map", change=0.1)])  # of a taught model: nothing that could flip
     assert (maps["answers"], maps["flipped"], maps["change"]) == (0, None, 0.1)
+
+
+def test_a_taught_model_has_maps_alone_and_nothing_that_could_flip(slides: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert pathovit("embed", slides[0], "--out", out).returncode == 0
+    slide_id = OutFolder(out).slides()[0].path.name
+    regions = paint_strokes(out, slide_id, slides[0].with_suffix(".geojson"), tmp_path)
+    taught = tmp_path / "taught"
+    done = pathovit("teach", out, regions, "--model", taught)
+    assert done.returncode == 0, done.stderr
+    done = pathovit("robustness", taught, slides[0], "--max-tiles", 40, "--out", tmp_path / "r")
+    assert done.returncode == 0, done.stderr
+    staining = next(line for line in done.stdout.splitlines() if line.startswith("staining"))
+    assert staining.split()[1] == "0" and "%" not in staining[:50]  # no answer, no share of answers
+    found = json.loads((tmp_path / "r" / "robustness.json").read_text())
+    assert not any(one["lost"] or one["flipped"] for one in found["moved"])
+    assert found["families"]["stain"]["map_correlation"] > 0.3
+    assert "there was no answer that could flip" in (taught / "MODEL_CARD.md").read_text()
 
 
 def test_the_command_writes_figures_a_picture_and_the_card(slides: list[Path], tmp_path: Path) -> None:
@@ -63,9 +83,10 @@ def test_tiles_that_cannot_be_read_are_counted(slides: list[Path], tmp_path: Pat
     zero_tiles(hurt, [row * across + column for row in range(down) for column in range(across // 2)])
     done = pathovit("robustness", "reference", hurt, "--max-tiles", 60, "--out", tmp_path / "r")
     assert done.returncode == 0, done.stderr
-    unread = json.loads((tmp_path / "r" / "robustness.json").read_text())["unreadable_tiles"]["hurt.svs"]
-    assert 0 < unread < 60
-    assert f"hurt.svs: {unread} tiles could not be read and are left out" in done.stderr
+    unread = json.loads((tmp_path / "r" / "robustness.json").read_text())["unreadable_tiles"]
+    assert {"hurt.svs, as it is", "hurt.svs, 5 % finer", "hurt.svs, half a tile aside"} <= {*unread}
+    assert all(0 < tiles < 60 for tiles in unread.values())
+    assert f"hurt.svs, as it is: {unread['hurt.svs, as it is']} tiles could not be read and are left out" in done.stderr
 
 
 def test_a_folder_that_is_no_model_is_told(slides: list[Path], tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def drawn(folder: Path, *features: dict[str, Any]) -> list[Region]:
 def told(slide: SlideFeatures, regions: list[Region]) -> tuple[Meaning, dict[str, set[tuple[int, int]]]]:
     """Tiles (column, row) that may be of each class, of those of which something is known."""
     meaning = Meaning.of({"s": regions})
-    labels = label_tiles(slide, regions, meaning)
+    labels = label_tiles(slide, regions, meaning, print)
     found = {}
     for place, name in enumerate(meaning.classes):
         tiles = np.flatnonzero(labels.known & labels.allowed[:, place])
@@ -120,7 +120,7 @@ def test_regions_lie_where_qupath_shows_them_and_unread_tiles_are_not_labelled(t
     verdict = np.array([0, TileVerdict.UNREADABLE, 0], np.uint8)
     slide = made_features(xy, np.zeros((3, 2), np.float16), verdict, grid={"tile": float(SIDE), "origin": (1000, 500)}, **bounds)
     regions = drawn(tmp_path, feature("tumour", square(0, 0, 200, 100)), feature("other", square(200, 0, 300, 100)))
-    labels = label_tiles(slide, regions, Meaning.of({"s": regions}))
+    labels = label_tiles(slide, regions, Meaning.of({"s": regions}), print)
     assert labels.known.tolist() == [True, False, True]
 
 
@@ -136,9 +136,9 @@ def test_one_of_many_regions_off_the_tissue_is_left_out_and_said(slide: SlideFea
     regions, said = drawn(tmp_path, *on * 4, away), list[str]()
     found = label_tiles(slide, regions, Meaning.of({"s": regions}), said.append)
     assert found.known.sum() == 3
-    assert said == ["s-1: 1 of 13 regions lie on no tile and are left out: s.geojson, feature 13 (b)"]
-    with pytest.raises(SettingsError, match="lies on no tile"):
-        label_tiles(slide, [*regions, regions[-1]], Meaning.of({"s": regions}))
+    assert said == ["s.geojson, feature 13 (b): it lies on no tile of s-1 and is left out"]
+    with pytest.raises(SettingsError, match="lies on no tile of s-1, nor do 1 of 13 others"):
+        label_tiles(slide, [*regions, regions[-1]], Meaning.of({"s": regions}), said.append)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,14 @@ def test_files_are_matched_to_slides_by_name(tmp_path: Path) -> None:
     assert said == ["b.geojson is taken for b-2"]
     write(regions / "z.geojson", feature("tumour", square(0, 0, 100, 100)))
     assert set(find_regions([regions], out, said.append)) == {"a-1", "b-2", "c-4"}
-    assert said[-1] == f"z.geojson: no features of 1 such slide in {out.path}; regions left out"
+    assert said[-1].startswith("1 of 4 files of regions are of no slide with features, such as ")
+    assert said[-1].endswith("They are left out.")
+    with pytest.raises(SettingsError, match="'z' has no features in"):  # beside its folder, but named
+        find_regions([regions, regions / "z.geojson"], out, said.append)
+    for name in "wxyv":
+        write(regions / f"{name}.geojson", feature("tumour", square(0, 0, 100, 100)))
+    with pytest.raises(SettingsError, match="5 of 8 files of regions are of no slide with features"):
+        find_regions([regions], out, said.append)
     for name, why in (("a-12", r"has no features in .*\(did you mean a"), ("c", "can mean c-3 and c-4")):
         path = write(tmp_path / f"{name}.geojson", feature("tumour", square(0, 0, 100, 100)))
         with pytest.raises(SettingsError, match=why):

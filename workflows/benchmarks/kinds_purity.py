@@ -49,8 +49,9 @@ def main() -> None:
         for slide, of in zip(slides, told[-1], strict=True):
             known = slide.truth != NOTHING
             kind, truth = of[known], slide.truth[known]
-            if len(np.unique(truth)) > 1:
-                pairs.append((kind, truth))
+            if len(np.unique(truth)) < 2:
+                continue
+            pairs.append((kind, truth))
             if seed == 0:
                 print(
                     f"{slide.record.description.file}: {known.sum()} outlined tiles, commoner class {commoner(truth):.3f}, purity {purity(kind, truth):.3f}"

@@ -4,7 +4,7 @@ python workflows/benchmarks/outlines_worth.py TABLE --features OUT --regions DIR
 
 TABLE names the slides with `label` (tumour or normal) and `split`; DIR has the outline of each slide's tumour, marked as complete. For every
 pair of numbers a model is fitted on so many slides of the training part, half of them with tumour, of which so many are outlined,
-too; a fifth of the number stops it, from the validation part, by labels alone. Judged on the test part: slide AUROC, and per tile AUROC and
+too; a fifth of the number, at least eight, stops it, from the validation part, by labels alone. Judged on the test part: slide AUROC, and per tile AUROC and
 average precision within slides with tumour. Writes worth.json and worth.png.
 """
 
@@ -36,7 +36,9 @@ def chosen(bags: Sequence[Bag], count: int, seed: int) -> list[Bag]:
     """So many, half of each label, a different choice for every seed; smaller numbers are the beginning of larger ones."""
     order = np.random.default_rng(seed).permutation(len(bags))
     by_label = [[bags[place] for place in order if bags[place].truth[0] == label] for label in (1, 0)]
-    return [bag for pair in zip(*by_label, strict=False) for bag in pair][:count]
+    found = [bag for pair in zip(*by_label, strict=False) for bag in pair][:count]
+    assert len(found) == count, f"{count} slides asked for, and {len(found)} there"
+    return found
 
 
 def judge(network: torch.nn.Module, bags: Sequence[Bag]) -> dict[str, float]:

@@ -6,7 +6,7 @@ OUT are folders of stored features of outlined slides. On each slide straight st
 outlined tiles at least six tiles from any painted one are judged (AUROC per tile). Two ways: five strokes of four tiles of each
 class; one stroke of ten of each, then two rounds of ten tiles that `pathovit teach --suggest` would ask for, answered from the
 outlines. Beside the true AUROC stands the one that the model expected of itself. With --across, each slide's model by five strokes is
-judged on so many other slides of the same classes instead, on all their outlined tiles. Writes teaching.json.
+judged on so many other slides of the same classes instead, on all their outlined tiles. Writes teaching.json or across.json.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def outlined_slides(folders: list[Path], regions: Path) -> Iterator[Outlined]:
                 stored = FeatureStore(out.slide(record.slide_id), Path(record.description.file)).read()
                 drawn = read_regions(file, print)
                 meaning = Meaning.of({record.slide_id: drawn})
-                labels = label_tiles(stored, drawn, meaning)
+                labels = label_tiles(stored, drawn, meaning, print)
                 truth = np.where(labels.known, labels.allowed.argmax(1), NOTHING)
                 place = np.rint((stored.xy - np.asarray(stored.grid.origin)) / np.asarray(stored.grid.stride_l0)).astype(np.int64)
                 yield Outlined(record, stored, meaning.classes, truth, place - place.min(0))
@@ -149,7 +149,7 @@ def across(slides: list[Outlined], others: int) -> list[dict[str, float]]:
         for other in (same[place] for place in chance.permutation(len(same))[:others]):
             known = other.truth != NOTHING
             said = model.predict(other.stored)
-            auc = auroc(other.truth[known], said.tile_scores[known, 0].astype(np.float64))
+            auc = auroc((other.truth[known] == 1).astype(np.int64), said.tile_scores[known, 0].astype(np.float64))
             found.append({"auroc": auc, "unlike": float((said.tile_novelty[known] > 1).mean())})
     return found
 
@@ -165,6 +165,10 @@ def main() -> None:
     if options.across:
         with_both = [slide for slide in outlined_slides(options.out, options.regions) if {0, 1} <= {*slide.truth.tolist()}]
         pairs = across(with_both, options.across)
+        if not pairs:
+            parser.error("no slide has room for five strokes of both classes and others of the same classes")
+        options.to.mkdir(parents=True, exist_ok=True)
+        (options.to / "across.json").write_text(json.dumps(pairs, indent=1) + "\n")
         values = np.array([pair["auroc"] for pair in pairs])
         print(
             f"{len(pairs)} pairs of {len(with_both)} slides: AUROC {values.mean():.3f}, worst tenth below {np.quantile(values, 0.1):.3f}, worst "

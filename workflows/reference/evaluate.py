@@ -170,7 +170,7 @@ def main() -> None:
     with (work / "tissue" / "strange.csv").open(newline="") as file:
         strange = judge(model, list(csv.DictReader(file)), work / "tissue", features)
     lymph, other = ([one for one in usual if one.kind == kind] for kind in ("lymph", "other"))
-    large = [one for one in (*lymph, *other) if len(one.truth) >= CROPPED]
+    large = [one for one in lymph if len(one.truth) >= CROPPED]
     found = {
         "lymph_test": figures(lymph),
         "lymph_test_of_200_to_2000_tiles": figures([one for one in lymph if ASKED[0] <= len(one.truth) <= ASKED[1]]),
@@ -179,7 +179,7 @@ def main() -> None:
         "by_tiles": {
             f"{low} to {high}": figures(some)
             for low, high in pairwise(SIZES)
-            if (some := [one for one in (*lymph, *other) if low <= len(one.truth) < high])
+            if (some := [one for one in lymph if low <= len(one.truth) < high])
         },
         "made_test": figures([one for one in usual if one.kind == "made"]),
         "strange": strangeness(usual, strange),

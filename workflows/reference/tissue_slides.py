@@ -5,8 +5,8 @@ python workflows/reference/tissue_slides.py --data DATA --work WORK [--seed 0]
 Mosaics of PatchCamelyon patches, of 150 to 1,500 tiles, half of them without tumour; tumour lies in one to three places and
 covers 2 % to 60 % of the tissue. The encoder has seen none of the patches: those that it learned from look easier to it than
 any others will. Each has a stain of its own, up to two folds, its own JPEG quality, few or many different
-patches, and on half of them the patches lie askew of the tiles, at another resolution. More than half of them ("other") are
-shown as other laboratories and scanners would: haematoxylin and eosin stronger or weaker, a little out of focus or sharpened,
+patches, and on half of them the patches lie askew of the tiles, at another resolution. Every one is shown a second time
+("other"), as another laboratory and scanner would: haematoxylin and eosin stronger or weaker, a little out of focus or sharpened,
 more compressed. No patch of one part occurs in another.
 Slides to be found strange are the same mosaics in another stain, out of focus, and so on (KINDS), and tissue of other organs.
 

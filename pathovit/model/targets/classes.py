@@ -88,15 +88,18 @@ class Classes(Kind):
     def soften(self, truth: Truth) -> Floats:
         """Truth a little less than certain, or patients that can be told apart without fault would ask for infinite logits.
 
-        As if half a patient of each class had been answered wrongly (Jeffreys' prior); a whole one takes confidence from good
-        models that they have (docs/decisions.md).
-        Source: Platt, "Probabilistic outputs for support vector machines", 1999.
+        As if half a patient of each class had been answered wrongly (Jeffreys' prior, docs/decisions.md).
+        Source, with a whole one: Platt, "Probabilistic outputs for support vector machines", 1999.
         """
         positives = truth.sum(0, dtype=np.float64)
         negatives, more = len(truth) - positives, SOFTENED
         return np.asarray(
             truth * (positives + more) / (positives + 2 * more) + (1 - truth) * more / (negatives + 2 * more), np.float64
         )
+
+    def drawn_truth(self, values: Floats, chance: np.random.Generator) -> Truth:
+        """Truth (n, C) of patients with these probabilities, drawn by them. Of several labels, those that can come together."""
+        return (chance.random((len(values), 1)) < values).astype(np.float32)
 
     def log_loss(self, logits: Floats, soft: Floats) -> float:
         return float(np.mean(np.logaddexp(0, logits) - soft * logits))
@@ -211,6 +214,10 @@ class NamedClasses(Classes):
     @classmethod
     def refuse_names(cls, column: str, names: Sequence[str]) -> None:
         """Raises SettingsError where there are more than such a target has."""
+
+    def drawn_truth(self, values: Floats, chance: np.random.Generator) -> Truth:
+        drawn = (np.cumsum(values, 1) < chance.random((len(values), 1))).sum(1).clip(max=len(self.classes) - 1)
+        return np.asarray(np.eye(len(self.classes))[drawn][:, -self.outputs :], np.float32)
 
     def index(self, line: int, values: Options) -> int:
         known = {spelling(name): index for index, name in enumerate(self.classes)}
