@@ -26,23 +26,23 @@ def write_slide(
     weights: str = "w",
     file: str = "",
     total: int = 0,
-    tiles: int = SIDE * SIDE,
+    count: int = SIDE * SIDE,
     shift: float = 0.0,
     **recipe: Any,
 ) -> None:
     """A stored slide of 64 tiles, or fewer; a tumour slide has a few tiles with a marked feature."""
-    place = np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE)), -1).reshape(-1, 2)[:tiles] * 96
-    grid = made_grid(place, total=total or tiles)
-    values = chance.normal(size=(tiles, DIM)) + shift
+    place = np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE)), -1).reshape(-1, 2)[:count] * 96
+    grid = made_grid(place, total=total or count)
+    values = chance.normal(size=(count, DIM)) + shift
     if tumour:
-        values[chance.integers(0, tiles, 12), 0] += 6
+        values[chance.integers(0, count, 12), 0] += 6
     file = file or f"{name}.svs"
     recipe = {
         "encoder": {"encoder": "e", "weights_sha256": weights, "dim": DIM, "tile_px": 96},
         "tiles": {"mpp": 1.0, "stride_px": 96},
     } | recipe
     store = made_store(features / "slides" / name, grid, DIM, CHUNK, recipe)
-    for chunk in range(tiles // CHUNK):
+    for chunk in range(count // CHUNK):
         store.write_chunk(chunk, values[chunk * CHUNK : (chunk + 1) * CHUNK].astype(np.float16), np.zeros(CHUNK, np.uint8))
     store.folder.write(made_record(name, file), [])
 

@@ -103,7 +103,7 @@ def test_card_and_evaluation_say_how_calibration_is_by_size(tmp_path: Path) -> N
     chance, rows = np.random.default_rng(0), []
     for index in range(48):
         name, tumour = f"s{index:02d}", bool(index % 2)
-        write_slide(tmp_path / "features", name, tumour, chance, tiles=64 if index % 3 else 32)
+        write_slide(tmp_path / "features", name, tumour, chance, count=64 if index % 3 else 32)
         part = ("train", "validation", "test", "test")[index // 12]
         rows.append({"slide": f"{name}.svs", "label": "tumour" if tumour else "normal", "patient": name, "split": part})
     labels = write_table(tmp_path / "labels.csv", rows)
