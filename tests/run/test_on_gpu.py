@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import torch
 from command import pathovit
 from made_cohort import write_cohort
 from made_runs import folder_of
+from numpy.typing import NDArray
 
 from pathovit.encoders import load_encoder
+from pathovit.encoders.encoder import Encoder, Pixels
 from pathovit.model.slide_model import load_model
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.store import FeatureStore
@@ -44,14 +47,14 @@ def test_a_run_on_the_gpu_finds_what_the_cores_find(slides: list[Path], tmp_path
 
 def test_a_batch_that_the_gpu_does_not_hold_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = load_encoder("reference", device="cuda")
-    whole = type(encoder).launch
+    whole = Encoder.launch
 
-    def small_card(self: object, tiles: np.ndarray) -> object:
+    def small_card(self: Encoder, tiles: Pixels) -> Callable[[], NDArray[np.float32]]:
         if len(tiles) > 96:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(self, tiles)  # type: ignore[arg-type]
+        return whole(self, tiles)
 
-    monkeypatch.setattr(type(encoder), "launch", small_card)
+    monkeypatch.setattr(Encoder, "launch", small_card)
     assert encoder.batch_tiles == 64
 
 
