@@ -52,9 +52,8 @@ def fit_scaling(logits: Floats, loss: Callable[[Floats], float]) -> tuple[float,
     """Temperature and shift (C,) with the least `loss` of `logits / temperature + shift`."""
     from scipy.optimize import minimize
 
-    logits = np.asarray(
-        logits, np.float64
-    )  # in single precision a small step changes nothing, and the search ends where it began
+    # In single precision a small step changes nothing, and the search would end where it began.
+    logits = np.asarray(logits, np.float64)
     start = np.zeros(1 + logits.shape[1])
     bounds = [(-3, 3)] + [(-20, 20)] * logits.shape[1]
     found = minimize(lambda x: loss(logits * math.exp(x[0]) + x[1:]), start, method="L-BFGS-B", bounds=bounds)

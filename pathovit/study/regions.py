@@ -246,7 +246,7 @@ def _files_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
 
 
-def label_tiles(stored: SlideFeatures, regions: Sequence[Region], meaning: Meaning, say: Say = lambda text: None) -> TileLabels:
+def label_tiles(stored: SlideFeatures, regions: Sequence[Region], meaning: Meaning, say: Say) -> TileLabels:
     """What the regions of a slide say of its tiles. A tile that two of them divide up is of neither.
 
     Raises
