@@ -230,7 +230,7 @@ def _compact(grid: TileGrid, most: int) -> TileGrid:
         return grid
     place = grid.lattice()
     nearest = np.argsort(np.linalg.norm(place - np.median(place, axis=0), axis=1), kind="stable")[:most]
-    return _kept(grid, np.sort(nearest))
+    return grid.kept(np.sort(nearest))
 
 
 def _shifted(slide: Slide, grid: TileGrid, share: float) -> TileGrid:
@@ -239,11 +239,7 @@ def _shifted(slide: Slide, grid: TileGrid, share: float) -> TileGrid:
     corner = np.asarray((slide.bounds.x + slide.bounds.width, slide.bounds.y + slide.bounds.height))
     inside = (xy + np.asarray(grid.tile_l0) <= corner).all(1)
     origin = (grid.origin[0] + int(by[0]), grid.origin[1] + int(by[1]))
-    return _kept(replace(grid, xy=xy, origin=origin), np.flatnonzero(inside))
-
-
-def _kept(grid: TileGrid, rows: NDArray[np.int64]) -> TileGrid:
-    return replace(grid, xy=grid.xy[rows], coverage=grid.coverage[rows], total=len(rows))
+    return replace(grid, xy=xy, origin=origin).kept(np.flatnonzero(inside))
 
 
 def _read(slide: Slide, grid: TileGrid) -> tuple[RGB, TileGrid, int]:
@@ -260,7 +256,7 @@ def _read(slide: Slide, grid: TileGrid) -> tuple[RGB, TileGrid, int]:
             rows.append(index)
     if not tiles:
         raise TileReadError(slide.path, "not one of its tiles could be read.")
-    return np.stack(tiles), _kept(grid, np.asarray(rows)), unreadable
+    return np.stack(tiles), grid.kept(np.asarray(rows)), unreadable
 
 
 def _embed(encoder: Encoder, tiles: RGB) -> Floats:

@@ -7,7 +7,7 @@ run. Only whole tiles are laid: one that would hang over the scanned edge holds 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -47,6 +47,10 @@ class TileGrid:
 
     def __len__(self) -> int:
         return len(self.xy)
+
+    def kept(self, rows: NDArray[np.int64]) -> TileGrid:
+        """The grid of some of its tiles, in the order given."""
+        return replace(self, xy=self.xy[rows], coverage=self.coverage[rows], total=len(rows))
 
     def lattice(self) -> NDArray[np.int64]:
         """(N, 2) column and row of every tile on the lattice."""

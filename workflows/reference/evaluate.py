@@ -83,9 +83,9 @@ def quarters(model: SlideModel, one: Judged) -> list[Judged]:
     found = []
     for number in range(4):
         rows = np.flatnonzero(place @ (1, 2) == number)
-        grid = one.stored.grid
-        part = replace(grid, xy=grid.xy[rows], coverage=grid.coverage[rows], total=len(rows))
-        stored = replace(one.stored, grid=part, features=one.stored.features[rows], verdict=one.stored.verdict[rows])
+        stored = replace(
+            one.stored, grid=one.stored.grid.kept(rows), features=one.stored.features[rows], verdict=one.stored.verdict[rows]
+        )
         truth = one.truth[rows]
         found.append(Judged(one.name, one.kind, bool(truth.any()), truth, model.predict(stored), stored))
     return found
