@@ -11,14 +11,8 @@ LIBRARIES = (
     "torch", "timm", "openslide-python", "openslide-bin", "tifffile", "simplejpeg", "imagecodecs", "opencv-python-headless", "pillow", "zarr", "dask",
     "scikit-image", "numpy", "openvino", "nncf", "nvidia-nvimgcodec-cu13",
 )  # fmt: skip
-STEP_VERSIONS = {
-    "tissue": 3,
-    "tiling": 4,
-    "embedding": 3,
-    "aggregator": 2,
-    "training": 3,
-    "heatmap": 3,
-}  # raised when results change
+# Raised when results change.
+STEP_VERSIONS = {"tissue": 3, "tiling": 4, "embedding": 3, "aggregator": 2, "training": 3, "heatmap": 3}
 
 
 def versions() -> dict[str, str]:

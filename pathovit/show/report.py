@@ -64,12 +64,7 @@ class Kinds:
                 reader = csv.DictReader(file)
                 columns = tuple(reader.fieldnames or ())[2:]
                 return cls(folder, columns, {row["slide_id"]: [float(row[name]) for name in columns] for row in reader})
-        except (
-            OSError,
-            KeyError,
-            ValueError,
-            TypeError,
-        ):  # there are none, or they are damaged: `pathovit tissue` makes them again
+        except (OSError, KeyError, ValueError, TypeError):  # none, or damaged: `pathovit tissue` makes them again
             return cls(folder, (), {})
 
     def on(self, slide_id: str) -> tuple[tuple[str, str, float], ...]:

@@ -10,6 +10,7 @@ from pathovit.model.targets.classes import Classes
 from pathovit.study.evaluation import Answers
 
 SIZES, LEAST_PATIENTS = 3, 10
+Floats = NDArray[np.float64]
 TRIES, FALSE_ALARMS = 500, 0.05  # models without any fault that are tried, and how many of them may be above a limit at any size
 
 
@@ -23,10 +24,14 @@ def by_size(answers: Answers, part: str, seed: int = 0) -> tuple[OfSize, ...]:
     return tuple(_of_size(answers, rows, part, FALSE_ALARMS / parts, chance) for rows in np.array_split(order, parts))
 
 
+def faultless_errors(kind: Classes, values: Floats, chance: np.random.Generator) -> Floats:
+    """(TRIES,) calibration errors of models without any fault that say these probabilities."""
+    return np.array([kind.ece(kind.drawn_truth(values, chance), values) for _ in range(TRIES)])
+
+
 def _of_size(answers: Answers, rows: NDArray[np.int64], part: str, false_alarms: float, chance: np.random.Generator) -> OfSize:
     kind, values, tiles = answers.target.kind, answers.values[rows], answers.tiles[rows]
     assert isinstance(kind, Classes)
-    drawn = [kind.ece(kind.drawn_truth(values, chance), values) for _ in range(TRIES)]
-    limit = float(np.quantile(drawn, 1 - false_alarms))
+    limit = float(np.quantile(faultless_errors(kind, values, chance), 1 - false_alarms))
     error = kind.ece(answers.truth[rows], values)
     return OfSize(part, int(tiles.min()), int(tiles.max()), len(rows), round(error, 4), round(limit, 4))

@@ -25,16 +25,17 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from pathovit.model.metrics import calibration_error
 from pathovit.model.prediction import SlidePrediction
 from pathovit.model.slide_model import SlideModel, load_model
+from pathovit.model.targets.classes import Classes
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.records import OUTSIDE, UNSURE
 from pathovit.outputs.store import FeatureStore
+from pathovit.study.sizes import faultless_errors
 
 SIZES = (0, 300, 700, 100_000)  # tiles
 HOT = 0.5
 ASKED = (200, 2000)  # tiles of the slides that figures are asked for
 CROPPED = 500  # tiles, from which on a slide is cut in quarters
-TRIES = 500
 Flags = NDArray[np.bool_]
 
 
@@ -101,6 +102,9 @@ def figures(slides: list[Judged]) -> dict[str, Any]:
     hot = np.array([bool((one.scores >= HOT).any()) for one in slides])
     within = [roc_auc_score(one.truth, one.scores) for one in slides if 0 < one.truth.sum() < len(one.truth)]
     truth, scores = np.concatenate([one.truth for one in slides]), np.concatenate([one.scores for one in slides])
+    kind, values = slides[0].said.target.kind, np.stack([one.said.probabilities for one in slides])
+    assert isinstance(kind, Classes)
+    faultless = faultless_errors(kind, values.astype(np.float64), np.random.default_rng(0))
     return {
         "slides": len(slides),
         "auroc": both(tumour, chance),
@@ -108,20 +112,13 @@ def figures(slides: list[Judged]) -> dict[str, Any]:
         "right_of_those": round(float(right[answered].mean()), 4) if answered.any() else None,
         "outside": round(float(np.mean([answer == OUTSIDE for answer in answers])), 4),
         "calibration_error": round(calibration_error(tumour.astype(np.int64), chance), 4),
-        "calibration_error_by_chance": _by_chance(chance),
+        "calibration_error_by_chance": [round(float(error), 4) for error in np.quantile(faultless, (0.5, 0.95))],
         "benign_with_a_hot_tile": round(float(hot[~tumour].mean()), 4) if (~tumour).any() else None,
         "tumour_with_a_hot_tile": round(float(hot[tumour].mean()), 4) if tumour.any() else None,
         "tile_auroc_within": [round(float(np.mean(within)), 4), round(float(np.min(within)), 4)] if within else None,
         "tile_auroc": both(truth, scores),
         "tile_ap": round(float(average_precision_score(truth, scores)), 4) if truth.any() else None,
     }
-
-
-def _by_chance(chance: NDArray[np.float64]) -> list[float]:
-    """What a model without any fault would show with these probabilities: median, and what 95 % stay below."""
-    draw = np.random.default_rng(0)
-    found = [calibration_error((draw.random(len(chance)) < chance).astype(np.int64), chance) for _ in range(TRIES)]
-    return [round(float(value), 4) for value in np.quantile(found, (0.5, 0.95))]
 
 
 def both(truth: Flags, value: NDArray[Any]) -> float | None:
