@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import csv
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from mosaics import tumour_tiles
-from sklearn.metrics import roc_auc_score
+from outlines_worth import judge
 
 from pathovit.model.targets import Target
 from pathovit.outputs.folder import OutFolder
@@ -30,8 +31,8 @@ SLIDES, TRAINED = 34, 28
 TARGET = Target("binary", ("label",), ("normal", "tumour"))
 
 
-def read(work: Path, part: str) -> list[tuple[Bag, np.ndarray]]:
-    """Lymph node slides of a part, each with its tiles on tumour."""
+def read(work: Path, part: str) -> list[Bag]:
+    """Lymph node slides of a part, with their tiles on tumour as marks."""
     stores = {record.description.file: folder for folder in OutFolder(work / "feat").slides() if (record := folder.record())}
     found = []
     with (work / "reference.csv").open(newline="") as file:
@@ -40,7 +41,8 @@ def read(work: Path, part: str) -> list[tuple[Bag, np.ndarray]]:
         path = Path(row["slide"])
         stored = FeatureStore(stores[path.name], path).read()
         bag = make_bag(path.stem, [stored], np.array([row["label"] == "tumour"], np.float32))
-        found.append((bag, tumour_tiles(stored, path.with_suffix(".geojson"))[stored.ok]))
+        marks = tumour_tiles(stored, path.with_suffix(".geojson"))[stored.ok, None]
+        found.append(replace(bag, marks=torch.from_numpy(marks.astype(np.float32))))
     return found
 
 
@@ -50,7 +52,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     options = parser.parse_args()
     test = read(options.work, "test")
-    pool = [bag for bag, _ in read(options.work, "train")]
+    pool = [replace(bag, marks=None) for bag in read(options.work, "train")]
     by_label = [[bag for bag in pool if bag.truth[0] == label][: SLIDES // 2] for label in (0, 1)]
     recipe = {"encoder": {"encoder": "reference", "dim": pool[0].features.shape[1]}, "tiles": {"mpp": 1.0}}
     cohort = Cohort(tuple(bag for bags in by_label for bag in bags), TARGET, recipe, {})
@@ -58,17 +60,10 @@ def main() -> None:
         parts = split_patients(cohort, (SLIDES - TRAINED) / SLIDES, 0.0, seed)
         with tempfile.TemporaryDirectory() as folder:
             fitted = fit(parts, TARGET, recipe, TrainSettings(seed=seed), lambda line: None, Path(folder) / "checkpoint")
-        logits, within = [], []
-        for bag, truth in test:
-            with torch.inference_mode():
-                found = fitted.network(bag.features.float(), bag.xy_um, bag.pitch_um)
-            logits.append(float(found.logits[0]))
-            if 0 < truth.sum() < len(truth):
-                within.append(roc_auc_score(truth, found.evidence[:, 0].numpy()))
-        slide = roc_auc_score([bag.truth[0] for bag, _ in test], logits)
+        found = judge(fitted.network, test)
         print(
-            f"seed {seed}: {len(parts['train'])} to train, epoch {fitted.best_epoch} of {len(fitted.history)}, slide AUROC {slide:.3f}, "
-            f"within slides {np.mean(within):.3f}, worst {np.min(within):.3f}",
+            f"seed {seed}: {len(parts['train'])} to train, epoch {fitted.best_epoch} of {len(fitted.history)}, slide AUROC {found['slide_auroc']:.3f}, "
+            f"within slides {found['tile_auroc']:.3f}, worst {found['worst']:.3f}",
             flush=True,
         )
 

@@ -42,6 +42,7 @@ def chosen(bags: Sequence[Bag], count: int, seed: int) -> list[Bag]:
 
 
 def judge(network: torch.nn.Module, bags: Sequence[Bag]) -> dict[str, float]:
+    """Slide AUROC; AUROC per tile within slides with tumour, mean and worst slide; average precision per tile."""
     logits, auroc, precision = [], [], []
     for bag in bags:
         with torch.inference_mode():
@@ -54,7 +55,8 @@ def judge(network: torch.nn.Module, bags: Sequence[Bag]) -> dict[str, float]:
             auroc.append(roc_auc_score(truth, scores))
             precision.append(average_precision_score(truth, scores))
     slide = roc_auc_score([bag.truth[0] for bag in bags], logits)
-    return {"slide_auroc": slide, "tile_auroc": float(np.mean(auroc)), "tile_ap": float(np.mean(precision))}
+    tiles = {"tile_auroc": float(np.mean(auroc)), "worst": float(np.min(auroc)), "tile_ap": float(np.mean(precision))}
+    return {"slide_auroc": slide, **tiles}
 
 
 def one(cohort: Cohort, parts: dict[str, list[Bag]], labels: int, outlined: int, seed: int) -> dict[str, float]:
