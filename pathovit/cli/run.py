@@ -17,7 +17,7 @@ import typer
 from pathovit import RESEARCH_USE
 from pathovit.cli import options
 from pathovit.cli.app import app
-from pathovit.text import duration, plain
+from pathovit.text import counted, duration, plain
 
 if TYPE_CHECKING:
     from pathovit.run.folder import Matched, RunResult, Stop
@@ -109,7 +109,7 @@ def _said_unsure(states: Sequence[SlideState]) -> str:
     unsure, outside = sum(answer.unsure for answer in answers), sum(answer.strange for answer in answers)
     said = f"{unsure} of {len(answers)} answers are unsure, between the model's classes.\n" if unsure else ""
     if outside:
-        said += f"{outside} of {len(answers)} slides are outside what the model was made for. Paint some of their tissue, and use: pathovit teach\n"
+        said += f"Outside what the model was made for: {outside} of {counted(len(answers), 'slide')}. Paint some of their tissue, and use: pathovit teach\n"
     return said
 
 
