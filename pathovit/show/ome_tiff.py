@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pathovit import RESEARCH_USE
-from pathovit.files import write_atomically
+from pathovit.errors import StoreError
+from pathovit.files import open_patiently, write_atomically
 from pathovit.show.heatmap import Heatmap
 
 TILE_PX = 256
@@ -57,6 +59,28 @@ def write_ome_tiff(path: Path, heatmap: Heatmap, trial: str = "") -> None:
                 **options,
             )
     write_atomically(path, buffer.getvalue())
+
+
+def read_ome_tiff(path: Path) -> tuple[tuple[str, ...], NDArray[np.float32]]:
+    """Names and values (L, rows, columns) of a heatmap that was written, "unread" last.
+
+    Raises
+    ------
+    SlideError : it is missing or damaged
+    """
+    import tifffile
+
+    try:
+        with open_patiently(path) as file, tifffile.TiffFile(file) as tiff:
+            layers = np.asarray(tiff.series[0].asarray(), np.float32)
+            channels = ElementTree.fromstring(tiff.ome_metadata or "").iterfind(".//{*}Channel")
+    except (OSError, ValueError, IndexError, ElementTree.ParseError) as error:
+        raise StoreError(path, "missing or damaged. Draw it again: pathovit heatmap.") from error
+    names = tuple(channel.attrib.get("Name", "") for channel in channels)
+    layers = layers.reshape(-1, *layers.shape[-2:])
+    if len(names) != len(layers):
+        raise StoreError(path, f"it names {len(names)} layers and holds {len(layers)}. Draw it again: pathovit heatmap.")
+    return names, layers
 
 
 def halve(layers: NDArray[np.float32]) -> NDArray[np.float32]:

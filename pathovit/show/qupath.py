@@ -7,6 +7,7 @@ colour; measurements are an object of finite numbers.
 
 from __future__ import annotations
 
+import colorsys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -126,6 +127,34 @@ def write_areas(path: Path, stored: SlideFeatures, areas: Sequence[Area], colour
         for area in areas
     ]  # fmt: skip
     write_atomically(path, to_json({"type": "FeatureCollection", "pathovit": RESEARCH_USE, "features": features}, indent=None))
+
+
+def write_painted(path: Path, stored: SlideFeatures, tiles: Mapping[str, NDArray[np.int64]]) -> None:
+    """Write tiles that a person gave a class, by index, as annotations of that class; those that touch are one."""
+    squares, (x, y) = np.asarray(box(*_own_edges(stored).T)), offset(stored)
+    features = []
+    for name, index in tiles.items():
+        for part in _parts(squares[index], False):
+            feature = _feature(stored.slide_id, translate(part, -x, -y), "annotation", name, _painted_colour(name), {})
+            feature["properties"] = {**feature["properties"], "isLocked": False}  # type: ignore[dict-item]
+            features.append(feature)
+    write_atomically(path, to_json({"type": "FeatureCollection", "pathovit": RESEARCH_USE, "features": features}, indent=None))
+
+
+def _own_edges(stored: SlideFeatures) -> NDArray[np.float64]:
+    """(N, 4) of each tile the part that is nearest to its own centre: tiles side by side as they are, others a stride wide."""
+    if not overlap(stored):
+        return tile_edges(stored)
+    tile, stride = np.asarray(stored.tile_l0), np.asarray(stored.grid.stride_l0)
+    place = stored.grid.lattice()
+    corner = np.asarray(stored.grid.origin) + tile / 2 - stride / 2
+    return np.concatenate([np.rint(corner + place * stride), np.rint(corner + (place + 1) * stride)], axis=1)
+
+
+def _painted_colour(name: str) -> list[int]:
+    """Always the same of a class."""
+    hue = uuid.uuid5(uuid.NAMESPACE_OID, name).int % 360
+    return [round(255 * part) for part in colorsys.hls_to_rgb(hue / 360, 0.5, 0.6)]
 
 
 def tile_squares(stored: SlideFeatures) -> NDArray[Any]:

@@ -287,6 +287,12 @@ def label_tiles(stored: SlideFeatures, regions: Sequence[Region], meaning: Meani
     return TileLabels(allowed, region)
 
 
+def tiles_in(stored: SlideFeatures, region: Region) -> Places:
+    """The tiles, by index, that a region says something of."""
+    squares = tile_squares(stored)
+    return _tiles_in(STRtree(squares), squares, region.geometry)
+
+
 def _tiles_in(tree: STRtree, squares: NDArray[Any], geometry: BaseGeometry) -> Places:
     """Tiles of which more than half is covered, by a line half their side; of what covers none so far, those it covers most. Points: theirs."""
     touched = np.asarray(tree.query(geometry, predicate="intersects"), np.int64)

@@ -86,7 +86,10 @@ def outlined_slides(folders: list[Path], regions: Path) -> Iterator[Outlined]:
             if file.is_file():
                 stored = FeatureStore(out.slide(record.slide_id), Path(record.description.file)).read()
                 drawn = read_regions(file, print)
-                meaning = Meaning.of({record.slide_id: drawn})
+                try:
+                    meaning = Meaning.of({record.slide_id: drawn})
+                except SettingsError:  # one class alone: nothing can be taught on it
+                    continue
                 labels = label_tiles(stored, drawn, meaning, print)
                 truth = np.where(labels.known, labels.allowed.argmax(1), NOTHING)
                 place = np.rint((stored.xy - np.asarray(stored.grid.origin)) / np.asarray(stored.grid.stride_l0)).astype(np.int64)

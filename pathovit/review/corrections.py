@@ -1,0 +1,145 @@
+"""What readers decided and painted, as files that other steps read: labels.csv, and GeoJSON of tile outlines for each slide."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pathovit.errors import SettingsError
+from pathovit.files import csv_table, write_atomically
+from pathovit.outputs.features import SlideFeatures
+from pathovit.outputs.folder import OutFolder
+from pathovit.outputs.store import FeatureStore
+from pathovit.review.desk import Desk
+from pathovit.review.opinion import Cell, painted_by_all, runs_of
+from pathovit.review.readers import Reader
+from pathovit.show.qupath import write_painted
+from pathovit.study.regions import find_regions, tiles_in
+from pathovit.tables import Say
+from pathovit.text import counted
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written, and what was left out."""
+
+    labels: int
+    unsure: int
+    disagreed: int
+    slides_painted: int
+    tiles_painted: int
+    tiles_disagreed: int
+
+
+def cell_index(stored: SlideFeatures) -> dict[Cell, int]:
+    """Tile at each cell of the lattice."""
+    return {(int(row), int(column)): tile for tile, (column, row) in enumerate(stored.grid.lattice())}
+
+
+def write_labels(desk: Desk, path: Path) -> tuple[int, int, int]:
+    """labels.csv as `train` reads it: of slides on which readers agree, or that were settled. How many; unsure; disagreed upon."""
+    rows, unsure, disagreed = [], 0, 0
+    with_patients = any(case.patient for case in desk.cases())
+    for case in sorted((case for case in desk.cases() if case.record), key=lambda case: case.slide_id):
+        found = desk.standing(case.slide_id)
+        disagreed += found.disagreement and not found.settled
+        unsure += found.label == ""
+        if found.label:
+            rows.append(
+                {"slide": case.slide_id, "patient": case.patient or case.slide_id, "label": found.label, "reader": found.by}
+            )
+    names = ["slide", *(["patient"] if with_patients else []), "label", "reader"]
+    write_atomically(path, csv_table(names, [{name: row[name] for name in names} for row in rows]))
+    return len(rows), unsure, disagreed
+
+
+def write_regions(desk: Desk, folder: Path) -> tuple[int, int, int]:
+    """A GeoJSON file for each slide with painted tiles; those of before are replaced. Slides; tiles; tiles that readers disagree on."""
+    if folder.is_dir():
+        for stale in folder.glob("*.geojson"):
+            stale.unlink()
+    slides = tiles = differ = 0
+    for case in desk.cases():
+        if case.record is None:
+            continue
+        painted, disagreed = painted_by_all(desk.events(case.slide_id))
+        differ += disagreed
+        if painted:
+            write_cells(folder / f"{case.slide_id}.geojson", desk.features(case), painted)
+            slides, tiles = slides + 1, tiles + len(painted)
+    return slides, tiles, differ
+
+
+def write_cells(path: Path, stored: SlideFeatures, painted: dict[Cell, str]) -> None:
+    """Painted tiles as outlines, those of a class that touch as one."""
+    at = cell_index(stored)
+    by_label: dict[str, list[int]] = {}
+    for cell, label in painted.items():
+        if cell in at:
+            by_label.setdefault(label, []).append(at[cell])
+    write_painted(path, stored, {label: np.array(sorted(tiles)) for label, tiles in sorted(by_label.items())})
+
+
+def import_regions(desk: Desk, paths: Sequence[Path], reader: Reader, say: Say) -> int:
+    """Regions from QuPath become painted tiles of a reader, as events; those of the same file before are taken back. How many slides.
+
+    Raises
+    ------
+    SettingsError : a file that cannot be read, of no slide, or off its tissue
+    """
+    from pathovit.review.about import about
+
+    regions = find_regions(paths, desk.out, say)
+    desk.cases()
+    found = 0
+    for slide_id, drawn in regions.items():
+        case = next((case for case in desk.cases() if case.slide_id == slide_id and case.record), None)
+        if case is None:
+            raise SettingsError(f"{slide_id}: it has no results yet. Run pathovit on it first.")
+        stored = desk.features(case)
+        lattice = stored.grid.lattice()
+        painted: dict[str, list[list[int]]] = {}
+        for region in drawn:
+            tiles = tiles_in(stored, region)
+            if not len(tiles):
+                say(f"{region}: it lies on no tile, and is left out")
+                continue
+            cells = {(int(row), int(column)) for column, row in lattice[tiles]}
+            before = {(row, column + step) for row, column, length in painted.get(region.name, []) for step in range(length)}
+            painted[region.name] = runs_of(cells | before)
+        if not painted:
+            raise SettingsError(f"{drawn[0].file}: none of its {counted(len(drawn), 'region')} lies on a tile of {slide_id}.")
+        files = sorted({region.file for region in drawn})
+        digest = hashlib.sha256(repr(sorted(painted.items())).encode()).hexdigest()
+        said = {"event": "imported", "files": files, "regions": len(drawn), "sha256": digest, "painted": painted}
+        desk.record.append(slide_id, reader.name, reader.role, said, {}, about(case.record))
+        found += 1
+    return found
+
+
+def suggested(out: OutFolder) -> list[tuple[str, int]]:
+    """slide_id and tile of what `pathovit teach --suggest` asks for, the most helpful first."""
+    import json
+
+    found: list[tuple[int, str, int]] = []
+    for path in sorted((out.path / "suggested").glob("*.geojson")):
+        stored = FeatureStore(out.slide(path.stem), path).read()
+        for feature in json.loads(path.read_bytes())["features"]:
+            rank = int(feature["properties"]["name"].removeprefix("suggested "))
+            found.append((rank, path.stem, _tile_of(stored, feature)))
+    return [(slide_id, tile) for _, slide_id, tile in sorted(found)]
+
+
+def _tile_of(stored: SlideFeatures, feature: dict[str, object]) -> int:
+    from shapely.geometry import shape
+
+    from pathovit.show.qupath import offset
+
+    centre = shape(feature["geometry"]).centroid
+    x, y = offset(stored)
+    wanted = np.array([centre.x + x, centre.y + y])
+    return int(np.abs(stored.xy + np.asarray(stored.tile_l0) / 2 - wanted).sum(1).argmin())

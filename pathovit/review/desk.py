@@ -1,0 +1,296 @@
+"""The desk: what lies in a folder of results, and what readers have said of it, as the page asks for it.
+
+Records are read once and again only when their file changes. Slides go by opaque keys, so that no address holds the name of a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TypeAlias
+
+from pathovit.errors import PathovitError
+from pathovit.outputs.features import SlideFeatures
+from pathovit.outputs.folder import OutFolder, Refused
+from pathovit.outputs.records import A_MAP, DONE, OUTSIDE, Answer, Outcome, SlideRecord, SlideVerdict
+from pathovit.outputs.runs import files_at_hand
+from pathovit.outputs.store import FeatureStore
+from pathovit.review.alike import Sample, some_tiles
+from pathovit.review.heat import Heat, read_heat
+from pathovit.review.opinion import Opinion, Standing, opinions, standing
+from pathovit.review.readers import Reader, Readers
+from pathovit.review.record import Event, Record
+from pathovit.slides.find import find_slides
+from pathovit.slides.identity import content_sha256
+
+SAMPLED_TILES, SAMPLED_SLIDES = 20_000, 400  # of the whole folder, for tiles that look alike
+KEPT_FEATURES = 2  # slides
+Stamp: TypeAlias = tuple[int, int]
+
+
+class Group(StrEnum):
+    """Where a slide stands in the worklist, and the order of these."""
+
+    FAILED = "failed"
+    UNREAD = "unread"
+    STRANGE = "strange"
+    UNSURE = "unsure"
+    ANSWERED = "answered"
+    NO_ANSWER = "no answer"
+
+
+CAUSES = {
+    Group.FAILED: "pathovit could not finish these files; nothing is known of them.",
+    Group.UNREAD: "Part of their tissue could not be read: what is not shown may hold anything.",
+    Group.STRANGE: "Unlike the slides that the model was made from, so that it has no answer for them.",
+    Group.UNSURE: "More than one answer is possible at the error rate that was asked for.",
+    Group.ANSWERED: "The model has an answer; the strongest come first.",
+    Group.NO_ANSWER: "Features alone: no model was asked.",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the worklist: a slide that is done, or a file that is not."""
+
+    key: str
+    slide_id: str
+    file: str
+    patient: str
+    group: Group
+    reason: str
+    record: SlideRecord | None
+
+    @property
+    def answer(self) -> Answer | None:
+        return self.record.prediction if self.record else None
+
+    @property
+    def rank(self) -> tuple[float, str]:
+        """By risk within a group; strange ones by novelty."""
+        answer = self.answer
+        if answer is None:
+            return 0.0, self.slide_id
+        return -(answer.novelty or 0.0) if self.group == Group.STRANGE else -answer.risk, self.slide_id
+
+
+class Whereabouts(StrEnum):
+    """What became of the slide's file."""
+
+    HERE = "here"
+    MISSING = "missing"
+    CHANGED = "changed"
+
+
+@dataclass
+class Desk:
+    """A folder of results with its review. Safe from several threads."""
+
+    out: OutFolder
+    elsewhere: tuple[Path, ...] = ()  # folders in which slides are looked for that are not where they were
+    record: Record = field(init=False)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+    _records: dict[str, tuple[Stamp, SlideRecord | Refused]] = field(default_factory=dict)
+    _events: dict[str, tuple[Stamp, list[Event]]] = field(default_factory=dict)
+    _paths: dict[str, Path] = field(default_factory=dict)
+    _cases: dict[str, Case] = field(default_factory=dict)
+    _features: dict[str, tuple[str, SlideFeatures]] = field(default_factory=dict)
+    _sample: Sample | None = None
+
+    def __post_init__(self) -> None:
+        self.record = Record(self.out)
+        self._paths = files_at_hand(self.out)
+
+    # What lies there
+
+    def cases(self) -> list[Case]:
+        """All of the folder, in the order of the worklist."""
+        with self._lock:
+            found: dict[str, Case] = {}
+            for folder in self.out.slides():
+                path = folder.path / DONE
+                if (stamp := _stamp(path)) is None:
+                    continue
+                kept = self._records.get(folder.slide_id)
+                if kept is None or kept[0] != stamp:
+                    read = folder.read()
+                    if read is None:
+                        continue
+                    kept = self._records[folder.slide_id] = stamp, read
+                case = _case(kept[1])
+                if case is not None:
+                    found[case.key] = case
+            done = {case.slide_id for case in found.values()}
+            for outcome in self.out.outcomes():
+                if not outcome.twin and not (outcome.slide_id in done and outcome.slide_id):
+                    case = _failed(outcome)
+                    found[case.key] = case
+            self._cases = found
+            order = list(Group)
+            return sorted(found.values(), key=lambda case: (order.index(case.group), case.rank))
+
+    def case(self, key: str) -> Case | None:
+        """By its opaque key."""
+        with self._lock:
+            case = self._cases.get(key)
+            if case is None or (
+                case.record and _stamp(self.out.slide(case.slide_id).path / DONE) != self._records[case.slide_id][0]
+            ):
+                self.cases()
+                case = self._cases.get(key)
+            return case
+
+    def path(self, record: SlideRecord) -> tuple[Path | None, Whereabouts]:
+        """The slide's file, where it is at hand as it was."""
+        path = self._paths.get(record.sha256)
+        if path is not None and self.out.unchanged(path) == record.sha256:
+            return path, Whereabouts.HERE
+        with self._lock:
+            self._paths |= files_at_hand(self.out)
+        path = self._paths.get(record.sha256)
+        if path is not None and self.out.unchanged(path) == record.sha256:
+            return path, Whereabouts.HERE
+        for candidate in self._named(record.description.file):
+            if content_sha256(candidate) == record.sha256:
+                self.out.fingerprint(candidate)
+                self._paths[record.sha256] = candidate
+                return candidate, Whereabouts.HERE
+        return None, Whereabouts.CHANGED if path is not None and path.exists() else Whereabouts.MISSING
+
+    def _named(self, name: str) -> list[Path]:
+        if not self.elsewhere:
+            return []
+        try:
+            return [path for path in find_slides(self.elsewhere) if path.name == name]
+        except PathovitError:
+            return []
+
+    def features(self, case: Case) -> SlideFeatures:
+        """Stored features of a slide; the last few are kept. Raises SlideError where they are missing or damaged."""
+        with self._lock:
+            if (kept := self._features.get(case.slide_id)) is not None:
+                return kept[1]
+        stored = FeatureStore(self.out.slide(case.slide_id), Path(case.file)).read()
+        with self._lock:
+            self._features[case.slide_id] = case.key, stored
+            while len(self._features) > KEPT_FEATURES:
+                self._features.pop(next(iter(self._features)))
+        return stored
+
+    def heat(self, case: Case) -> Heat:
+        """Raises SlideError where it is missing or damaged."""
+        return read_heat(self.out.slide(case.slide_id), self.features(case))
+
+    def sample(self) -> Sample | None:
+        """Some tiles of many slides with features like each other's; made when it is asked for the first time."""
+        with self._lock:
+            if self._sample is None:
+                cases = [case for case in self.cases() if case.record]
+                places = [len(cases) * step // min(len(cases), SAMPLED_SLIDES) for step in range(min(len(cases), SAMPLED_SLIDES))]
+                each, parts, width = SAMPLED_TILES // max(1, len(places)), [], 0
+                for place in places:
+                    try:
+                        stored = FeatureStore(self.out.slide(cases[place].slide_id), Path(cases[place].file)).read()
+                    except PathovitError:  # its own page says so
+                        continue
+                    width = width or stored.features.shape[1]
+                    if stored.features.shape[1] == width:
+                        parts.append((stored, some_tiles(stored, each)))
+                self._sample = Sample.joined(parts) if parts else None
+            return self._sample
+
+    def forget_answers(self) -> None:
+        """Maps were drawn anew."""
+        with self._lock:
+            self._features.clear()
+
+    # What was said of it
+
+    def events(self, slide_id: str) -> list[Event]:
+        """Raises SettingsError where the record was changed from outside."""
+        path = self.record.path(slide_id)
+        with self._lock:
+            stamp = _stamp(path)
+            if stamp is None:
+                return []
+            kept = self._events.get(slide_id)
+            if kept is None or kept[0] != stamp:
+                kept = self._events[slide_id] = stamp, self.record.events(slide_id)
+            return kept[1]
+
+    def readers(self) -> Readers:
+        return Readers.load(self.record.folder)
+
+    def is_assigned(self, case: Case, reader: Reader, readers: Readers) -> bool:
+        names = readers.readers_of(case.slide_id)
+        return not names or reader.name in names or reader.may_settle
+
+    def opinion(self, slide_id: str, reader: str) -> Opinion:
+        return opinions(self.events(slide_id)).get(reader, Opinion(reader))
+
+    def standing(self, slide_id: str) -> Standing:
+        return standing(self.events(slide_id))
+
+    def classes(self) -> list[str]:
+        """All classes that answers of the folder speak of, and that readers have used."""
+        found: dict[str, None] = {}
+        for case in self._cases.values():
+            if case.answer:
+                found |= dict.fromkeys(case.answer.classes)
+        return list(found)
+
+
+def key_of(name: str) -> str:
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _stamp(path: Path) -> Stamp | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
+def _case(found: SlideRecord | Refused) -> Case | None:
+    if isinstance(found, Refused):
+        return Case(key_of(found.slide_id), found.slide_id, found.slide_id, "", Group.FAILED, found.reason, None)
+    if found.finish_recipe is None:
+        return None
+    return Case(
+        key_of(found.slide_id), found.slide_id, found.description.file, found.patient or "", _group(found), found.reason, found
+    )
+
+
+def _failed(outcome: Outcome) -> Case:
+    return Case(
+        key_of(f"file {outcome.file} {outcome.slide_id}"),
+        outcome.slide_id,
+        outcome.file,
+        outcome.patient or "",
+        Group.FAILED,
+        outcome.reason,
+        None,
+    )
+
+
+def _group(record: SlideRecord) -> Group:
+    answer = record.prediction
+    if record.verdict == SlideVerdict.DEGRADED:
+        return Group.UNREAD
+    if answer is None:
+        return Group.NO_ANSWER
+    if answer.answer == OUTSIDE or (answer.strange and answer.answer != A_MAP):
+        return Group.STRANGE
+    return Group.UNSURE if answer.unsure else Group.ANSWERED
+
+
+def counts(cases: Iterable[Case]) -> dict[Group, int]:
+    found = dict.fromkeys(Group, 0)
+    for case in cases:
+        found[case.group] += 1
+    return found

@@ -1,0 +1,88 @@
+// All slides of a patient as one unit: two side by side, which move together when asked to.
+import { useSignal } from "@preact/signals";
+import { useEffect, useRef } from "preact/hooks";
+import { get, ofSlide, type SlidePage } from "./api";
+import { Key } from "./parts";
+import { go, trying, typing } from "./state";
+import { SlideViewer } from "./viewer";
+
+export function PatientPage({ slideKey }: { slideKey: string }) {
+  const first = useSignal<SlidePage | null>(null);
+  const left = useSignal(slideKey), right = useSignal("");
+  const synced = useSignal(true);
+  const viewers = useRef<(SlideViewer | null)[]>([null, null]);
+  useEffect(() => {
+    void trying(async () => {
+      first.value = await get<SlidePage>(ofSlide(slideKey));
+      left.value = slideKey;
+      right.value = first.value.same_patient?.[0]?.key ?? "";
+    });
+  }, [slideKey]);
+  useEffect(() => {
+    const onKey = (event: KeyboardEvent) => {
+      if (typing(event) || event.ctrlKey || event.metaKey) return;
+      if (event.key === "y") synced.value = !synced.value;
+      else if (event.key === "Escape") go({ name: "slide", key: slideKey });
+      else if (event.key === "+" || event.key === "-") viewers.current[0]?.zoomBy(event.key === "+" ? 1.6 : 1 / 1.6);
+    };
+    addEventListener("keydown", onKey);
+    return () => removeEventListener("keydown", onKey);
+  }, [slideKey]);
+  if (!first.value) return <p class="empty">Opening the slides…</p>;
+  const all = [{ key: first.value.key, file: first.value.file }, ...(first.value.same_patient ?? [])];
+  const moved = (from: 0 | 1) => {
+    const a = viewers.current[from], b = viewers.current[1 - from];
+    if (!synced.value || !a || !b || a.moving) return;
+    const [ax, ay] = a.fraction();
+    b.moving = true;
+    b.goToFraction(ax, ay, a.umPerPixel);
+    b.moving = false;
+  };
+  return (
+    <main class="patient">
+      <div class="tools">
+        <h1>Patient {first.value.patient}</h1>
+        <button type="button" class="toggle" aria-pressed={synced.value} onClick={() => (synced.value = !synced.value)}>
+          Move together <Key>y</Key>
+        </button>
+        <a href={`#/slide/${slideKey}`}>Back to the slide</a>
+      </div>
+      <div class="side-by-side">
+        {([left, right] as const).map((side, i) => (
+          <section key={i} aria-label={i ? "Right slide" : "Left slide"}>
+            <select aria-label={i ? "Slide on the right" : "Slide on the left"} value={side.value} onChange={(event) => (side.value = event.currentTarget.value)}>
+              {all.map((one) => <option key={one.key} value={one.key}>{one.file}</option>)}
+            </select>
+            {side.value && <Half key={side.value} slideKey={side.value} onViewer={(viewer) => (viewers.current[i] = viewer)} onMove={() => moved(i as 0 | 1)} />}
+          </section>
+        ))}
+      </div>
+    </main>
+  );
+}
+
+function Half({ slideKey, onViewer, onMove }: { slideKey: string; onViewer: (viewer: SlideViewer | null) => void; onMove: () => void }) {
+  const box = useRef<HTMLDivElement>(null);
+  const missing = useSignal("");
+  useEffect(() => {
+    let viewer: SlideViewer | null = null;
+    let gone = false;
+    void trying(async () => {
+      const page = await get<SlidePage>(ofSlide(slideKey));
+      if (gone) return;
+      if (!page.levels) {
+        missing.value = page.missing || "There is nothing to see of this slide.";
+        return;
+      }
+      viewer = new SlideViewer(box.current!, page);
+      viewer.onView = onMove;
+      onViewer(viewer);
+    });
+    return () => {
+      gone = true;
+      onViewer(null);
+      viewer?.destroy();
+    };
+  }, [slideKey]);
+  return <div class="osd" ref={box} tabIndex={0} role="application" aria-label="Slide">{missing.value && <p class="empty">{missing.value}</p>}</div>;
+}

@@ -1,0 +1,373 @@
+// One slide that is read: what is on the screen, what was said, and what follows from it.
+import { batch, computed, effect, signal } from "@preact/signals";
+import {
+  type Asked, bytes, get, type Judgement, type LayerInfo, type LookAlike, ofSlide, type Opinion, say, type Said, type Seen, type SlidePage, type TileFacts,
+} from "./api";
+import { atRandom, cellsOf, findRegions, paintCells, type Region, runsOf, strongest, table, toByte } from "./heat";
+import { message, refresh, spoken, trying } from "./state";
+import type { At, SlideViewer } from "./viewer";
+
+export type Mode = "look" | "paint" | "measure";
+export const UM_AT_20X = 0.5;
+const STRIP = 12, CONTROLS = 4;
+const LISTED_REGIONS = 200;
+
+export class Reading {
+  readonly page = signal<SlidePage | null>(null);
+  readonly layer = signal(0);
+  readonly cells = signal<Uint8Array | null>(null); // of the layer that is shown
+  readonly threshold = signal(0.5); // value of the layer
+  readonly opacity = signal(0.55);
+  readonly heat = signal(true);
+  readonly peek = signal(false);
+  readonly outlines = signal(false);
+  readonly mode = signal<Mode>("look");
+  readonly brushLabel = signal("");
+  readonly brush = signal(0);
+  readonly cursor = signal<number | null>(null);
+  readonly tissue = signal<Uint8Array | null>(null);
+  readonly painted = signal<ReadonlyMap<number, string>>(new Map());
+  readonly region = signal(-1);
+  readonly tile = signal<TileFacts | null>(null);
+  readonly alike = signal<{ here: LookAlike[]; elsewhere: LookAlike[] } | null>(null);
+  readonly asked = signal<Asked[]>([]);
+  readonly saving = signal(0);
+  readonly umPerPixel = signal(0);
+  readonly measured = signal<number | null>(null);
+  readonly extraClasses = signal<string[]>([]);
+  viewer: SlideViewer | null = null;
+  private readonly kept = new Map<number, Uint8Array>();
+  private readonly canvas = document.createElement("canvas");
+  private readonly stops: (() => void)[] = [];
+  private stroke: Set<number> | null = null;
+
+  readonly info = computed<LayerInfo | null>(() => this.page.value?.layers?.[this.layer.value] ?? null);
+  readonly columns = computed(() => this.page.value?.grid?.columns ?? 1);
+  readonly classes = computed(() => {
+    const page = this.page.value;
+    const found = [...(page?.map_classes ?? []), ...(page?.classes ?? []), ...this.painted.value.values(), ...this.extraClasses.value];
+    return [...new Set(found.map((name) => name.replace(/^not /, "")))].filter((name) => name && name !== "ignore");
+  });
+  readonly lowest = computed(() => (this.info.value ? toByte(this.info.value, this.threshold.value) : 256));
+  readonly regions = computed<Region[]>(() => {
+    const { value: page } = this.page, info = this.info.value, cells = this.cells.value;
+    if (!page?.grid || !cells || info?.kind !== "score") return [];
+    const mm2 = (page.grid.cell[0] * page.mpp![0] * page.grid.cell[1] * page.mpp![1]) / 1e6;
+    return findRegions(page.grid, cells, info, this.lowest.value, mm2);
+  });
+  readonly listed = computed(() => this.regions.value.slice(0, LISTED_REGIONS));
+  readonly strip = computed(() => (this.cells.value && this.info.value?.kind === "score" ? strongest(this.cells.value, STRIP) : []));
+  readonly controls = computed(() => {
+    const page = this.page.value, tissue = this.tissue.value;
+    return page && tissue ? atRandom(tissue, CONTROLS, parseInt(page.key.slice(0, 8), 16)) : [];
+  });
+  readonly mapShown = computed(() => this.heat.value && !this.peek.value && !!this.page.value?.may_see);
+
+  constructor(readonly key: string) {}
+
+  async open(): Promise<void> {
+    await this.load();
+    const page = this.page.value!;
+    if (!page.opinion.last || !page.first_done) await this.say({ event: "opened", blind: !page.first_done });
+    if (page.grid) this.tissue.value = await bytes(ofSlide(this.key, "/grid"));
+    void this.loadAsked();
+  }
+
+  async load(): Promise<void> {
+    const page = await get<SlidePage>(ofSlide(this.key));
+    batch(() => {
+      this.page.value = page;
+      this.took(page.opinion);
+      if (!this.brushLabel.value) this.brushLabel.value = this.classes.value.at(-1) ?? "";
+    });
+    if (page.may_see && page.layers?.length) await this.showLayer(Math.min(this.layer.value, page.layers.length - 1));
+  }
+
+  async loadAsked(): Promise<void> {
+    this.asked.value = await get<Asked[]>("/api/suggested").catch(() => []);
+  }
+
+  attach(viewer: SlideViewer): void {
+    this.viewer = viewer;
+    viewer.onView = () => {
+      this.umPerPixel.value = viewer.umPerPixel;
+      this.measured.value = viewer.measured();
+    };
+    this.stops.push(effect(() => this.drawn()));
+  }
+
+  close(): void {
+    for (const stop of this.stops) stop();
+    this.viewer?.destroy();
+    this.viewer = null;
+  }
+
+  private drawn(): void {
+    const viewer = this.viewer!, page = this.page.value, info = this.info.value, cells = this.cells.value;
+    const { overlay } = viewer;
+    overlay.desaturated = page?.group === "strange" || page?.group === "unsure";
+    overlay.lowest = this.lowest.value;
+    overlay.opacity = this.opacity.value;
+    overlay.outlines = this.outlines.value;
+    overlay.unread = this.tissue.value;
+    overlay.painted = this.painted.value as Map<number, string>;
+    overlay.classes = this.classes.value;
+    overlay.cursor = this.mode.value === "paint" ? this.cursor.value : null;
+    overlay.brush = this.brush.value;
+    overlay.selected = this.regions.value[this.region.value]?.cells ?? null;
+    if (this.mapShown.value && cells && info && page?.grid) {
+      paintCells(this.canvas, page.grid, cells, table(info.kind, this.lowest.value, overlay.desaturated));
+      overlay.map = this.canvas;
+      overlay.hot = cells;
+    } else overlay.map = overlay.hot = null;
+    viewer.drawNow();
+  }
+
+  async showLayer(layer: number): Promise<void> {
+    const page = this.page.value!;
+    const info = page.layers![layer]!;
+    if (!this.kept.has(layer)) this.kept.set(layer, await bytes(ofSlide(this.key, `/heat/${layer}`)));
+    batch(() => {
+      if (this.layer.value !== layer || !this.cells.value) {
+        this.threshold.value = info.kind === "score" ? 0.5 : info.kind === "novelty" ? 1 : info.kind === "attention" ? info.high / 2 : 0.5;
+      }
+      this.layer.value = layer;
+      this.cells.value = this.kept.get(layer)!;
+      this.region.value = -1;
+    });
+  }
+
+  // What is said
+
+  seen(): Seen {
+    const shown = this.mapShown.value && !!this.info.value;
+    return {
+      answer: !!this.page.value?.may_see,
+      layer: shown ? this.info.value!.name : "",
+      threshold: shown && this.info.value!.kind === "score" ? this.threshold.value : null,
+      opacity: shown ? this.opacity.value : null,
+      zoom: this.viewer?.zoom || null,
+    };
+  }
+
+  async say(said: Said): Promise<void> {
+    this.saving.value++;
+    try {
+      this.took(await say(this.key, said, this.seen()));
+    } finally {
+      this.saving.value--;
+    }
+  }
+
+  private took(opinion: Opinion): void {
+    const painted = new Map<number, string>();
+    for (const [label, runs] of Object.entries(opinion.painted)) for (const cell of cellsOf(this.columns.value, runs)) painted.set(cell, label);
+    batch(() => {
+      if (this.page.value) this.page.value = { ...this.page.value, opinion };
+      this.painted.value = painted;
+    });
+  }
+
+  firstImpression(label: string | null): Promise<void> {
+    return trying(async () => {
+      await this.say({ event: "first_impression", label });
+      await this.say({ event: "shown", anyway: false });
+      await this.load();
+      spoken.value = `Answer: ${this.page.value!.answer?.word ?? "none"}`;
+      void refresh();
+    });
+  }
+
+  showAnyway(): Promise<void> {
+    return trying(async () => {
+      await this.say({ event: "shown", anyway: true });
+      await this.load();
+    });
+  }
+
+  decide(judgement: Judgement, label: string | null, note: string, reason: string): Promise<void> {
+    return trying(async () => {
+      await this.say({ event: "decision", judgement, label, note, reason });
+      spoken.value = "Decision kept.";
+      void refresh();
+    });
+  }
+
+  sign(meaning: "reviewed" | "agreed" | "corrected"): Promise<void> {
+    return trying(async () => {
+      await this.say({ event: "signed", meaning });
+      spoken.value = "Signed.";
+      void refresh();
+    });
+  }
+
+  settle(label: string | null, note: string): Promise<void> {
+    return trying(async () => {
+      await this.say({ event: "settled", label, note });
+      await this.load();
+      void refresh();
+    });
+  }
+
+  judgeRegion(judgement: Judgement): Promise<void> {
+    const region = this.regions.value[this.region.value], info = this.info.value;
+    if (!region || !info) return Promise.resolve();
+    return trying(async () => {
+      await this.say({ event: "region", runs: runsOf(this.columns.value, region.cells), judgement, label: info.name, note: "" });
+      spoken.value = `Region: ${judgement}.`;
+    });
+  }
+
+  undo(): Promise<void> {
+    const of = this.page.value?.opinion.can_undo;
+    if (of === null || of === undefined) return Promise.resolve();
+    return trying(async () => {
+      await this.say({ event: "undo", of });
+      spoken.value = "Taken back.";
+      void refresh();
+    });
+  }
+
+  // Paint
+
+  cellsUnder(cell: number): number[] {
+    const { columns, rows } = this.page.value!.grid!;
+    const tissue = this.tissue.value;
+    const row = Math.floor(cell / columns), column = cell - row * columns, r = this.brush.value;
+    const found = [];
+    for (let y = Math.max(0, row - r); y <= Math.min(rows - 1, row + r); y++)
+      for (let x = Math.max(0, column - r); x <= Math.min(columns - 1, column + r); x++) if (tissue?.[y * columns + x] === 1) found.push(y * columns + x);
+    return found;
+  }
+
+  beginStroke(): void {
+    this.stroke = new Set();
+  }
+
+  strokeTo(cell: number | null): void {
+    this.cursor.value = cell;
+    if (!this.stroke || cell === null) return;
+    const painted = new Map(this.painted.value);
+    for (const one of this.cellsUnder(cell)) {
+      this.stroke.add(one);
+      if (this.brushLabel.value) painted.set(one, this.brushLabel.value);
+      else painted.delete(one);
+    }
+    this.painted.value = painted;
+  }
+
+  endStroke(): Promise<void> {
+    const cells = this.stroke;
+    this.stroke = null;
+    return cells?.size ? this.paint([...cells], this.brushLabel.value) : Promise.resolve();
+  }
+
+  paint(cells: number[], label: string, asked = false): Promise<void> {
+    return trying(async () => {
+      try {
+        await this.say({ event: "painted", runs: runsOf(this.columns.value, cells), label, asked });
+      } catch (error) {
+        this.took(this.page.value!.opinion); // what is on the screen is what was kept
+        throw error;
+      }
+    });
+  }
+
+  // Tiles that the model asks for
+
+  readonly askedHere = computed(() => this.asked.value.filter((tile) => tile.key !== this.key || !this.painted.value.has(this.cellOf(tile))));
+  readonly askedAt = signal(-1);
+
+  private cellOf(tile: Asked): number {
+    return tile.row * this.columns.value + tile.column;
+  }
+
+  // Go to one of those that are asked for, on this slide.
+  ask(place: number): void {
+    const own = this.askedHere.value[place];
+    this.askedAt.value = own ? place : -1;
+    if (own?.key === this.key) this.goToCell(this.cellOf(own));
+  }
+
+  askNext(): void {
+    this.ask(this.askedHere.value.findIndex((tile) => tile.key === this.key));
+  }
+
+  async answerAsked(label: string): Promise<void> {
+    const tile = this.askedHere.value[this.askedAt.value];
+    if (!tile || tile.key !== this.key) return;
+    await this.paint([this.cellOf(tile)], label, true);
+    spoken.value = label;
+    this.askNext();
+  }
+
+  forgetMaps(): void {
+    this.kept.clear();
+    this.cells.value = null;
+    this.askedAt.value = -1;
+  }
+
+  // Tiles lie row by row on the lattice, so that the order of cells is theirs.
+  private readonly order = computed(() => {
+    const found = new Map<number, number>();
+    this.tissue.value?.forEach((what, cell) => what && found.set(cell, found.size));
+    return found;
+  });
+
+  indexOf(cell: number): number | null {
+    return this.order.value.get(cell) ?? null;
+  }
+
+  // Places
+
+  goToRegion(step: number): void {
+    const count = this.listed.value.length;
+    if (!count) {
+      message.value = "No region at or above this threshold.";
+      return;
+    }
+    this.region.value = (this.region.value + step + count) % count;
+    const region = this.regions.value[this.region.value]!;
+    this.goToCell(region.peakCell);
+    spoken.value = `Region ${this.region.value + 1} of ${count}: ${region.mm2.toFixed(2)} square millimetres, peak ${region.peak.toFixed(2)}`;
+  }
+
+  cellInMiddle(): number | null {
+    return this.viewer ? this.viewer.cellAt(...this.viewer.centre()) : null;
+  }
+
+  moveCursor(dx: number, dy: number): void {
+    const { columns, rows } = this.page.value!.grid!;
+    const from = this.cursor.value ?? this.cellInMiddle() ?? 0;
+    const column = Math.max(0, Math.min(columns - 1, (from % columns) + dx)), row = Math.max(0, Math.min(rows - 1, Math.floor(from / columns) + dy));
+    this.cursor.value = row * columns + column;
+    this.viewer?.keepInSight(...this.viewer.centreOf(this.cursor.value));
+  }
+
+  goToIndex(index: number): void {
+    for (const [cell, tile] of this.order.value) if (tile === index) this.goToCell(cell);
+  }
+
+  goToCell(cell: number): void {
+    const viewer = this.viewer;
+    if (viewer) viewer.goTo(...viewer.centreOf(cell), Math.max(UM_AT_20X, viewer.mpp[0]));
+  }
+
+  async look(at: At): Promise<void> {
+    if (at.cell === null || !this.tissue.value?.[at.cell]) {
+      this.tile.value = null;
+      return;
+    }
+    await this.lookAt(at.cell);
+  }
+
+  lookAt(cell: number): Promise<void> {
+    return trying(async () => {
+      const columns = this.columns.value;
+      this.alike.value = null;
+      const tile = await get<TileFacts>(ofSlide(this.key, `/at/${Math.floor(cell / columns)}/${cell % columns}`));
+      this.tile.value = tile;
+      this.alike.value = await get(ofSlide(this.key, `/alike/${tile.index}`));
+    });
+  }
+}

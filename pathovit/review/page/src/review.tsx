@@ -1,0 +1,107 @@
+// The review page. It asks nothing of any other machine.
+import { useSignal } from "@preact/signals";
+import { render } from "preact";
+import { useEffect } from "preact/hooks";
+import { post } from "./api";
+import { Keys } from "./keys";
+import { PatientPage } from "./patient";
+import { SlidePageView } from "./slide";
+import { message, needsToken, place, refresh, setTheme, showKeys, spoken, theme, told, typing, worklist } from "./state";
+import "./review.css";
+import { WorklistPage } from "./worklist";
+
+function App() {
+  useEffect(() => {
+    const onKey = (event: KeyboardEvent) => {
+      if (event.key === "?" && !typing(event) && !showKeys.value) {
+        showKeys.value = true;
+        event.preventDefault();
+      }
+    };
+    addEventListener("keydown", onKey);
+    return () => removeEventListener("keydown", onKey);
+  }, []);
+  const here = place.value;
+  return (
+    <>
+      <Top />
+      {message.value && (
+        <div class="message" role="alert">
+          <span>{message.value}</span>
+          <button type="button" class="plain" aria-label="Close" onClick={() => (message.value = "")}>✕</button>
+        </div>
+      )}
+      {needsToken.value ? (
+        <Login />
+      ) : here.name === "slide" ? (
+        <SlidePageView slideKey={here.key} key={here.key} />
+      ) : here.name === "patient" ? (
+        <PatientPage slideKey={here.key} key={here.key} />
+      ) : (
+        <WorklistPage />
+      )}
+      <Keys />
+      <div class="sr" aria-live="polite">{spoken.value}</div>
+    </>
+  );
+}
+
+function Top() {
+  const list = worklist.value;
+  const next = { system: "light", light: "dark", dark: "system" }[theme.value] ?? "system";
+  return (
+    <header class="top">
+      <a class="brand" href="#/">pathovit</a>
+      {list && <span class="folder">{list.folder}</span>}
+      <span class="ruo-top">{list?.research_use ?? "For research use only."}</span>
+      {list && <span class="who">{list.reader.name}</span>}
+      <button type="button" class="plain" title="Light or dark" aria-label={`Colours: ${theme.value}`} onClick={() => setTheme(next)}>
+        {{ system: "◐", light: "☀", dark: "☾" }[theme.value]}
+      </button>
+      <button type="button" class="plain" title="Keys ( ? )" aria-label="Keys" onClick={() => (showKeys.value = true)}>?</button>
+    </header>
+  );
+}
+
+function Login() {
+  const token = useSignal("");
+  return (
+    <main class="login">
+      <form
+        onSubmit={(event) => {
+          event.preventDefault();
+          void enter(token.value);
+        }}
+      >
+        <h1>Your token</h1>
+        <p class="quiet">`pathovit review` prints an address with a token in it; `pathovit review users` gives one to each reader.</p>
+        <input type="password" autocomplete="off" aria-label="Token" required maxLength={200} value={token.value} onInput={(event) => (token.value = event.currentTarget.value)} />
+        <button type="submit" class="primary">Enter</button>
+      </form>
+    </main>
+  );
+}
+
+async function enter(token: string): Promise<void> {
+  try {
+    message.value = "";
+    await post("/api/enter", { token });
+    await refresh();
+  } catch (error) {
+    told(error);
+    if (needsToken.value) message.value = String((error as Error).message);
+  }
+}
+
+async function begin(): Promise<void> {
+  setTheme(theme.value);
+  const given = /^#token=([\w-]+)/.exec(location.hash)?.[1];
+  if (given) {
+    history.replaceState(null, "", location.pathname + location.search + "#/");
+    place.value = { name: "worklist" };
+    await enter(given);
+  } else await refresh();
+}
+
+render(<App />, document.getElementById("page")!);
+void begin();

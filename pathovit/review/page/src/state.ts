@@ -1,0 +1,59 @@
+// What all parts of the page share: where one is, who reads, and what was said last.
+import { signal } from "@preact/signals";
+import { get, Refused, type Worklist } from "./api";
+
+export type Place = { name: "worklist" } | { name: "slide"; key: string } | { name: "patient"; key: string };
+
+export const place = signal<Place>(whereabouts());
+export const worklist = signal<Worklist | null>(null);
+export const needsToken = signal(false);
+export const message = signal("");
+export const spoken = signal(""); // read out by screen readers
+export const showKeys = signal(false);
+export const theme = signal(localStorage.getItem("theme") ?? "system");
+
+function whereabouts(): Place {
+  const [, name, key] = location.hash.split("/");
+  return (name === "slide" || name === "patient") && /^[0-9a-f]{16}$/.test(key ?? "") ? { name, key: key! } : { name: "worklist" };
+}
+
+addEventListener("hashchange", () => (place.value = whereabouts()));
+
+export function go(to: Place): void {
+  location.hash = to.name === "worklist" ? "/" : `/${to.name}/${to.key}`;
+}
+
+export function setTheme(to: string): void {
+  theme.value = to;
+  localStorage.setItem("theme", to);
+  document.documentElement.dataset.theme = to;
+}
+
+export async function refresh(): Promise<void> {
+  try {
+    worklist.value = await get<Worklist>("/api/worklist");
+    needsToken.value = false;
+  } catch (error) {
+    told(error);
+  }
+}
+
+// An error that a person can act on, in words.
+export function told(error: unknown): void {
+  if (error instanceof Refused && error.status === 401) needsToken.value = true;
+  else message.value = error instanceof TypeError ? "The server does not answer. Is `pathovit review` still running?" : String((error as Error).message);
+}
+
+export async function trying(action: () => Promise<void>): Promise<void> {
+  try {
+    message.value = "";
+    await action();
+  } catch (error) {
+    told(error);
+  }
+}
+
+export const typing = (event: KeyboardEvent) => {
+  const target = event.target as HTMLElement;
+  return target.matches("input:not([type=range]):not([type=checkbox]):not([type=radio]), textarea, select, [contenteditable]");
+};

@@ -1,0 +1,145 @@
+"""Who reads: named accounts with tokens, and which slides are whose.
+
+review/readers.json holds names, roles and digests of tokens; a token itself is shown once, when it is made.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import hmac
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pathovit.errors import SettingsError
+from pathovit.files import to_json, tried_again, write_atomically
+from pathovit.text import plain
+
+READER, ADJUDICATOR = "reader", "adjudicator"
+ROLES = (READER, ADJUDICATOR)
+ASSIGNMENTS = ("all", "split", "split-20")
+READ_TWICE = 0.2  # of the slides, with "split-20"
+MOST_NAME = 80
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A person."""
+
+    name: str
+    role: str = READER
+    token_sha256: str = ""
+
+    @property
+    def may_settle(self) -> bool:
+        return self.role == ADJUDICATOR
+
+
+@dataclass(frozen=True)
+class Readers:
+    """All accounts of a folder; none means one person, at this computer."""
+
+    people: tuple[Reader, ...] = ()
+    assignment: str = "all"
+
+    @classmethod
+    def load(cls, folder: Path) -> Readers:
+        """From review/. Raises SettingsError where the file is damaged."""
+        path = folder / "readers.json"
+        try:
+            found = json.loads(tried_again(path.read_bytes))
+            people = tuple(Reader(str(one["name"]), str(one["role"]), str(one["token_sha256"])) for one in found["readers"])
+            return cls(people, str(found["assignment"]))
+        except FileNotFoundError:
+            return cls()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SettingsError(f"{path}: damaged ({error!r}). Remove it, and add the readers again.") from error
+
+    def save(self, folder: Path) -> None:
+        people = [{"name": one.name, "role": one.role, "token_sha256": one.token_sha256} for one in self.people]
+        write_atomically(folder / "readers.json", to_json({"readers": people, "assignment": self.assignment}))
+
+    def added(self, name: str, role: str) -> tuple[Readers, str]:
+        """With one more reader, or a new token for one; and the token.
+
+        Raises
+        ------
+        SettingsError : a role that there is not, a name that is empty or too long
+        """
+        name = plain(name).strip()
+        if role not in ROLES:
+            raise SettingsError(f"--role {role!r} is unknown. Use {' or '.join(ROLES)}.")
+        if not 0 < len(name) <= MOST_NAME:
+            raise SettingsError(f"A reader's name has 1 to {MOST_NAME} letters.")
+        token = secrets.token_urlsafe(24)
+        others = [one for one in self.people if one.name.casefold() != name.casefold()]
+        return Readers((*others, Reader(name, role, digest_of(token))), self.assignment), token
+
+    def without(self, name: str) -> Readers:
+        if name not in [one.name for one in self.people]:
+            raise SettingsError(f"There is no reader {name!r}; there are {', '.join(one.name for one in self.people) or 'none'}.")
+        return Readers(tuple(one for one in self.people if one.name != name), self.assignment)
+
+    def assigned(self, assignment: str) -> Readers:
+        if assignment not in ASSIGNMENTS:
+            raise SettingsError(f"--assign {assignment!r} is unknown. Use {', '.join(ASSIGNMENTS)}.")
+        return Readers(self.people, assignment)
+
+    def by_token(self, token: str) -> Reader | None:
+        wanted = digest_of(token)
+        return next((one for one in self.people if hmac.compare_digest(one.token_sha256, wanted)), None)
+
+    def by_name(self, name: str) -> Reader | None:
+        return next((one for one in self.people if one.name == name), None)
+
+    def readers_of(self, slide_id: str) -> tuple[str, ...]:
+        """Who is to read a slide; the same whatever other slides there are. Empty means everybody."""
+        names = sorted(one.name for one in self.people if one.role == READER)
+        if self.assignment == "all" or len(names) < 2:
+            return ()
+        draw = int(hashlib.sha256(slide_id.encode()).hexdigest()[:16], 16)
+        first = draw % len(names)
+        if self.assignment == "split" or (draw // len(names)) % 1000 >= READ_TWICE * 1000:
+            return (names[first],)
+        return names[first], names[(first + 1 + draw // 7919 % (len(names) - 1)) % len(names)]
+
+
+def at_this_computer(name: str | None = None) -> Reader:
+    """The one person who reads where there are no accounts: both reads and settles."""
+    try:
+        return Reader(plain(name or getpass.getuser()).strip() or "reader", ADJUDICATOR)
+    except (KeyError, OSError):  # no such user, as in some containers
+        return Reader("reader", ADJUDICATOR)
+
+
+def digest_of(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def kappa(pairs: Sequence[tuple[str, str]]) -> float | None:
+    """Cohen's kappa of two readings each; None where chance alone would agree always, or there is none."""
+    if not pairs:
+        return None
+    labels = sorted({label for pair in pairs for label in pair})
+    total = len(pairs)
+    agreed = sum(a == b for a, b in pairs) / total
+    chance = sum(sum(a == label for a, _ in pairs) * sum(b == label for _, b in pairs) for label in labels) / total**2
+    return None if chance >= 1 else (agreed - chance) / (1 - chance)
+
+
+def kappa_interval(pairs: Sequence[tuple[str, str]], draws: int = 2000, seed: int = 0) -> tuple[float, float] | None:
+    """95 % bootstrap interval of kappa over slides; None for fewer than ten slides."""
+    import numpy as np
+
+    if len(pairs) < 10:
+        return None
+    chance = np.random.default_rng(seed)
+    found = [kappa([pairs[place] for place in chance.integers(0, len(pairs), len(pairs))]) for _ in range(draws)]
+    known = [value for value in found if value is not None]
+    if not known:
+        return None
+    low, high = np.quantile(known, [0.025, 0.975])
+    return float(low), float(high)

@@ -1,0 +1,254 @@
+"""What the routes of the review page share: who asks, which slide, its map and its pixels, the record, the lesson."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fastapi import HTTPException, Request
+
+from pathovit.errors import PathovitError
+from pathovit.outputs.folder import OutFolder
+from pathovit.outputs.records import SlideRecord
+from pathovit.review import corrections
+from pathovit.review.about import about
+from pathovit.review.alike import Alike, alike_elsewhere, alike_here
+from pathovit.review.desk import Case, Desk
+from pathovit.review.events import Given
+from pathovit.review.guard import LOOPBACK_CLIENTS, Gate, Sessions
+from pathovit.review.heat import Heat
+from pathovit.review.lesson import Lesson
+from pathovit.review.pixels import MADE, Overviews, ServedLevel, Shelf, TileCache, served_levels, small_picture, tile_bytes
+from pathovit.review.readers import READER, Reader, digest_of
+from pathovit.review.record import Event
+
+TILES_AT_ONCE, TILES_WAITING = 4, 48
+ALIKE = 3
+TILE_PICTURE_PX, AROUND = 192, 1.0  # of a tile's picture, and tiles shown on every side of it
+COOKIE = "pathovit-review"
+
+
+@dataclass(frozen=True)
+class ReviewSettings:
+    """How the page is served."""
+
+    reader: Reader  # who reads where there are no accounts
+    token: str
+    hosts: tuple[str, ...]  # names of the server, with port
+    blind: bool = True
+    user_header: str = ""  # set by a proxy that has asked who it is
+    secure: bool = False  # the cookie travels over TLS alone
+
+
+@dataclass
+class Review:
+    """Everything that the routes share."""
+
+    desk: Desk
+    settings: ReviewSettings
+    cache: TileCache
+    shelf: Shelf = field(default_factory=Shelf)
+    sessions: Sessions = field(default_factory=Sessions)
+    gate: Gate = field(default_factory=lambda: Gate(TILES_AT_ONCE, TILES_WAITING))
+    lesson: Lesson = field(init=False)
+    _levels: dict[str, list[ServedLevel]] = field(default_factory=dict)
+    _heat: dict[str, tuple[str, Heat]] = field(default_factory=dict)
+    _making: set[str] = field(default_factory=set)
+    _teacher: Reader | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        folder = self.desk.record.folder
+        self.lesson = Lesson(self.desk.out, folder / "taught", self._taught)
+
+    # Who
+
+    def reader(self, request: Request) -> Reader:
+        """Raises HTTPException 401 for nobody."""
+        readers = self.desk.readers()
+        if header := self.settings.user_header:
+            name = request.headers.get(header, "").strip()
+            if not name or request.client is None or request.client.host not in LOOPBACK_CLIENTS:
+                raise HTTPException(401, "The proxy did not say who you are.")
+            known = readers.by_name(name)
+            if known is None and readers.people:
+                raise HTTPException(403, "You have no account here. Ask for: pathovit review users")
+            return known or Reader(name, READER)
+        found = self.sessions.reader(request.cookies.get(COOKIE))
+        if found is None:
+            raise HTTPException(401, "Not logged in.")
+        if found.token_sha256 and readers.by_name(found.name) != found:  # removed, or given another token
+            raise HTTPException(401, "This account is not there any more.")
+        return found
+
+    def enter(self, token: str) -> tuple[Reader, str] | None:
+        """The reader of a token, and a session."""
+        if not self.sessions.may_try():
+            raise HTTPException(429, "Too many wrong tokens. Wait a minute.")
+        readers = self.desk.readers()
+        found = readers.by_token(token)
+        if found is None and not readers.people and digest_of(token) == digest_of(self.settings.token):
+            found = self.settings.reader
+        if found is None:
+            self.sessions.was_wrong()
+            return None
+        return found, self.sessions.begin(found)
+
+    # What
+
+    def case(self, key: str, reader: Reader) -> Case:
+        case = self.desk.case(key)
+        if case is None or not self.desk.is_assigned(case, reader, self.desk.readers()):
+            raise HTTPException(404, "There is no such slide, or it is not yours.")
+        return case
+
+    def recorded(self, key: str, reader: Reader) -> tuple[Case, SlideRecord]:
+        case = self.case(key, reader)
+        if case.record is None:
+            raise HTTPException(409, "This slide failed: there is nothing to see of it.")
+        return case, case.record
+
+    def heat(self, case: Case, record: SlideRecord) -> Heat:
+        """Kept until another map is drawn."""
+        mark = record.products.get("heatmap.ome.tiff", "")
+        with self._lock:
+            kept = self._heat.get(case.key)
+        if kept is None or kept[0] != mark:
+            kept = mark, self.desk.heat(case)
+            with self._lock:
+                self._heat = {**dict(list(self._heat.items())[-7:]), case.key: kept}
+        return kept[1]
+
+    def file(self, record: SlideRecord) -> Path:
+        path, whereabouts = self.desk.path(record)
+        if path is None:
+            raise HTTPException(410, f"The slide's file is {whereabouts.value}.")
+        return path
+
+    def levels(self, record: SlideRecord, path: Path) -> list[ServedLevel]:
+        with self._lock:
+            if record.sha256 in self._levels:
+                return self._levels[record.sha256]
+        with self.shelf.slide(record, path) as slide:
+            found = served_levels(slide)
+        with self._lock:
+            self._levels[record.sha256] = found
+        return found
+
+    def overviews(self, case: Case, record: SlideRecord, path: Path) -> Overviews:
+        """Those of a slide; if some are missing, they begin to be made."""
+        found = Overviews(self.desk.record.folder / "overviews" / case.slide_id, self.levels(record, path))
+        with self._lock:
+            if found.is_whole or case.key in self._making:
+                return found
+            self._making.add(case.key)
+
+        def make() -> None:
+            try:
+                with self.shelf.slide(record, path) as slide:
+                    found.make(slide)
+            except PathovitError as error:
+                logging.getLogger("pathovit.review").warning("%s: no overview can be made (%s)", case.file, error)
+            finally:
+                with self._lock:
+                    self._making.discard(case.key)
+
+        threading.Thread(target=make, daemon=True).start()
+        return found
+
+    def tile(self, case: Case, record: SlideRecord, index: int, column: int, row: int) -> bytes:
+        """A tile of a level as JPEG."""
+        path = self.file(record)
+        level = next((level for level in self.levels(record, path) if level.index == index), None)
+        if level is None or not (0 <= column < level.columns and 0 <= row < level.rows):
+            raise HTTPException(404, "There is no such tile.")
+        if index >= MADE:
+            made = self.overviews(case, record, path).path(level, column, row)
+            if not made.is_file():
+                raise HTTPException(503, "This overview is being made.", {"retry-after": "1"})
+            return made.read_bytes()
+        name = f"{record.sha256[:24]}-{index}-{column}-{row}"
+        if (kept := self.cache.get(name)) is not None:
+            return kept
+        with self.shelf.slide(record, path) as slide:
+            content, as_it_lies = tile_bytes(slide, level, column, row)
+        if not as_it_lies:
+            self.cache.put(name, content)
+        return content
+
+    def picture(self, case: Case, record: SlideRecord, index: int) -> bytes:
+        """A tile and what lies around it."""
+        name = f"{record.sha256[:24]}-tile-{index}"
+        if (kept := self.cache.get(name)) is not None:
+            return kept
+        stored = self.desk.features(case)
+        if not 0 <= index < len(stored.xy):
+            raise HTTPException(404, "There is no such tile.")
+        x, y = stored.xy[index] + np.asarray(stored.tile_l0) / 2
+        side = stored.tile_l0[0] * stored.mpp[0] * (1 + 2 * AROUND)
+        with self.shelf.slide(record, self.file(record)) as slide:
+            content = small_picture(slide, (float(x), float(y)), side, TILE_PICTURE_PX)
+        self.cache.put(name, content)
+        return content
+
+    def say(self, case: Case, reader: Reader, given: Given) -> Event:
+        said, seen = given.said.model_dump(mode="json"), given.seen.model_dump(mode="json")
+        return self.desk.record.append(case.slide_id, reader.name, reader.role, said, seen, about(case.record))
+
+    def alike(self, case: Case, reader: Reader, index: int) -> dict[str, list[dict[str, Any]]]:
+        stored = self.desk.features(case)
+        sample = self.desk.sample()
+        there = alike_elsewhere(sample, stored, index, 2 * ALIKE) if sample is not None else []
+        keys = {c.slide_id: c for c in self.desk.cases()}
+        readers = self.desk.readers()
+
+        def told(one: Alike) -> dict[str, Any]:
+            return {
+                "key": keys[one.slide_id].key,
+                "file": keys[one.slide_id].file,
+                "index": one.index,
+                "cosine": round(one.cosine, 3),
+            }
+
+        mine = [one for one in there if one.slide_id in keys and self.desk.is_assigned(keys[one.slide_id], reader, readers)]
+        return {"here": [told(one) for one in alike_here(stored, index, ALIKE)], "elsewhere": [told(one) for one in mine[:ALIKE]]}
+
+    # Teaching
+
+    def teach(self, reader: Reader, positive: str | None) -> bool:
+        if not reader.may_settle:
+            raise HTTPException(403, "Whoever settles disagreements teaches the model.")
+        folder = self.desk.record.folder / "regions"
+        slides, _, _ = corrections.write_regions(self.desk, folder)
+        if not slides:
+            raise HTTPException(409, "Nothing is painted yet.")
+        self._teacher = reader
+        return self.lesson.start([folder], positive)
+
+    def _taught(self, taught: dict[str, Any]) -> None:
+        self.desk.forget_answers()
+        reader = self._teacher or self.settings.reader
+        said = {"event": "taught", "taught": taught}
+        self.desk.record.append("", reader.name, reader.role, said, {}, about(None))
+
+    def lessons(self) -> list[dict[str, Any]]:
+        """How good the models were that were taught here, in order."""
+        return [
+            {"time": event.time, "reader": event.reader, **dict(event.said["taught"])}
+            for event in self.desk.events("")
+            if event.kind == "taught"
+        ]
+
+    def close(self) -> None:
+        self.lesson.stop()
+        self.shelf.close()
+        self.cache.close()
+
+
+def open_review(out: OutFolder, settings: ReviewSettings, elsewhere: tuple[Path, ...] = ()) -> Review:
+    return Review(Desk(out, elsewhere), settings, TileCache(Path(tempfile.mkdtemp(prefix="pathovit-review-"))))
