@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pathovit
 from pathovit.outputs.records import SlideRecord
@@ -21,9 +20,9 @@ def code_sha256() -> str:
     return found.hexdigest()
 
 
-def about(record: SlideRecord | None) -> dict[str, Any]:
+def about(record: SlideRecord | None) -> dict[str, object]:
     """Model, weights and code that stand behind what is shown of a slide."""
-    found: dict[str, Any] = {"pathovit": pathovit.__version__, "code_sha256": code_sha256()}
+    found: dict[str, object] = {"pathovit": pathovit.__version__, "code_sha256": code_sha256()}
     if record is None:
         return found
     finished = record.finish_recipe.values if record.finish_recipe else {}

@@ -26,6 +26,15 @@ class Layer:
     high: float
     cells: NDArray[np.uint8]  # (rows, columns)
 
+    def at(self, row: int, column: int) -> dict[str, float] | None:
+        """The value of a cell, and of how many per cent of the slide's tiles it is above; None where there is none."""
+        byte = int(self.cells[row, column])
+        if not byte or self.kind == "unread":
+            return None
+        known = self.cells[self.cells > 0]
+        value = self.low + (byte - 1) / STEPS * (self.high - self.low)
+        return {"value": round(value, 4), "percentile": round(100 * float((known < byte).mean()))}
+
 
 @dataclass(frozen=True)
 class Heat:
@@ -41,9 +50,6 @@ class Heat:
         """Rows and columns."""
         rows, columns = self.layers[0].cells.shape
         return rows, columns
-
-    def to_bytes(self) -> bytes:
-        return b"".join(layer.cells.tobytes() for layer in self.layers)
 
 
 def read_heat(folder: SlideFolder, stored: SlideFeatures) -> Heat:

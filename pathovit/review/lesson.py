@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pathovit.outputs.folder import OutFolder
 
@@ -24,7 +23,7 @@ class Lesson:
 
     out: OutFolder
     model: Path
-    ended: Callable[[dict[str, Any]], None]  # what the model says of itself
+    ended: Callable[[dict[str, object]], None]  # what the model says of itself
     _process: subprocess.Popen[str] | None = None
     _began: float = 0.0
     _seconds: float = 0.0
@@ -66,7 +65,7 @@ class Lesson:
         told = process.stdout.read()
         code = process.wait()
         reading.join()
-        taught: dict[str, Any] = {}
+        taught: dict[str, object] = {}
         if code in (0, 3):
             taught = dict(json.loads(told)["taught"])
             self.ended(taught)
@@ -78,7 +77,7 @@ class Lesson:
         for line in process.stderr:
             self._lines = [*self._lines, line.strip()][-LAST_LINES:]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         seconds = time.monotonic() - self._began if self.running else self._seconds
         return {"running": self.running, "code": self._code, "seconds": round(seconds, 1), "lines": list(self._lines)}
 

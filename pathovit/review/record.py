@@ -51,10 +51,10 @@ class Event:
     def kind(self) -> str:
         return str(self.said["event"])
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {**self._sealed(), "digest": self.digest}
 
-    def _sealed(self) -> dict[str, Any]:
+    def _sealed(self) -> dict[str, object]:
         return {
             "format": FORMAT, "number": self.number, "time": self.time, "slide_id": self.slide_id, "reader": self.reader, "role": self.role,
             "said": dict(self.said), "seen": dict(self.seen), "about": dict(self.about), "before": self.before, "before_here": self.before_here,

