@@ -74,8 +74,15 @@ def teach(
         from pathovit.run.redraw import redraw_folder
 
         with lease(features), stoppable() as stop:
+            painted = {lesson.stored.slide_id for lesson in given.lessons}
             record = redraw_folder(
-                out, model, last_settings(features), sys.argv[1:], lambda done, total: steps("maps drawn", done, total), stop
+                out,
+                model,
+                last_settings(features),
+                sys.argv[1:],
+                lambda done, total: steps("maps drawn", done, total),
+                stop,
+                painted,
             )
         code = record.exit_code or 0
         for outcome in record.outcomes:

@@ -8,16 +8,17 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import TypeAlias
 
-from pathovit.errors import PathovitError
+from pathovit.errors import PathovitError, SlideError
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.folder import OutFolder, Refused
 from pathovit.outputs.records import A_MAP, DONE, OUTSIDE, Answer, Outcome, SlideRecord, SlideVerdict
-from pathovit.outputs.runs import files_at_hand
+from pathovit.outputs.runs import all_runs, files_at_hand
 from pathovit.outputs.store import FeatureStore
 from pathovit.review.alike import Sample, some_tiles
 from pathovit.review.heat import Heat, read_heat
@@ -25,7 +26,6 @@ from pathovit.review.opinion import Opinion, Standing, opinions, standing
 from pathovit.review.readers import Reader, Readers
 from pathovit.review.record import Event, Record
 from pathovit.slides.find import find_slides
-from pathovit.slides.identity import content_sha256
 
 SAMPLED_TILES, SAMPLED_SLIDES = 20_000, 400  # of the whole folder, for tiles that look alike
 KEPT_FEATURES = 2  # slides
@@ -118,12 +118,13 @@ class Desk:
                 kept = self._records.get(folder.slide_id)
                 if kept is None or kept[0] != stamp:
                     read = folder.read()
-                    if read is None:
-                        continue
-                    kept = self._records[folder.slide_id] = stamp, read
+                    if read is None or (isinstance(read, SlideRecord) and read.finish_recipe is None):  # being drawn
+                        if kept is None:
+                            continue
+                    else:
+                        kept = self._records[folder.slide_id] = stamp, read
                 case = _case(kept[1])
-                if case is not None:
-                    found[case.key] = case
+                found[case.key] = case
             done = {case.slide_id for case in found.values()}
             for outcome in self.out.outcomes():
                 if not outcome.twin and not (outcome.slide_id in done and outcome.slide_id):
@@ -145,29 +146,25 @@ class Desk:
             return case
 
     def path(self, record: SlideRecord) -> tuple[Path | None, Whereabouts]:
-        """The slide's file, where it is at hand as it was."""
+        """The slide's file, where it is at hand as it was. A file that was touched or moved is known by its content."""
         path = self._paths.get(record.sha256)
         if path is not None and self.out.unchanged(path) == record.sha256:
             return path, Whereabouts.HERE
-        with self._lock:
-            self._paths |= files_at_hand(self.out)
-        path = self._paths.get(record.sha256)
-        if path is not None and self.out.unchanged(path) == record.sha256:
-            return path, Whereabouts.HERE
-        for candidate in self._named(record.description.file):
-            if content_sha256(candidate) == record.sha256:
-                self.out.fingerprint(candidate)
-                self._paths[record.sha256] = candidate
-                return candidate, Whereabouts.HERE
-        return None, Whereabouts.CHANGED if path is not None and path.exists() else Whereabouts.MISSING
+        there = [path for path in self._candidates(record.description.file) if path.exists()]
+        for path in there:
+            with suppress(SlideError):  # being written to, or unreadable: then it is not this one
+                if self.out.fingerprint(path)[0] == record.sha256:
+                    self._paths[record.sha256] = path
+                    return path, Whereabouts.HERE
+        return None, Whereabouts.CHANGED if there else Whereabouts.MISSING
 
-    def _named(self, name: str) -> list[Path]:
-        if not self.elsewhere:
-            return []
-        try:
-            return [path for path in find_slides(self.elsewhere) if path.name == name]
-        except PathovitError:
-            return []
+    def _candidates(self, name: str) -> list[Path]:
+        """Files of a name, where runs found them or where slides are said to lie now."""
+        found = [Path(path) for run in all_runs(self.out) for path in run.slides]
+        if self.elsewhere:
+            with suppress(PathovitError):
+                found += find_slides(self.elsewhere)
+        return list(dict.fromkeys(path for path in found if path.name == name))
 
     def features(self, case: Case) -> SlideFeatures:
         """Stored features of a slide; the last few are kept. Raises SlideError where they are missing or damaged."""
@@ -256,11 +253,9 @@ def _stamp(path: Path) -> Stamp | None:
     return found.st_mtime_ns, found.st_size
 
 
-def _case(found: SlideRecord | Refused) -> Case | None:
+def _case(found: SlideRecord | Refused) -> Case:
     if isinstance(found, Refused):
         return Case(key_of(found.slide_id), found.slide_id, found.slide_id, "", Group.FAILED, found.reason, None)
-    if found.finish_recipe is None:
-        return None
     return Case(
         key_of(found.slide_id), found.slide_id, found.description.file, found.patient or "", _group(found), found.reason, found
     )

@@ -59,7 +59,7 @@ class Decision(Strict):
     """On the slide: whether the answer is right, and what the slide is; no class for "unsure"."""
 
     event: Literal["decision"]
-    judgement: Judgement
+    judgement: Judgement | Literal["none"]  # where the model has said nothing to agree with
     label: Name | None
     note: Note = ""
     reason: Note = ""  # for changing an earlier decision

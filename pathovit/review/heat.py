@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.folder import SlideFolder
+from pathovit.show.heatmap import lattice_shape
 from pathovit.show.ome_tiff import read_ome_tiff
 
 STEPS = 254  # values 1 to 255 lie evenly from the lowest to the highest
@@ -58,7 +59,7 @@ def read_heat(folder: SlideFolder, stored: SlideFeatures) -> Heat:
     place = (float(grid.origin[0]), float(grid.origin[1])), grid.stride_l0, stored.tile_l0
     if not (folder.path / "heatmap.ome.tiff").is_file():
         at = grid.lattice()
-        cells = np.zeros(at.max(0)[::-1] + 1, np.uint8)
+        cells = np.zeros(lattice_shape(stored), np.uint8)
         cells[at[:, 1], at[:, 0]] = np.where(stored.unread, 255, 1)
         return Heat((Layer("unread", "unread", 0, 1, cells),), *place)
     names, values = read_ome_tiff(folder.path / "heatmap.ome.tiff")

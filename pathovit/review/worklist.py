@@ -26,7 +26,7 @@ def worklist(desk: Desk, reader: Reader, blind: bool) -> dict[str, object]:
     rows = []
     for case in cases:
         opinion, standing = desk.opinion(case.slide_id, reader.name), desk.standing(case.slide_id)
-        may_know = opinion.shown or not blind
+        may_know = first_done(case, opinion, blind)
         answer = case.answer
         rows.append(
             {
@@ -68,9 +68,14 @@ def _state(opinion: Opinion) -> str:
     return "opened" if opinion.opened else "new"
 
 
+def first_done(case: Case, opinion: Opinion, blind: bool) -> bool:
+    """Whether a first impression was given, or none is asked for: nothing can lead where the model has no answer."""
+    return opinion.shown or not blind or case.answer is None or case.answer.answer == A_MAP
+
+
 def may_see(case: Case, opinion: Opinion, blind: bool) -> bool:
     """Whether a reader may see answer and map: not before a first impression, and of a doubtful slide not before they were asked for."""
-    if blind and not opinion.shown:
+    if not first_done(case, opinion, blind):
         return False
     anyway = any(event.kind == "shown" and event.said["anyway"] for event in opinion.events)
     return case.group not in ASKED_FOR or anyway
@@ -80,7 +85,7 @@ def slide_page(desk: Desk, case: Case, reader: Reader, blind: bool, heat: Heat |
                whereabouts: Whereabouts, overview_ready: bool) -> dict[str, object]:  # fmt: skip
     """Everything that the page of a slide needs, but its pixels and its map."""
     opinion, standing = desk.opinion(case.slide_id, reader.name), desk.standing(case.slide_id)
-    first_done = opinion.shown or not blind
+    may_know = first_done(case, opinion, blind)
     seen = may_see(case, opinion, blind)
     record, answer = case.record, case.answer
     found: dict[str, object] = {
@@ -88,8 +93,9 @@ def slide_page(desk: Desk, case: Case, reader: Reader, blind: bool, heat: Heat |
         "file": plain(case.file),
         "patient": plain(case.patient),
         "group": case.group.value,
-        "cause": _cause(case) if first_done or case.group == Group.FAILED else "",
-        "first_done": first_done,
+        "drawn": record.products.get("heatmap.ome.tiff", "") if record else "",
+        "cause": _cause(case) if may_know or case.group == Group.FAILED else "",
+        "first_done": may_know,
         "may_see": seen,
         "missing": NO_FILE.get(whereabouts, ""),
         "about": about(record),
@@ -117,7 +123,7 @@ def slide_page(desk: Desk, case: Case, reader: Reader, blind: bool, heat: Heat |
             if case.patient and other.patient == case.patient and other.key != case.key
         ],
     }
-    if answer and first_done:
+    if answer and may_know:
         found["answer"] = {
             "headline": plain(answer.headline) if seen else "",
             "word": plain(answer.answer),

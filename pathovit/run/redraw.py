@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
@@ -30,19 +30,21 @@ Listener = Callable[[int, int], None]  # slides that are drawn, and how many the
 
 
 def redraw_folder(
-    out: OutFolder, model: Path, settings: Settings, command: Sequence[str], on_slide: Listener, stop: Stop
-) -> RunRecord:
+    out: OutFolder, model: Path, settings: Settings, command: Sequence[str], on_slide: Listener, stop: Stop,
+    first: Collection[str] = (),
+) -> RunRecord:  # fmt: skip
     """Draw all slides of a folder, whose lease is held, by a model; table and report are written anew.
 
     Parameters
     ----------
     settings : of the run that stored the features
+    first : slide_ids of those that somebody is waiting for
 
     Raises
     ------
     NoSlidesError : there is none
     """
-    records = out.embedded()
+    records = sorted(out.embedded(), key=lambda record: record.slide_id not in first)
     if not records:
         raise NoSlidesError(f"{out.path}: no slide with features in it. Make some with: pathovit embed SLIDES --out {out.path}")
     folder, card = read_card(model)

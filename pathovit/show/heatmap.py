@@ -33,10 +33,9 @@ class Heatmap:
         """Lay tile values (N,) on the lattice; where tiles overlap, a cell is the mean of the tiles over it."""
         origin = stored.grid.origin
         stride = stored.grid.stride_l0
-        place = np.rint((stored.xy - np.asarray(origin)) / np.asarray(stride)).astype(np.int64)  # (N, 2) column, row
-        reach = [max(1, round(t / s)) for t, s in zip(stored.tile_l0, stride, strict=True)]  # cells under a tile
-        columns, rows = _lattice_size(stored, stride)
-        columns, rows = max(columns, int(place[:, 0].max()) + reach[0]), max(rows, int(place[:, 1].max()) + reach[1])
+        place = stored.grid.lattice()  # (N, 2) column, row
+        reach = _reach(stored)
+        rows, columns = lattice_shape(stored)
         drawn = np.stack([_spread(values, place, reach, (rows, columns)) for values in layers.values()])
         nothing = np.isnan(drawn[0])
         unread = _covered(stored.unread, place, reach, (rows, columns)) & nothing
@@ -48,10 +47,19 @@ class Heatmap:
         return self.cell_l0[0] * self.mpp[0], self.cell_l0[1] * self.mpp[1]
 
 
-def _lattice_size(stored: SlideFeatures, stride: XY) -> tuple[int, int]:
-    """Columns and rows that cover the scanned part of the slide."""
-    bounds = stored.attributes.bounds
-    return max(1, int(np.ceil(bounds.width / stride[0] - 1e-9))), max(1, int(np.ceil(bounds.height / stride[1] - 1e-9)))
+def lattice_shape(stored: SlideFeatures) -> tuple[int, int]:
+    """Rows and columns of the map: they cover the scanned part of the slide, and all tiles."""
+    bounds, place, reach = stored.attributes.bounds, stored.grid.lattice(), _reach(stored)
+    columns, rows = (
+        max(1, int(np.ceil(side / stride - 1e-9)), int(place[:, axis].max()) + reach[axis])
+        for axis, (side, stride) in enumerate(zip((bounds.width, bounds.height), stored.grid.stride_l0, strict=True))
+    )
+    return rows, columns
+
+
+def _reach(stored: SlideFeatures) -> list[int]:
+    """Cells under a tile, across and down."""
+    return [max(1, round(t / s)) for t, s in zip(stored.tile_l0, stored.grid.stride_l0, strict=True)]
 
 
 def _covered(tiles: NDArray[np.bool_], place: NDArray[np.int64], reach: list[int], shape: tuple[int, int]) -> NDArray[np.bool_]:

@@ -81,6 +81,7 @@ export interface SlidePage {
   file: string;
   patient: string;
   group: GroupName;
+  drawn: string; // digest of its map
   cause: string;
   first_done: boolean;
   may_see: boolean;
@@ -148,7 +149,7 @@ export type Said =
   | { event: "opened"; blind: boolean }
   | { event: "first_impression"; label: string | null }
   | { event: "shown"; anyway: boolean }
-  | { event: "decision"; judgement: Judgement; label: string | null; note: string; reason: string }
+  | { event: "decision"; judgement: Judgement | "none"; label: string | null; note: string; reason: string }
   | { event: "region"; runs: Run[]; judgement: Judgement; label: string; note: string }
   | { event: "painted"; runs: Run[]; label: string; asked: boolean }
   | { event: "note"; note: string }

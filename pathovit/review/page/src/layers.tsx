@@ -9,7 +9,7 @@ const NAMES = { score: "score", attention: "attention (where it looked, no proba
 
 export function Layers({ reading }: { reading: Reading }) {
   const page = reading.page.value!, info = reading.info.value;
-  if (!page.may_see || !info || !page.layers) return null;
+  if (!page.may_see || !info || !page.layers || page.layers.every((layer) => layer.kind === "unread")) return null;
   return (
     <section class="layers" aria-labelledby="layers-title">
       <h2 id="layers-title">Map</h2>

@@ -92,7 +92,8 @@ function Answer({ reading }: { reading: Reading }) {
 
 function Decision({ reading }: { reading: Reading }) {
   const page = reading.page.value!, { opinion } = page;
-  const judgement = useSignal<Judgement | null>(null);
+  const nothingSaid = !page.answer || (page.is_map ?? false);
+  const judgement = useSignal<Judgement | "none" | null>(nothingSaid ? "none" : null);
   const label = useSignal(""), note = useSignal(""), reason = useSignal("");
   const decided = opinion.label !== null;
   const changing = useSignal(false);
@@ -105,7 +106,7 @@ function Decision({ reading }: { reading: Reading }) {
   const save = async () => {
     await reading.decide(judgement.value!, judgement.value === "unsure" ? null : label.value || null, note.value, reason.value);
     changing.value = false;
-    judgement.value = null;
+    judgement.value = nothingSaid ? "none" : null;
     reason.value = "";
   };
 
@@ -115,7 +116,7 @@ function Decision({ reading }: { reading: Reading }) {
         <h2 id="decision-title">Your decision</h2>
         <p class="word">{opinion.label || "unsure"}</p>
         <p class="quiet">
-          {opinion.judgement === "agree" ? "You agree with the model." : opinion.judgement === "disagree" ? "You disagree with the model." : "You are unsure."}
+          {opinion.judgement === "agree" ? "You agree with the model." : opinion.judgement === "disagree" ? "You disagree with the model." : opinion.judgement === "unsure" ? "You are unsure." : ""}
           {opinion.first !== null && ` First impression: ${opinion.first || "unsure"}.`}
         </p>
         {opinion.note && <p class="note">{opinion.note}</p>}
@@ -140,16 +141,18 @@ function Decision({ reading }: { reading: Reading }) {
   return (
     <section aria-labelledby="decision-title">
       <h2 id="decision-title">Your decision</h2>
-      <div class="choices" role="group" aria-label="The model's answer">
-        {(["agree", "disagree", "unsure"] as const).map((one) => (
-          <button
-            type="button" key={one} data-judgement={one} aria-pressed={judgement.value === one} disabled={one === "agree" && !modelSays && !page.is_map}
-            onClick={() => choose(one)}
-          >
-            {one[0]!.toUpperCase() + one.slice(1)} <Key>{one[0]}</Key>
-          </button>
-        ))}
-      </div>
+      {!nothingSaid && (
+        <div class="choices" role="group" aria-label="The model's answer">
+          {(["agree", "disagree", "unsure"] as const).map((one) => (
+            <button
+              type="button" key={one} data-judgement={one} aria-pressed={judgement.value === one} disabled={one === "agree" && !modelSays}
+              onClick={() => choose(one)}
+            >
+              {one[0]!.toUpperCase() + one.slice(1)} <Key>{one[0]}</Key>
+            </button>
+          ))}
+        </div>
+      )}
       {judgement.value && (
         <form
           onSubmit={(event) => {
@@ -160,7 +163,7 @@ function Decision({ reading }: { reading: Reading }) {
           {judgement.value !== "unsure" && (
             <label class="field">
               The slide is
-              <input list="classes" value={label.value} required maxLength={80} onInput={(event) => (label.value = event.currentTarget.value)} />
+              <input list="classes" value={label.value} required={judgement.value !== "none"} placeholder={judgement.value === "none" ? "unsure" : ""} maxLength={80} onInput={(event) => (label.value = event.currentTarget.value)} />
               <datalist id="classes">{reading.classes.value.map((name) => <option key={name} value={name} />)}</datalist>
             </label>
           )}

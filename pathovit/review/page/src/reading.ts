@@ -105,6 +105,7 @@ export class Reading {
   private drawn(): void {
     const viewer = this.viewer!, page = this.page.value, info = this.info.value, cells = this.cells.value;
     const { overlay } = viewer;
+    viewer.grid = page?.grid ?? null;
     overlay.desaturated = page?.group === "strange" || page?.group === "unsure";
     overlay.lowest = this.lowest.value;
     overlay.opacity = this.opacity.value;
@@ -185,7 +186,7 @@ export class Reading {
     });
   }
 
-  decide(judgement: Judgement, label: string | null, note: string, reason: string): Promise<void> {
+  decide(judgement: Judgement | "none", label: string | null, note: string, reason: string): Promise<void> {
     return trying(async () => {
       await this.say({ event: "decision", judgement, label, note, reason });
       spoken.value = "Decision kept.";
@@ -301,10 +302,15 @@ export class Reading {
     this.askNext();
   }
 
-  forgetMaps(): void {
+  // Its map, if another one was drawn meanwhile.
+  async loadAnew(): Promise<void> {
+    const page = await get<SlidePage>(ofSlide(this.key));
+    if (page.drawn === this.page.value?.drawn) return;
     this.kept.clear();
     this.cells.value = null;
     this.askedAt.value = -1;
+    await this.load();
+    spoken.value = "The map of this slide is drawn anew.";
   }
 
   // Tiles lie row by row on the lattice, so that the order of cells is theirs.

@@ -112,7 +112,7 @@ function Stage({ reading }: { reading: Reading }) {
       <TileCard reading={reading} />
       <Tools reading={reading} />
       <div class="ruo" role="note">
-        Research use only · {page.about.model ? `model ${page.about.model} ${page.about.model_sha256?.slice(0, 8) ?? ""}` : "no model"} · {page.group}
+        Research use only · {page.about.model ? `model ${page.about.model} ${page.about.model_sha256?.slice(0, 8) ?? ""}` : "no model"} · {page.is_map ? "a map, no answer" : page.group}
         {page.opinion.signed ? " · signed" : ""}
       </div>
     </div>

@@ -5,7 +5,7 @@ import { get, type LessonState, pictureOf, post, type Taught } from "./api";
 import { classColour } from "./heat";
 import { Key, number, Swatch } from "./parts";
 import type { Reading } from "./reading";
-import { go, refresh, spoken, trying, worklist } from "./state";
+import { go, refresh, trying, worklist } from "./state";
 
 const POLL_MS = 400;
 
@@ -91,13 +91,14 @@ function Learn({ reading }: { reading: Reading }) {
   };
   const watch = () =>
     trying(async () => {
-      while ((await ask()).running) await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+      while ((await ask()).running) {
+        await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+        await reading.loadAnew().catch(() => {}); // painted slides are drawn first; while one is drawn it may not be there
+      }
       if (state.value?.code === 0 || state.value?.code === 3) {
-        reading.forgetMaps();
-        await reading.load();
+        await reading.loadAnew();
         await reading.loadAsked();
         void refresh();
-        spoken.value = "The maps are drawn anew.";
       }
     });
   const learn = () =>

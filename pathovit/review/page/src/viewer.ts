@@ -37,7 +37,7 @@ export class SlideViewer {
   measure: [x: number, y: number][] = [];
   onView: () => void = () => {};
   private readonly canvas = document.createElement("canvas");
-  private readonly grid: Grid | null;
+  grid: Grid | null;
   private readonly size: [number, number];
   readonly mpp: [number, number];
   private readonly bounds: [number, number, number, number];
