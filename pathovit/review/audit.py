@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from pathovit import RESEARCH_USE
 from pathovit.errors import SettingsError
 from pathovit.review.record import NOTHING, Event, Head, Record, _lines
 
@@ -110,3 +111,62 @@ def to_rows(events: tuple[Event, ...]) -> list[Mapping[str, object]]:
         }
         for event in events
     ]
+
+
+def to_text(found: Audit) -> str:
+    """The record as a page to read: what each reader did, in order, and what was before their eyes."""
+    lines = [RESEARCH_USE, f"Record of a review: {len(found.events)} events, newest {found.head.digest or 'none'}"]
+    lines += [f"NOT WHOLE: {broken}" for broken in found.broken]
+    slide = None
+    for event in found.events:
+        if event.slide_id != slide:
+            slide = event.slide_id
+            lines += ["", slide or "the folder"]
+        lines.append(f"  {event.number:5}  {event.time}  {event.reader} ({event.role})  {_words(event)}{_seen(event)}")
+    return "\n".join(lines)
+
+
+def _words(event: Event) -> str:
+    said = event.said
+    label = said.get("label") or "unsure"
+    tiles = sum(length for _, _, length in said.get("runs", ()))
+    note = f': "{said["note"]}"' if said.get("note") else ""
+    why = f' (changed because: "{said["reason"]}")' if said.get("reason") else ""
+    match event.kind:
+        case "opened":
+            return "opened the slide" + (", without the answer" if said["blind"] else "")
+        case "first_impression":
+            return f"first impression: {label}"
+        case "shown":
+            return "saw the answer" + (", though the model was not sure" if said["anyway"] else "")
+        case "decision":
+            return f"decided: {label} ({said['judgement']}){note}{why}"
+        case "region":
+            return f"region of {tiles} tiles taken for {said['label']}: {said['judgement']}{note}"
+        case "painted":
+            return f"painted {tiles} tiles as {said['label']}" if said["label"] else f"erased {tiles} tiles"
+        case "note":
+            return f"noted{note}"
+        case "undo":
+            return f"took back event {said['of']}"
+        case "signed":
+            return f"signed: {said['meaning']}"
+        case "settled":
+            return f"settled: {label}{note}"
+        case _:
+            more = {key: value for key, value in said.items() if key not in ("event", "painted")}
+            return f"{event.kind} {json.dumps(more, ensure_ascii=False)}" if more else event.kind
+
+
+def _seen(event: Event) -> str:
+    if not event.seen:
+        return ""
+    if not event.seen.get("answer"):
+        return "  [answer not shown]"
+    threshold = event.seen.get("threshold")
+    layer = (
+        f", map {event.seen['layer']}" + (f" from {threshold:.2f}" if threshold is not None else "")
+        if event.seen.get("layer")
+        else ""
+    )
+    return f"  [answer shown{layer}; model {event.about.get('model')} {str(event.about.get('model_sha256'))[:12]}]"

@@ -10,7 +10,6 @@ import hashlib
 import hmac
 import json
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,29 +116,3 @@ def at_this_computer(name: str | None = None) -> Reader:
 
 def digest_of(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
-
-
-def kappa(pairs: Sequence[tuple[str, str]]) -> float | None:
-    """Cohen's kappa of two readings each; None where chance alone would agree always, or there is none."""
-    if not pairs:
-        return None
-    labels = sorted({label for pair in pairs for label in pair})
-    total = len(pairs)
-    agreed = sum(a == b for a, b in pairs) / total
-    chance = sum(sum(a == label for a, _ in pairs) * sum(b == label for _, b in pairs) for label in labels) / total**2
-    return None if chance >= 1 else (agreed - chance) / (1 - chance)
-
-
-def kappa_interval(pairs: Sequence[tuple[str, str]], draws: int = 2000, seed: int = 0) -> tuple[float, float] | None:
-    """95 % bootstrap interval of kappa over slides; None for fewer than ten slides."""
-    import numpy as np
-
-    if len(pairs) < 10:
-        return None
-    chance = np.random.default_rng(seed)
-    found = [kappa([pairs[place] for place in chance.integers(0, len(pairs), len(pairs))]) for _ in range(draws)]
-    known = [value for value in found if value is not None]
-    if not known:
-        return None
-    low, high = np.quantile(known, [0.025, 0.975])
-    return float(low), float(high)

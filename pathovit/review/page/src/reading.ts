@@ -4,7 +4,7 @@ import {
   type Asked, bytes, get, type Judgement, type LayerInfo, type LookAlike, ofSlide, type Opinion, say, type Said, type Seen, type SlidePage, type TileFacts,
 } from "./api";
 import { atRandom, cellsOf, findRegions, paintCells, type Region, runsOf, strongest, table, toByte } from "./heat";
-import { message, refresh, spoken, trying } from "./state";
+import { go, message, refresh, spoken, trying } from "./state";
 import type { At, SlideViewer } from "./viewer";
 
 export type Mode = "look" | "paint" | "measure";
@@ -143,7 +143,7 @@ export class Reading {
   seen(): Seen {
     const shown = this.mapShown.value && !!this.info.value;
     return {
-      answer: !!this.page.value?.may_see,
+      answer: !!this.page.value?.may_see && !!this.page.value.answer,
       layer: shown ? this.info.value!.name : "",
       threshold: shown && this.info.value!.kind === "score" ? this.threshold.value : null,
       opacity: shown ? this.opacity.value : null,
@@ -290,8 +290,12 @@ export class Reading {
     if (own?.key === this.key) this.goToCell(this.cellOf(own));
   }
 
+  // The next one on this slide; where there is none, the slide of the first that is left.
   askNext(): void {
-    this.ask(this.askedHere.value.findIndex((tile) => tile.key === this.key));
+    const here = this.askedHere.value.findIndex((tile) => tile.key === this.key);
+    const other = this.askedHere.value[0];
+    if (here >= 0 || !other) this.ask(here);
+    else go({ name: "slide", key: other.key });
   }
 
   async answerAsked(label: string): Promise<void> {

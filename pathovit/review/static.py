@@ -1,0 +1,138 @@
+"""A folder to look at without a server: every slide with its map, its hottest regions at 20x, and what was decided."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from shapely import Point
+
+from pathovit import RESEARCH_USE, __version__
+from pathovit.errors import PathovitError, SettingsError
+from pathovit.files import write_atomically
+from pathovit.outputs.features import SlideFeatures
+from pathovit.review.desk import Case, Desk
+from pathovit.review.opinion import Opinion, opinions
+from pathovit.review.pixels import small_picture
+from pathovit.show.ome_tiff import read_ome_tiff
+from pathovit.show.qupath import Area, dissolve
+from pathovit.slides.slide import open_slide
+from pathovit.text import plain, size
+
+HOT, REGIONS = 0.5, 6  # of each slide, the largest
+SIDE_UM, SIDE_PX = 400, 800  # of a region's picture: 0.5 um a pixel
+PICTURE_BYTES = 250_000  # about what one takes
+
+
+@dataclass
+class Shown:
+    """A region with its picture."""
+
+    file: str
+    mm2: float
+    mean: float
+    highest: float
+
+
+@dataclass
+class Page:
+    """What is shown of a slide."""
+
+    key: str
+    file: str
+    patient: str
+    group: str
+    headline: str
+    model: str
+    reason: str
+    decided: str
+    overview: str
+    opinions: list[Opinion] = field(default_factory=list)
+    regions: list[Shown] = field(default_factory=list)
+    said: str = ""
+
+
+def write_static(desk: Desk, folder: Path, announce: Callable[[str], None]) -> None:
+    """Write index.html and its pictures; `announce` is told about how large it becomes, before.
+
+    Raises
+    ------
+    SettingsError : the folder is not empty
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SettingsError(f"--static {folder}: there is something in it. Give a folder that is new or empty.")
+    cases = desk.cases()
+    overviews = [path for case in cases if (path := desk.out.slide(case.slide_id).overview).is_file() and case.record]
+    most = sum(path.stat().st_size for path in overviews) + len(overviews) * REGIONS * PICTURE_BYTES
+    announce(f"{len(overviews)} slides: at most about {size(most)} in {folder}")
+    pages = [_page(desk, case, folder) for case in cases]
+    _write(desk, folder, pages)
+
+
+def _write(desk: Desk, folder: Path, pages: list[Page]) -> None:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(loader=PackageLoader("pathovit.review"), autoescape=True, undefined=StrictUndefined)
+    environment.filters["plain"] = plain
+    html = environment.get_template("static.html").render(
+        research_use=RESEARCH_USE, version=__version__, folder=desk.out.path.resolve().name, head=desk.record.head(), pages=pages, side_um=SIDE_UM,
+    )  # fmt: skip
+    write_atomically(folder / "index.html", html.encode("utf-8", "replace"))
+
+
+def _page(desk: Desk, case: Case, folder: Path) -> Page:
+    answer, record, standing = case.answer, case.record, desk.standing(case.slide_id)
+    read = [one for one in opinions(desk.events(case.slide_id)).values() if one.decided]
+    page = Page(
+        case.key, case.file, case.patient, case.group.value, answer.headline if answer else "", f"model {answer.model}" if answer else "",
+        case.reason, "readers disagree" if standing.disagreement and not standing.settled else standing.label or ("unsure" if standing.label == "" else ""),
+        "", read,
+    )  # fmt: skip
+    picture = desk.out.slide(case.slide_id).overview
+    if record is None or not picture.is_file():
+        return page
+    page.overview = f"{case.key}/overview.png"
+    (folder / case.key).mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(picture, folder / page.overview)
+    try:
+        _add_regions(desk, case, folder, page)
+    except PathovitError as error:
+        page.said = f"No pictures of its regions: {error}"
+    return page
+
+
+def _add_regions(desk: Desk, case: Case, folder: Path, page: Page) -> None:
+    assert case.record
+    stored = desk.features(case)
+    found = _hottest(desk, case, stored)
+    path, whereabouts = desk.path(case.record)
+    if path is None:
+        page.said = f"No pictures of its regions: the slide's file is {whereabouts.value}."
+        return
+    description = case.record.description
+    with open_slide(path, description.mpp, description.mpp_source, case.record.sha256) as slide:
+        for number, (area, centre) in enumerate(found, start=1):
+            name = f"{case.key}/{number:02d}.jpg"
+            write_atomically(folder / name, small_picture(slide, centre, SIDE_UM, SIDE_PX))
+            page.regions.append(Shown(name, area.mm2, area.mean, area.highest))
+
+
+def _hottest(desk: Desk, case: Case, stored: SlideFeatures) -> list[tuple[Area, tuple[float, float]]]:
+    """The largest hot regions, and the middle of the hottest tile of each, level-0 pixels."""
+    names, values = read_ome_tiff(desk.out.slide(case.slide_id).path / "heatmap.ome.tiff")
+    if not names[0].startswith("score: "):
+        return []
+    lattice = stored.grid.lattice()
+    scores = values[0][lattice[:, 1], lattice[:, 0]]
+    areas = dissolve(stored, np.nan_to_num(scores) >= HOT, names[0].removeprefix("score: "), scores)[:REGIONS]
+    centres = stored.xy + np.asarray(stored.tile_l0) / 2
+    found = []
+    for area in areas:
+        near = np.flatnonzero(np.isclose(scores, area.highest))
+        inside = [tile for tile in near if area.shape.intersects(Point(centres[tile]))]
+        x, y = centres[inside[0]] if inside else area.shape.representative_point().coords[0]
+        found.append((area, (float(x), float(y))))
+    return found
