@@ -15,10 +15,11 @@ from pydantic import Field
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from pathovit.errors import PathovitError, SlideError
-from pathovit.review import corrections
+from pathovit.review import corrections, kinds
 from pathovit.review.desk import Whereabouts
 from pathovit.review.events import Given, Name, Strict
 from pathovit.review.guard import Guard, TooMuch
+from pathovit.review.opinion import runs_of
 from pathovit.review.pixels import JPEG
 from pathovit.review.readers import Reader
 from pathovit.review.service import COOKIE, Review
@@ -65,6 +66,12 @@ class Token(Strict):
 
 class Wanted(Strict):
     positive: Name | None = None
+    with_kinds: bool = False  # teach from kinds of tissue that have a name, too
+
+
+class KindName(Strict):
+    letter: str = Field(pattern="^[A-Z]$")
+    name: str = Field(max_length=80)
 
 
 def _who(review: Review) -> Callable[[Request], Reader]:
@@ -204,9 +211,36 @@ def _more_routes(app: FastAPI, review: Review) -> None:
             raise HTTPException(404, "There is no such tile.")
         return review.alike(case, reader, index)
 
+    @app.get("/api/slides/{key}/kinds")
+    def kinds_of_tissue(key: str, reader: Reader = me) -> Any:
+        case, _ = review.recorded(key, reader)
+        stored = review.desk.features(case)
+        lattice = stored.grid.lattice()
+        return [
+            {
+                "letter": kind.letter,
+                "name": kind.name,
+                "colour": kind.colour,
+                "tiles": len(kind.tiles),
+                "runs": runs_of((int(row), int(column)) for column, row in lattice[kind.tiles]),
+                "examples": kind.examples,
+            }
+            for kind in kinds.kinds_on(review.desk.out, stored)
+        ]
+
+    @app.post("/api/kinds")
+    def name_kind(given: KindName, reader: Reader = me) -> Any:
+        if not reader.may_settle:
+            raise HTTPException(403, "Whoever settles disagreements names kinds of tissue.")
+        kinds.name_kind(review.desk.out, given.letter, given.name.strip())
+        review.desk.record.append(
+            "", reader.name, reader.role, {"event": "kind_named", "kind": given.letter, "label": given.name.strip()}
+        )
+        return {}
+
     @app.post("/api/teach")
     def teach(given: Wanted, reader: Reader = me) -> Any:
-        if not review.teach(reader, given.positive):
+        if not review.teach(reader, given.positive, given.with_kinds):
             raise HTTPException(409, "A lesson is going on.")
         return review.lesson.to_json()
 

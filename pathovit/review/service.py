@@ -14,7 +14,7 @@ from fastapi import HTTPException, Request
 from pathovit.errors import PathovitError
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.records import SlideRecord
-from pathovit.review import corrections
+from pathovit.review import corrections, kinds
 from pathovit.review.about import about
 from pathovit.review.alike import Alike, alike_elsewhere, alike_here
 from pathovit.review.desk import Case, Desk
@@ -219,15 +219,17 @@ class Review:
 
     # Teaching
 
-    def teach(self, reader: Reader, positive: str | None) -> bool:
+    def teach(self, reader: Reader, positive: str | None, with_kinds: bool) -> bool:
         if not reader.may_settle:
             raise HTTPException(403, "Whoever settles disagreements teaches the model.")
         folder = self.desk.record.folder / "regions"
         slides, _, _ = corrections.write_regions(self.desk, folder)
-        if not slides:
+        named = kinds.named_source(self.desk.out) if with_kinds else None
+        sources = [*([folder] if slides else []), *([named] if named else [])]
+        if not sources:
             raise HTTPException(409, "Nothing is painted yet.")
         self._teacher = reader
-        return self.lesson.start([folder], positive)
+        return self.lesson.start(sources, positive)
 
     def _taught(self, taught: dict[str, object]) -> None:
         self.desk.forget_answers()

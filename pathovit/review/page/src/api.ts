@@ -122,6 +122,15 @@ export interface TileFacts {
   layers?: Record<string, { value: number; percentile: number }>;
 }
 
+export interface KindOfTissue {
+  letter: string;
+  name: string;
+  colour: [number, number, number];
+  tiles: number;
+  runs: Run[];
+  examples: number[];
+}
+
 export interface LookAlike {
   key: string;
   file: string;

@@ -1,9 +1,10 @@
 // One slide that is read: what is on the screen, what was said, and what follows from it.
 import { batch, computed, effect, signal } from "@preact/signals";
 import {
-  type Asked, bytes, get, type Judgement, type LayerInfo, type LookAlike, ofSlide, type Opinion, say, type Said, type Seen, type SlidePage, type TileFacts,
+  type Asked, bytes, get, type Judgement, type KindOfTissue, type LayerInfo, type LookAlike, ofSlide, type Opinion, say, type Said, type Seen, type SlidePage, type TileFacts,
 } from "./api";
 import { atRandom, cellsOf, findRegions, paintCells, type Region, runsOf, strongest, table, toByte } from "./heat";
+import { paintKinds } from "./kinds";
 import { go, message, refresh, spoken, trying } from "./state";
 import type { At, SlideViewer } from "./viewer";
 
@@ -34,6 +35,9 @@ export class Reading {
   readonly saving = signal(0);
   readonly umPerPixel = signal(0);
   readonly measured = signal<number | null>(null);
+  readonly kinds = signal<KindOfTissue[] | null>(null);
+  readonly kindsShown = signal(false);
+  readonly withKinds = signal(false);
   readonly extraClasses = signal<string[]>([]);
   viewer: SlideViewer | null = null;
   private readonly kept = new Map<number, Uint8Array>();
@@ -116,7 +120,11 @@ export class Reading {
     overlay.cursor = this.mode.value === "paint" ? this.cursor.value : null;
     overlay.brush = this.brush.value;
     overlay.selected = this.regions.value[this.region.value]?.cells ?? null;
-    if (this.mapShown.value && cells && info && page?.grid) {
+    if (this.kindsShown.value && this.kinds.value && page?.grid) {
+      paintKinds(this.canvas, page.grid.rows, page.grid.columns, this.kinds.value);
+      overlay.map = this.canvas;
+      overlay.hot = null;
+    } else if (this.mapShown.value && cells && info && page?.grid) {
       paintCells(this.canvas, page.grid, cells, table(info.kind, this.lowest.value, overlay.desaturated));
       overlay.map = this.canvas;
       overlay.hot = cells;

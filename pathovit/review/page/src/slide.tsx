@@ -3,6 +3,7 @@ import { useSignal } from "@preact/signals";
 import OpenSeadragon from "openseadragon";
 import { useEffect, useRef } from "preact/hooks";
 import { pictureOf } from "./api";
+import { Kinds } from "./kinds";
 import { Layers } from "./layers";
 import { signedAs, Steps } from "./panel";
 import { length, magnification, number } from "./parts";
@@ -34,6 +35,7 @@ export function SlidePageView({ slideKey }: { slideKey: string }) {
         <Layers reading={current} />
         <Regions reading={current} />
         <Teach reading={current} />
+        <Kinds reading={current} />
         <About reading={current} />
       </aside>
       <Keyboard reading={current} />

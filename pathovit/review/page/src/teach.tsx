@@ -103,7 +103,7 @@ function Learn({ reading }: { reading: Reading }) {
     });
   const learn = () =>
     trying(async () => {
-      state.value = await post<LessonState>("/api/teach", { positive: positive.value || null });
+      state.value = await post<LessonState>("/api/teach", { positive: positive.value || null, with_kinds: reading.withKinds.value });
       await watch();
     });
   useEffect(() => {

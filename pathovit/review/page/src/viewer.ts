@@ -6,7 +6,7 @@ import { classColour, css } from "./heat";
 
 export interface Overlay {
   map: HTMLCanvasElement | null; // a pixel for each cell, coloured
-  hot: Uint8Array | null; // the same layer's bytes
+  hot: Uint8Array | null; // the same layer's bytes; none of colours that are kinds
   lowest: number;
   opacity: number;
   outlines: boolean; // instead of fills
@@ -239,14 +239,14 @@ export class SlideViewer {
     const perCell = Math.hypot(affine[0], affine[1]) * grid.cell[0] * ratio; // device pixels
     const shown = this.visible(grid);
     if (overlay.unread) this.hatch(context, grid, overlay.unread, shown, perCell);
-    if (overlay.map && overlay.hot) {
-      const outlined = overlay.outlines || this.umPerPixel <= UM_AT_10X;
-      if (!outlined) {
+    if (overlay.map) {
+      const hot = overlay.hot;
+      if (!hot || !(overlay.outlines || this.umPerPixel <= UM_AT_10X)) {
         context.globalAlpha = overlay.opacity;
         context.drawImage(overlay.map, 0, 0);
         context.globalAlpha = 1;
       } else {
-        const hot = overlay.hot, lowest = overlay.lowest;
+        const lowest = overlay.lowest;
         const path = outline(grid, shown, (cell) => hot[cell]! >= lowest);
         stroke(context, path, perCell, ratio, overlay.desaturated ? "#555" : "#00707a");
       }
