@@ -89,8 +89,10 @@ def _check_folder(found: _Found, head: Head) -> None:
         found.broken.append(f"events {number + 1} to {head.number} are missing at the end")
     elif head.number < number - 1 or (head.number == number and head.digest != before):
         found.broken.append("review/head.json is not of this record: it is an older one, or was changed")
-    elif head.number == number - 1 and found.events and found.events[-1].before != head.digest:
-        found.broken.append("review/head.json is not of this record")
+    elif head.number == number - 1:  # the power went before the head was written
+        last = found.events[-1]
+        if last.before != head.digest or last.slide_id != head.writing:
+            found.broken.append("review/head.json is not of this record: it is an older one, or was changed")
 
 
 def to_rows(events: tuple[Event, ...]) -> list[Mapping[str, object]]:

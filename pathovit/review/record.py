@@ -2,7 +2,7 @@
 
     slides/<slide_id>/review.jsonl    events on the slide, a line each
     review/record.jsonl               events on the folder: readers added, models taught, labels written
-    review/head.json                  number and digest of the newest event
+    review/head.json                  number and digest of the newest event, and where the next is being written
 
 Every event names the one before it in the folder, and the one before it in its file: so an edit, a swap, or a line, an end or a file that is
 missing breaks a chain. Whoever can write to all files can write a new history; against that, note the newest digest elsewhere (`audit verify` prints it).
@@ -91,6 +91,7 @@ class Head:
 
     number: int = 0
     digest: str = NOTHING
+    writing: str | None = None  # slide_id of the file to which the next one is being added
 
 
 @dataclass(frozen=True)
@@ -118,24 +119,33 @@ class Record:
         """
         path = self.path(slide_id)
         with self._held():
-            head, last = self.head(), self._last(path)
-            if last is not None and last.number > head.number:  # a power cut came between line and head
-                head = Head(last.number, last.digest)
+            head, last = self._caught_up(), self._last(path)
             event = Event(
                 head.number + 1, datetime.now(UTC).isoformat(timespec="milliseconds"), slide_id, reader, role, said, seen or {}, about or {},
                 head.digest, last.digest if last else NOTHING, "",
             )  # fmt: skip
             event = Event(**{**event.__dict__, "digest": event.computed_digest()})
+            self._write_head(Head(head.number, head.digest, slide_id))
             with storage_errors(path):
                 _append(path, event.to_line())
-            write_atomically(self.folder / HEAD, to_json({"number": event.number, "digest": event.digest}))
+            self._write_head(Head(event.number, event.digest))
         return event
+
+    def _caught_up(self) -> Head:
+        """The head, after a power cut between a line and it."""
+        head = self.head()
+        if head.writing is not None and (last := self._last(self.path(head.writing))) is not None and last.number > head.number:
+            return Head(last.number, last.digest)
+        return head
+
+    def _write_head(self, head: Head) -> None:
+        write_atomically(self.folder / HEAD, to_json({"number": head.number, "digest": head.digest, "writing": head.writing}))
 
     def head(self) -> Head:
         """Raises SettingsError where it is damaged."""
         try:
             found = json.loads(tried_again((self.folder / HEAD).read_bytes))
-            return Head(int(found["number"]), str(found["digest"]))
+            return Head(int(found["number"]), str(found["digest"]), found["writing"])
         except FileNotFoundError:
             return Head()
         except (ValueError, KeyError, TypeError) as error:
