@@ -12,7 +12,7 @@ from pathovit.outputs.folder import SlideFolder
 from pathovit.show.heatmap import lattice_shape
 from pathovit.show.ome_tiff import read_ome_tiff
 
-STEPS = 254  # values 1 to 255 lie evenly from the lowest to the highest
+STEPS = 254  # bytes 1 to 255 are steps from the lowest to the highest, each of the value it begins with: 0.5 is one of them
 MOST_NOVELTY = 3.0
 SCORE = "score: "
 
@@ -79,4 +79,4 @@ def _layer(name: str, values: NDArray[np.float32]) -> Layer:
 
 def _bytes(values: NDArray[np.float32], low: float, high: float) -> NDArray[np.uint8]:
     share = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
-    return np.where(np.isfinite(values), 1 + np.rint(np.nan_to_num(share) * STEPS), 0).astype(np.uint8)
+    return np.where(np.isfinite(values), 1 + np.floor(np.nan_to_num(share) * STEPS + 1e-5), 0).astype(np.uint8)

@@ -65,7 +65,11 @@ def test_damaged_accounts_are_refused(tmp_path: Path, content: str) -> None:
 
 
 def test_wrong_roles_names_and_assignments_are_refused() -> None:
-    for wrong in (lambda: Readers().added("A", "boss"), lambda: Readers().added(" ", "reader"), lambda: Readers().assigned("some")):
+    for wrong in (
+        lambda: Readers().added("A", "boss"),
+        lambda: Readers().added(" ", "reader"),
+        lambda: Readers().assigned("some"),
+    ):
         with pytest.raises(SettingsError):
             wrong()
     with pytest.raises(SettingsError, match="there are A"):

@@ -1,0 +1,44 @@
+"""Somebody at the review page: a client of the real application, without a socket."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from starlette.testclient import TestClient
+
+from pathovit.outputs.folder import OutFolder
+from pathovit.review.readers import at_this_computer
+from pathovit.review.server import make_app
+from pathovit.review.service import Review, ReviewSettings, open_review
+
+HOST = "127.0.0.1:8760"
+ORIGIN = f"http://{HOST}"
+TOKEN = "t" * 32
+
+
+@dataclass
+class Client:
+    """Somebody at the page."""
+
+    http: TestClient
+    review: Review
+
+    def keys(self) -> dict[str, str]:
+        """By file."""
+        return {row["file"]: row["key"] for row in self.http.get("/api/worklist").json()["rows"]}
+
+    def enter(self, token: str = TOKEN) -> None:
+        assert self.http.post("/api/enter", json={"token": token}).status_code == 200
+
+    def say(self, key: str, status: int = 200, **said: object) -> dict[str, object]:
+        answer = self.http.post(f"/api/slides/{key}/events", json={"said": said, "seen": {"answer": False}})
+        assert answer.status_code == status, answer.text
+        return dict(answer.json())
+
+
+def client_of(out: Path, **settings: object) -> Client:
+    known = {"reader": at_this_computer("Dr. A"), "token": TOKEN, "hosts": (HOST,)}
+    review = open_review(OutFolder(out), ReviewSettings(**(known | settings)))  # type: ignore[arg-type]
+    http = TestClient(make_app(review), base_url=ORIGIN, headers={"origin": ORIGIN}, client=("127.0.0.1", 50000))
+    return Client(http, review)
