@@ -50,8 +50,8 @@ export function Kinds({ reading }: { reading: Reading }) {
                 <span class="quiet">{Math.round((100 * kind.tiles) / total)} %</span>
                 <div class="pictures">
                   {kind.examples.map((index) => (
-                    <button type="button" key={index} onClick={() => reading.goToIndex(index)} aria-label={`A tile of kind ${kind.letter}`}>
-                      <img src={pictureOf(reading.key, index)} alt="" loading="lazy" width={72} height={72} />
+                    <button type="button" key={index} onClick={() => reading.goToIndex(index)}>
+                      <img src={pictureOf(reading.key, index)} alt={`A tile of kind ${kind.letter}`} loading="lazy" width={72} height={72} />
                     </button>
                   ))}
                 </div>

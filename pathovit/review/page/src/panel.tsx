@@ -92,12 +92,12 @@ function Answer({ reading }: { reading: Reading }) {
 
 function Decision({ reading }: { reading: Reading }) {
   const page = reading.page.value!, { opinion } = page;
-  const nothingSaid = !page.answer || (page.is_map ?? false);
+  const modelSays = page.may_see && page.answer && page.classes?.includes(page.answer.word) ? page.answer.word : null;
+  const nothingSaid = !modelSays;
   const judgement = useSignal<Judgement | "none" | null>(nothingSaid ? "none" : null);
   const label = useSignal(""), note = useSignal(""), reason = useSignal("");
   const decided = opinion.label !== null;
   const changing = useSignal(false);
-  const modelSays = page.may_see && page.answer && page.classes?.includes(page.answer.word) ? page.answer.word : null;
 
   const choose = (wanted: Judgement) => {
     judgement.value = wanted;
@@ -145,7 +145,7 @@ function Decision({ reading }: { reading: Reading }) {
         <div class="choices" role="group" aria-label="The model's answer">
           {(["agree", "disagree", "unsure"] as const).map((one) => (
             <button
-              type="button" key={one} data-judgement={one} aria-pressed={judgement.value === one} disabled={one === "agree" && !modelSays}
+              type="button" key={one} data-judgement={one} aria-pressed={judgement.value === one} 
               onClick={() => choose(one)}
             >
               {one[0]!.toUpperCase() + one.slice(1)} <Key>{one[0]}</Key>
@@ -160,6 +160,13 @@ function Decision({ reading }: { reading: Reading }) {
             void save();
           }}
         >
+          {judgement.value !== "unsure" && judgement.value !== "agree" && (
+            <div class="choices" role="group" aria-label="What the slide is">
+              {reading.classes.value.map((name) => (
+                <button type="button" key={name} aria-pressed={label.value === name} onClick={() => (label.value = name)}>{name}</button>
+              ))}
+            </div>
+          )}
           {judgement.value !== "unsure" && (
             <label class="field">
               The slide is

@@ -76,7 +76,6 @@ export function Strip({ reading, title, cells }: { reading: Reading; title: stri
         {cells.map((cell) => (
           <button
             type="button" key={cell} onClick={() => (reading.goToCell(cell), void reading.lookAt(cell))}
-            aria-label={`Go to the tile in row ${Math.floor(cell / reading.columns.value)}, column ${cell % reading.columns.value}`}
           >
             <CellPicture reading={reading} cell={cell} />
             {info?.kind === "score" && bytes?.[cell] ? <span class="value">{number(toValue(info, bytes[cell]!))}</span> : null}
@@ -90,5 +89,6 @@ export function Strip({ reading, title, cells }: { reading: Reading; title: stri
 // Pictures go by tile, cells by place: the order of tiles is row by row.
 export function CellPicture({ reading, cell }: { reading: Reading; cell: number }) {
   const index = reading.indexOf(cell);
-  return index === null ? <span class="no-picture" /> : <img src={pictureOf(reading.key, index)} alt="" loading="lazy" width={76} height={76} />;
+  const where = `Tile in row ${Math.floor(cell / reading.columns.value)}, column ${cell % reading.columns.value}`;
+  return index === null ? <span class="no-picture">{where}</span> : <img src={pictureOf(reading.key, index)} alt={where} loading="lazy" width={76} height={76} />;
 }

@@ -225,8 +225,8 @@ function TileCard({ reading }: { reading: Reading }) {
           <h3>Most alike here</h3>
           <div class="pictures">
             {alike.here.map((one) => (
-              <button type="button" key={one.index} onClick={() => reading.goToIndex(one.index)} aria-label={`Similar tile, cosine ${one.cosine}`}>
-                <img src={pictureOf(one.key, one.index)} alt="" width={72} height={72} />
+              <button type="button" key={one.index} onClick={() => reading.goToIndex(one.index)}>
+                <img src={pictureOf(one.key, one.index)} alt="Similar tile" width={72} height={72} />
                 <span class="value">{number(one.cosine)}</span>
               </button>
             ))}

@@ -199,9 +199,8 @@ function AskedTiles({ reading }: { reading: Reading }) {
           <button
             type="button" key={`${tile.key}-${tile.index}`} aria-current={i === current}
             onClick={() => (tile.key === reading.key ? reading.ask(i) : go({ name: "slide", key: tile.key }))}
-            aria-label={`Tile ${i + 1}${tile.key === reading.key ? "" : ` of ${tile.file}`}`}
           >
-            <img src={pictureOf(tile.key, tile.index)} alt="" loading="lazy" width={76} height={76} />
+            <img src={pictureOf(tile.key, tile.index)} alt={`Asked tile${tile.key === reading.key ? "" : ` of ${tile.file}`}`} loading="lazy" width={76} height={76} />
             <span class="value">{tile.key === reading.key ? i + 1 : "other slide"}</span>
           </button>
         ))}
