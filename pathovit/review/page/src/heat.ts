@@ -149,6 +149,12 @@ export function atRandom(tissue: Uint8Array, count: number, seed: number): numbe
   return found;
 }
 
+// The byte that so large a share of the tiles is below.
+export function quantile(cells: Uint8Array, share: number): number {
+  const known = cells.filter((byte) => byte > 0).sort();
+  return known.length ? known[Math.min(known.length - 1, Math.floor(share * known.length))]! : 255;
+}
+
 export function histogram(cells: Uint8Array, bins: number): number[] {
   const found = new Array<number>(bins).fill(0);
   for (const byte of cells) if (byte) found[Math.min(bins - 1, Math.floor(((byte - 1) / 255) * bins))]!++;

@@ -1,7 +1,8 @@
 // All slides of a patient as one unit: two side by side, which move together when asked to.
 import { useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
-import { get, ofSlide, type SlidePage } from "./api";
+import { bytes, get, ofSlide, type SlidePage } from "./api";
+import { paintCells, table, toByte } from "./heat";
 import { Key } from "./parts";
 import { go, trying, typing } from "./state";
 import { SlideViewer } from "./viewer";
@@ -77,6 +78,14 @@ function Half({ slideKey, onViewer, onMove }: { slideKey: string; onViewer: (vie
       viewer = new SlideViewer(box.current!, page);
       viewer.onView = onMove;
       onViewer(viewer);
+      if (page.may_see && page.layers?.[0]?.kind === "score") {
+        const { overlay } = viewer, cells = await bytes(ofSlide(slideKey, "/heat/0"));
+        overlay.lowest = toByte(page.layers[0], 0.5);
+        overlay.hot = cells;
+        overlay.map = document.createElement("canvas");
+        paintCells(overlay.map, page.grid!, cells, table("score", overlay.lowest, page.group === "strange" || page.group === "unsure"));
+        viewer.draw();
+      }
     });
     return () => {
       gone = true;

@@ -3,7 +3,7 @@ import { batch, computed, effect, signal } from "@preact/signals";
 import {
   type Asked, bytes, get, type Judgement, type KindOfTissue, type LayerInfo, type LookAlike, ofSlide, type Opinion, say, type Said, type Seen, type SlidePage, type TileFacts,
 } from "./api";
-import { atRandom, cellsOf, findRegions, paintCells, type Region, runsOf, strongest, table, toByte } from "./heat";
+import { atRandom, cellsOf, findRegions, paintCells, quantile, type Region, runsOf, strongest, table, toByte, toValue } from "./heat";
 import { paintKinds } from "./kinds";
 import { go, message, refresh, spoken, trying } from "./state";
 import type { At, SlideViewer } from "./viewer";
@@ -138,7 +138,8 @@ export class Reading {
     if (!this.kept.has(layer)) this.kept.set(layer, await bytes(ofSlide(this.key, `/heat/${layer}`)));
     batch(() => {
       if (this.layer.value !== layer || !this.cells.value) {
-        this.threshold.value = info.kind === "score" ? 0.5 : info.kind === "novelty" ? 1 : info.kind === "attention" ? info.high / 2 : 0.5;
+        const strong = toValue(info, quantile(this.kept.get(layer)!, 0.95));
+        this.threshold.value = info.kind === "novelty" ? 1 : info.kind === "attention" ? strong : 0.5;
       }
       this.layer.value = layer;
       this.cells.value = this.kept.get(layer)!;

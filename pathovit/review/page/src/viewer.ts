@@ -26,7 +26,7 @@ export interface At {
 }
 
 type Affine = [number, number, number, number, number, number];
-const UM_AT_10X = 1.0;
+const UM_AT_10X = 1.1; // 1 µm a pixel, as scanners state it
 
 export class SlideViewer {
   readonly osd: OpenSeadragon.Viewer;

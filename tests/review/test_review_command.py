@@ -1,0 +1,249 @@
+"""pathovit review and audit on real files: labels and regions out and in, a folder to look at, the corrected model."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from command import pathovit
+from made_cohort import write_cohort
+from made_reader import Client
+from made_runs import folder_of
+
+from pathovit.outputs.folder import OutFolder
+from pathovit.review.desk import Desk
+from pathovit.review.opinion import Cell, painted_by_all
+from pathovit.review.record import Record
+from pathovit.study.regions import read_regions
+
+
+ONCE = ("--epochs", 1, "--folds", 0, "--positive", "tumour")
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def paint(client: Client, file: str, **cells: list[list[int]]) -> None:
+    for label, runs in cells.items():
+        client.say(client.keys()[file], event="painted", label=label.replace("_", " "), runs=runs)
+
+
+def decide(client: Client, file: str, label: str | None, judgement: str = "none") -> None:
+    client.say(client.keys()[file], event="decision", judgement=judgement, label=label)
+
+
+def test_decisions_are_written_as_train_reads_them(client: Client, out: Path, tmp_path: Path) -> None:
+    decide(client, "one.svs", "tumour")
+    decide(client, "two.svs", None, "unsure")
+    done = pathovit("review", out, "--export", tmp_path / "labels.csv")
+    assert done.returncode == 0, done.stderr
+    assert "1 label written" in done.stderr
+    assert "left out: 1 unsure" in done.stderr
+    (row,) = rows(tmp_path / "labels.csv")
+    assert row["slide"] == folder_of(out, "one").name
+    assert (row["label"], row["reader"]) == ("tumour", "Dr. A")
+
+
+def test_painted_tiles_go_out_as_outlines_and_come_back_the_same(client: Client, out: Path, tmp_path: Path) -> None:
+    desk = client.review.desk
+    case = next(case for case in desk.cases() if case.file == "one.svs")
+    stored = desk.features(case)
+    cells = [(int(row), int(column)) for column, row in stored.grid.lattice()]
+    chosen: dict[Cell, str] = (
+        dict.fromkeys(cells[:9], "tumour") | dict.fromkeys(cells[20:30], "not tumour") | {cells[40]: "ignore"}
+    )
+    for label in set(chosen.values()):
+        runs = [[row, column, 1] for (row, column), name in chosen.items() if name == label]
+        client.say(case.key, event="painted", label=label, runs=runs)
+    done = pathovit("review", out, "--regions", tmp_path / "drawn")
+    assert done.returncode == 0, done.stderr
+    assert "20 painted tiles of 1 slide" in done.stderr
+    (file,) = (tmp_path / "drawn").iterdir()
+    assert {region.name for region in read_regions(file, print)} == {"tumour", "not tumour", "ignore"}
+    other = tmp_path / "other"
+    shutil.copytree(out, other)
+    for path in [*other.glob("slides/*/review.jsonl"), *(other / "review").glob("*")]:
+        path.unlink()
+    done = pathovit("review", other, "--import", tmp_path / "drawn", "--reader", "Dr. B")
+    assert done.returncode == 0, done.stderr
+    again, _ = painted_by_all(Record(OutFolder(other)).events(case.slide_id))
+    assert again == chosen
+
+
+def test_a_drawing_from_qupath_lands_on_its_tiles_also_where_qupath_crops(client: Client, out: Path, tmp_path: Path) -> None:
+    desk = client.review.desk
+    case = next(case for case in desk.cases() if case.file == "one.svs")
+    x, y = (float(v) for v in desk.features(case).xy[5])
+    side = desk.features(case).tile_l0[0]
+    ring = [[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]
+    feature = {
+        "type": "Feature",
+        "id": "f",
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+        "properties": {"classification": {"name": "Tumor"}},
+    }
+    (tmp_path / "one.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    done = pathovit("review", out, "--import", tmp_path / "one.geojson")
+    assert done.returncode == 0, done.stderr
+    column, row = desk.features(case).grid.lattice()[5]
+    assert painted_by_all(Record(OutFolder(out)).events(case.slide_id))[0] == {(int(row), int(column)): "Tumor"}
+    feature["geometry"]["coordinates"] = [[[v - 90_000 for v in point] for point in ring]]  # type: ignore[index]
+    (tmp_path / "one.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    off = pathovit("review", out, "--import", tmp_path / "one.geojson")
+    assert off.returncode == 2
+    assert "one.geojson" in off.stderr
+
+
+def test_overlapping_tiles_are_told_apart_by_their_middles(tmp_path: Path) -> None:
+    """Tiles at half the stride: two neighbours of different classes do not contradict each other."""
+    from made import made_features
+
+    from pathovit.review.corrections import write_cells
+    from pathovit.study.regions import Meaning, label_tiles
+
+    places = np.array([[c, r] for r in range(4) for c in range(6)])
+    stored = made_features(places * 48, grid={"tile": 96.0, "stride": 48.0})
+    painted = {(1, 1): "tumour", (1, 2): "normal", (2, 2): "tumour"}
+    write_cells(tmp_path / "s.geojson", stored, painted)
+    regions = read_regions(tmp_path / "s.geojson", print)
+    labels = label_tiles(stored, regions, Meaning.of({"s-1": regions}), print)
+    known = {(int(places[t][1]), int(places[t][0])) for t in np.flatnonzero(labels.known)}
+    assert known == set(painted)
+
+
+def test_a_folder_to_look_at_holds_pictures_and_says_how_large_it_becomes(client: Client, out: Path, tmp_path: Path) -> None:
+    decide(client, "one.svs", "<b>tumour</b>")
+    done = pathovit("review", out, "--static", tmp_path / "board")
+    assert done.returncode == 0, done.stderr
+    said = re.search(r"at most about ([\d.]+) MB", done.stderr)
+    assert said
+    page = (tmp_path / "board" / "index.html").read_text()
+    assert "Not for use in diagnostic procedures" in page
+    assert "&lt;b&gt;tumour&lt;/b&gt;" in page
+    assert "<b>tumour" not in page
+    assert "onerror=alert" not in page.replace("&lt;img src=x onerror=alert", "")
+    written = sum(path.stat().st_size for path in (tmp_path / "board").rglob("*") if path.is_file())
+    assert written < float(said.group(1)) * 1e6 * 1.05
+    for source in re.findall(r'src="([^"]+)"', page):
+        assert (tmp_path / "board" / source).is_file(), source
+    assert len(re.findall(r"\d\d\.jpg", page)) >= 1
+    again = pathovit("review", out, "--static", tmp_path / "board")
+    assert again.returncode == 2
+    assert "something in it" in again.stderr
+
+
+def test_the_audit_finds_what_was_changed_and_prints_what_was_done(client: Client, out: Path) -> None:
+    decide(client, "one.svs", "tumour")
+    decide(client, "two.svs", "normal")
+    whole = pathovit("audit", "verify", out)
+    assert whole.returncode == 0, whole.stderr
+    assert len(whole.stdout.strip()) == 64
+    assert pathovit("audit", "verify", out, "--head", whole.stdout.strip()).returncode == 0
+    text = pathovit("audit", "print", out).stdout
+    assert "decided: tumour" in text
+    found = json.loads(pathovit("audit", "print", out, "--to", "json").stdout)
+    assert (len(found["events"]), found["head"]) == (2, whole.stdout.strip())
+    assert len(pathovit("audit", "print", out, "--to", "csv").stdout.splitlines()) == 3
+    record = folder_of(out, "one") / "review.jsonl"
+    record.write_bytes(record.read_bytes().replace(b"tumour", b"normal"))
+    changed = pathovit("audit", "verify", out)
+    assert changed.returncode == 3
+    assert "CHANGED" in changed.stderr
+    assert "line 1" in changed.stderr
+
+
+def test_nothing_reviewed_is_said_and_a_wrong_folder_too(finished: Path, tmp_path: Path) -> None:
+    assert "nothing was reviewed" in pathovit("audit", "verify", finished).stderr
+    for command in (["audit", "verify"], ["audit", "print"], ["review"]):
+        done = pathovit(*command, tmp_path / "nowhere")
+        assert done.returncode == 2
+        assert "no such folder" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--listen", "0.0.0.0"], "others could listen in"),
+        (["--tls-key", "k.pem"], "go together"),
+        (["--behind-proxy"], "go together"),
+        (["--user-header", "X-User"], "go together"),
+        (
+            ["--listen", "0.0.0.0", "--tls-certificate", "c", "--tls-key", "k", "--behind-proxy", "--user-header", "X"],
+            "could say who they are",
+        ),
+    ],
+)
+def test_an_address_that_is_not_safe_is_refused(finished: Path, options: list[str], said: str) -> None:
+    done = pathovit("review", finished, "--no-browser", *options)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_what_a_review_corrected_another_model_learns(tmp_path: Path) -> None:
+    """Train, look, correct one kind of tile, train again: the new model differs where it was corrected."""
+    cohort = write_cohort(tmp_path / "cohort")
+    features, labels = cohort / "features", cohort / "labels.csv"
+    first = pathovit("train", labels, "--features", features, "--model", tmp_path / "first", *ONCE)
+    assert first.returncode == 0, first.stderr
+    desk = Desk(OutFolder(features))
+    truth = {row["slide"]: row["label"] for row in rows(labels)}
+    reviewed = [case for case in desk.cases() if case.record][:14]
+    assert len(reviewed) == 14
+    for case in reviewed:
+        stored = desk.features(case)
+        label = truth[case.file]
+        said = {"event": "decision", "judgement": "none", "label": label, "note": "", "reason": ""}
+        desk.record.append(case.slide_id, "Dr. A", "reader", said)
+        column, row = stored.grid.lattice()[0]
+        painted = {"event": "painted", "label": label, "runs": [[int(row), int(column), 1]], "asked": False}
+        desk.record.append(case.slide_id, "Dr. A", "reader", painted)
+    done = pathovit("review", features, "--export", tmp_path / "reviewed.csv", "--regions", tmp_path / "drawn")
+    assert done.returncode == 0, done.stderr
+    second = pathovit(
+        "train",
+        tmp_path / "reviewed.csv",
+        "--features",
+        features,
+        "--model",
+        tmp_path / "second",
+        "--regions",
+        tmp_path / "drawn",
+        *ONCE,
+    )
+    assert second.returncode == 0, second.stderr
+    assert json.loads((tmp_path / "second" / "model.json").read_text()) != json.loads(
+        (tmp_path / "first" / "model.json").read_text()
+    )
+
+
+def test_a_map_that_was_corrected_is_another_one_there(client: Client, out: Path) -> None:
+    """run, review, correct, teach: tiles that were painted as normal are cold afterwards."""
+    desk = client.review.desk
+    case = next(case for case in desk.cases() if case.file == "one.svs")
+    stored = desk.features(case)
+    with tifffile.TiffFile(desk.out.slide(case.slide_id).path / "heatmap.ome.tiff") as tiff:
+        before = tiff.series[0].asarray()[0]
+    lattice = stored.grid.lattice()
+    scores = before[lattice[:, 1], lattice[:, 0]]
+    hottest, coldest = np.argsort(-scores)[:6], np.argsort(scores)[:30:5]
+    others = np.argsort(-scores)[20:60:8]
+    for label, tiles in (("normal", [*hottest, *coldest]), ("tumour", others)):
+        runs = [[int(lattice[t][1]), int(lattice[t][0]), 1] for t in tiles]
+        client.say(case.key, event="painted", label=label, runs=runs)
+    done = pathovit("review", out, "--regions", out / "drawn")
+    assert done.returncode == 0, done.stderr
+    taught = pathovit("teach", out, out / "drawn", "--model", out / "taught")
+    assert taught.returncode == 0, taught.stderr
+    with tifffile.TiffFile(desk.out.slide(case.slide_id).path / "heatmap.ome.tiff") as tiff:
+        after = tiff.series[0].asarray()[0]
+    corrected = after[lattice[hottest, 1], lattice[hottest, 0]]
+    assert scores[hottest].min() > 0.5
+    assert corrected.mean() < scores[hottest].mean() - 0.2
