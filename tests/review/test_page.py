@@ -2,57 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from command import pathovit
-from made_browser import CHROMIUM, FLAGS, GONE, LOADED, OF_THE_DRIVER, open_slide_page, serving, until
+from made_browser import LOADED, open_slide_page, serving, until
 from made_runs import HOSTILE
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Page
 
 from pathovit.outputs.folder import OutFolder
 from pathovit.review.audit import verify
 from pathovit.review.record import Record
-from pathovit.review.server import BUILT
-
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
-    pytest.mark.skipif(not (BUILT / "review.js").is_file(), reason="the page was not built: the npm registry was out of reach"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield found
-        found.close()
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """A page that fails the test when it complains."""
-    context = browser.new_context(viewport={"width": 1366, "height": 768})
-    found = context.new_page()
-    complaints: list[str] = []
-    found.on("pageerror", lambda error: complaints.append(str(error)))
-    found.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
-    found.on(
-        "request",
-        lambda asked: (
-            complaints.append(f"asks {asked.url}")
-            if "127.0.0.1" not in asked.url and asked.url[:5] not in ("data:", "blob:")
-            else None
-        ),
-    )
-    yield found
-    context.close()
-    assert [said for said in complaints if not any(known in said for known in (*OF_THE_DRIVER, GONE))] == []
 
 
 def painted(page: Page) -> dict[str, int]:
@@ -284,101 +246,6 @@ def paint_from_the_map(page: Page) -> None:
         }"""
     )
     assert set(painted(page)) == {"tumour", "normal"}
-
-
-def test_two_readers_disagree_and_a_third_settles(browser: Browser, out: Path) -> None:
-    done = pathovit("review", "users", out, "--add", "Dr. A", "--add", "Dr. B")
-    settles = pathovit("review", "users", out, "--add", "Prof. Z", "--role", "adjudicator")
-    tokens = dict(line.split("\t")[::2] for line in (done.stdout + settles.stdout).splitlines() if line.count("\t") == 2)
-    assert set(tokens) == {"Dr. A", "Dr. B", "Prof. Z"}
-    with serving(out) as url:
-        assert "token" not in url
-        for name, key in (("Dr. A", "a"), ("Dr. B", "d"), ("Prof. Z", "a")):
-            page = browser.new_context().new_page()
-            page.goto(url)
-            page.get_by_label("Token").fill(tokens[name])
-            page.get_by_role("button", name="Enter").click()
-            page.wait_for_selector(".row")
-            if name == "Prof. Z":
-                page.get_by_role("button", name="Disagreement").click()
-                assert page.locator(".row").count() == 1
-            open_slide_page(page, "one.svs")
-            page.keyboard.press("1")
-            page.wait_for_selector("text=Your decision")
-            if page.locator("text=Show anyway").count():
-                page.keyboard.press("x")
-                page.wait_for_selector(".legend")
-            if page.locator("[data-judgement]").count():
-                page.keyboard.press(key)
-            else:
-                page.get_by_role("group", name="What the slide is").get_by_role(
-                    "button", name="tumour" if key == "a" else "normal"
-                ).click()
-            page.get_by_role("button", name="Keep").click()
-            page.wait_for_selector("text=First impression: tumour")
-            if name == "Prof. Z":
-                page.wait_for_selector("text=Other readers")
-                page.get_by_label("Settle as").fill("tumour")
-                page.get_by_role("button", name="Settle").click()
-                page.wait_for_selector("text=Settled as tumour by Prof. Z")
-            else:
-                assert page.locator("text=Other readers").count() == 0
-            page.context.close()
-    assert "1 of 1 slide alike" in pathovit("review", "users", out).stderr
-    done = pathovit("review", out, "--export", out / "labels.csv")
-    assert done.returncode == 0, done.stderr
-    with (out / "labels.csv").open() as file:
-        (row,) = csv.DictReader(file)
-    assert (row["label"], row["reader"]) == ("tumour", "Prof. Z")
-
-
-STATES = ["light", "dark"]
-
-
-@pytest.mark.parametrize("scheme", STATES)
-def test_nobody_is_kept_out(page: Page, out: Path, scheme: str, axe: str) -> None:
-    """No serious finding of axe-core in any state of the page."""
-    page.emulate_media(color_scheme="dark" if scheme == "dark" else "light", reduced_motion="reduce")
-    with serving(out) as url:
-        page.goto(url)
-        page.wait_for_selector(".row")
-        _require_accessible(page, axe, "worklist")
-        page.keyboard.press("?")
-        page.wait_for_selector("dialog")
-        _require_accessible(page, axe, "keys")
-        page.keyboard.press("Escape")
-        open_slide_page(page, "one.svs")
-        _require_accessible(page, axe, "first impression")
-        page.keyboard.press("1")
-        page.wait_for_selector("text=Your decision")
-        if page.locator("text=Show anyway").count():
-            _require_accessible(page, axe, "doubt")
-            page.keyboard.press("x")
-        page.wait_for_selector(".legend")
-        page.keyboard.press("n")
-        page.keyboard.press("Enter")
-        page.wait_for_selector(".card")
-        page.keyboard.press("d")
-        _require_accessible(page, axe, "slide")
-
-
-@pytest.fixture(scope="session")
-def axe() -> str:
-    """The source of axe-core."""
-    found = Path(__file__).parents[2] / "pathovit" / "review" / "page" / "node_modules" / "axe-core" / "axe.min.js"
-    if not found.is_file():
-        pytest.skip("axe-core is not here: make page")
-    return found.read_text()
-
-
-def _require_accessible(page: Page, axe: str, state: str) -> None:
-    page.evaluate(axe)
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
-    serious = [
-        f"{one['id']}: {node['html'][:160]} {node.get('failureSummary', '')[:200]}"
-        for one in found["violations"] if one["impact"] in ("serious", "critical") for node in one["nodes"]
-    ]  # fmt: skip
-    assert serious == [], state
 
 
 def test_a_folder_without_slides_and_a_slide_that_failed_are_said(page: Page, out: Path) -> None:

@@ -11,6 +11,7 @@ from datetime import datetime as real_datetime
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator, ValidationError
 from made import made_record
 
 from pathovit.errors import SettingsError, StorageError
@@ -44,6 +45,14 @@ def test_what_was_said_can_be_read_again_in_order(record: Record) -> None:
     assert audit.head.digest == audit.events[-1].digest
     assert "Dr. A (reader)  noted" in to_text(audit)
     assert to_rows(audit.events)[12]["event"] == "exported"
+
+
+def test_every_line_follows_the_published_schema(record: Record) -> None:
+    schema = json.loads((Path(__file__).parents[2] / "docs" / "schemas" / "review.schema.json").read_text())
+    for event in verify(record).events:
+        Draft202012Validator(schema).validate(event.to_json())
+    with pytest.raises(ValidationError):
+        Draft202012Validator(schema).validate(event.to_json() | {"more": 1})
 
 
 def tamper_edit(record: Record, chance: random.Random) -> None:

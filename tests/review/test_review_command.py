@@ -22,7 +22,6 @@ from pathovit.review.opinion import Cell, painted_by_all
 from pathovit.review.record import Record
 from pathovit.study.regions import read_regions
 
-
 ONCE = ("--epochs", 1, "--folds", 0, "--positive", "tumour")
 
 
