@@ -101,6 +101,7 @@ def write_report(out: OutFolder, found: Contents, record: RunRecord) -> Path:
     html = environment.get_template("report.html").render(
         research_use=RESEARCH_USE,
         version=__version__,
+        folder=out.path.resolve().name,
         rows=rows,
         with_answers=bool(answered),
         numbers=names[names.index("answer") + 1 : names.index("novelty")] if answered else [],

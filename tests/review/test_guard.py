@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import re
 from pathlib import Path
 
 import pytest
+from made_browser import serving
 from made_reader import HOST, ORIGIN, TOKEN, Client
 from starlette.testclient import TestClient
 
@@ -156,3 +159,32 @@ def test_nothing_of_the_readers_is_served(client: Client, out: Path) -> None:
     assert HOST in ORIGIN
     for name in ("readers.json", "head.json", "record.jsonl", "sources.sha256x"):
         assert client.http.get(f"/assets/{name}").status_code == 404
+
+
+def test_no_path_leads_out_of_a_real_server_either(out: Path) -> None:
+    """Clients tidy paths before they send them; this one does not."""
+    with serving(out) as url:
+        host, token = re.findall(r"//([\d.:]+)/#token=(\S+)", url)[0]
+        link = http.client.HTTPConnection(host)
+        link.request(
+            "POST", "/api/enter", json.dumps({"token": token}), {"content-type": "application/json", "origin": f"http://{host}"}
+        )
+        answer = link.getresponse()
+        answer.read()
+        headers = {"cookie": answer.headers["set-cookie"].split(";")[0]}
+        link.request("GET", "/api/worklist", headers=headers)
+        key = json.loads(link.getresponse().read())["rows"][0]["key"]
+        for part in PARTS:
+            for target in ("etc/passwd", "run.json", "slides", "review/head.json", "server.py"):
+                for path in (
+                    f"/assets/{part}/{target}",
+                    f"/{part}/{target}",
+                    f"//{part}/{target}",
+                    f"/api/slides/{key}/{part}/{target}",
+                ):
+                    link.request("GET", path, headers=headers)
+                    found = link.getresponse()
+                    body = found.read()
+                    assert found.status in (400, 404, 405, 422), path
+                    assert b"root:" not in body
+                    assert b"exit_code" not in body
