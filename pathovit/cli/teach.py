@@ -39,6 +39,10 @@ def teach(
         bool, typer.Option("--overwrite", help="Replace a model that was trained. A taught one is replaced anyway.")
     ] = False,
     as_json: options.Json = False,
+    when_told: Annotated[
+        bool,
+        typer.Option("--when-told", hidden=True, help="Make ready, and begin when told to on standard input (the review page)."),
+    ] = False,
 ) -> None:
     """Teach a model on a few painted regions, in seconds, and draw the maps of all slides anew; no slide is read again.
 
@@ -55,6 +59,8 @@ def teach(
     from pathovit.study.lessons import read_lessons
     from pathovit.study.teach import learn
 
+    if when_told:
+        regions, positive = _wait_until_told(regions)
     sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
     _refuse_trained(model, overwrite)
     out, steps = OutFolder(features), Steps()
@@ -64,12 +70,6 @@ def teach(
     shown = taught.card.values["taught"]
     sys.stderr.write("\n".join([say_taught(shown), *say_left_out(shown["left_out"])]) + "\n")
     code = 0
-    if suggest:
-        from pathovit.study.suggest import suggest_tiles
-
-        asked = suggest_tiles(out, taught, given, suggest, options.note)
-        where = out.path / "suggested"
-        sys.stderr.write(f"{len(asked)} tiles to ask about: {where} (give the squares a class in QuPath, and teach again)\n")
     if maps:
         from pathovit.run.redraw import redraw_folder
 
@@ -91,12 +91,31 @@ def teach(
         sys.stderr.write(
             f"{record.slides_done} of {len(record.slides)} maps drawn in {duration(record.seconds or 0.0)}: {out.report}\n"
         )
+    if suggest:
+        from pathovit.study.suggest import suggest_tiles
+
+        asked = suggest_tiles(out, taught, given, suggest, options.note, with_picture=not when_told)
+        where = out.path / "suggested"
+        sys.stderr.write(f"{len(asked)} tiles to ask about: {where} (give the squares a class in QuPath, and teach again)\n")
     sys.stderr.write(f"Model: {model}   (use it on other slides with: pathovit run SLIDES --model {model})\n")
     if as_json:
         typer.echo(json.dumps({"model": str(model), "taught": shown}, indent=1))
     if code > 3:
         leave(code)
     sys.exit(code)
+
+
+def _wait_until_told(regions: list[Path]) -> tuple[list[Path], str | None]:
+    """Import all that teaching takes, then wait for a line of JSON: more `regions`, and the `positive` class."""
+    import pathovit.run.redraw
+    import pathovit.show.overview
+    import pathovit.study.suggest  # noqa: F401
+
+    line = sys.stdin.readline()
+    if not line:  # whoever would have told is gone
+        sys.exit(0)
+    told = json.loads(line)
+    return [*regions, *map(Path, told["regions"])], told["positive"]
 
 
 def _refuse_trained(model: Path, overwrite: bool) -> None:

@@ -19,43 +19,51 @@ LAST_LINES = 8
 
 @dataclass
 class Lesson:
-    """One process at a time."""
+    """One process at a time. It is made ready while somebody paints, for what it needs takes seconds to load."""
 
     out: OutFolder
+    regions: Path  # folder of GeoJSON files
     model: Path
     ended: Callable[[dict[str, object]], None]  # what the model says of itself
     _process: subprocess.Popen[str] | None = None
+    _told: bool = False
     _began: float = 0.0
     _seconds: float = 0.0
     _lines: list[str] = field(default_factory=list)
     _code: int | None = None
+    _stopped: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def running(self) -> bool:
-        return self._process is not None and self._code is None
+        return self._told and self._code is None
 
-    def start(self, sources: list[Path], positive: str | None) -> bool:
-        """Begin; False where one is going on."""
+    def make_ready(self) -> None:
+        """Start a process that waits, if there is none."""
+        with self._lock:
+            self._make_ready()
+
+    def _make_ready(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            return
+        command = [sys.executable, "-m", "pathovit", "teach", str(self.out.path), str(self.regions), "--model", str(self.model)]
+        command += ["--suggest", str(SUGGESTED), "--json", "--when-told"]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        self._told = False
+
+    def start(self, more: list[Path], positive: str | None) -> bool:
+        """Begin, on the regions and more sources; False where a lesson is going on."""
         with self._lock:
             if self.running:
                 return False
-            command = [
-                sys.executable,
-                "-m",
-                "pathovit",
-                "teach",
-                str(self.out.path),
-                *map(str, sources),
-                "--model",
-                str(self.model),
-            ]
-            command += ["--suggest", str(SUGGESTED), "--json", *(["--positive", positive] if positive else [])]
-            self._lines, self._code, self._began = [], None, time.monotonic()
-            self._process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
-            )
-            threading.Thread(target=self._watch, args=(self._process,), daemon=True).start()
+            self._make_ready()
+            process = self._process
+            assert process and process.stdin
+            self._lines, self._code, self._began, self._told = [], None, time.monotonic(), True
+            process.stdin.write(json.dumps({"regions": list(map(str, more)), "positive": positive}) + "\n")
+            process.stdin.flush()
+            threading.Thread(target=self._watch, args=(process,), daemon=True).start()
             return True
 
     def _watch(self, process: subprocess.Popen[str]) -> None:
@@ -65,12 +73,13 @@ class Lesson:
         told = process.stdout.read()
         code = process.wait()
         reading.join()
-        taught: dict[str, object] = {}
         if code in (0, 3):
-            taught = dict(json.loads(told)["taught"])
-            self.ended(taught)
+            self.ended(dict(json.loads(told)["taught"]))
         with self._lock:
             self._code, self._seconds = code, time.monotonic() - self._began
+            if not self._stopped:
+                self._make_ready()  # for the next one
+                self._told = True  # the last lesson is what is shown until then
 
     def _read_lines(self, process: subprocess.Popen[str]) -> None:
         assert process.stderr
@@ -82,5 +91,6 @@ class Lesson:
         return {"running": self.running, "code": self._code, "seconds": round(seconds, 1), "lines": list(self._lines)}
 
     def stop(self) -> None:
-        if self._process is not None and self._code is None:
+        self._stopped = True
+        if self._process is not None and self._process.poll() is None:
             self._process.terminate()

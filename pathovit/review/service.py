@@ -63,7 +63,7 @@ class Review:
 
     def __post_init__(self) -> None:
         folder = self.desk.record.folder
-        self.lesson = Lesson(self.desk.out, folder / "taught", self._taught)
+        self.lesson = Lesson(self.desk.out, folder / "regions", folder / "taught", self._taught)
 
     # Who
 
@@ -197,6 +197,8 @@ class Review:
 
     def say(self, case: Case, reader: Reader, given: Given) -> Event:
         said, seen = given.said.model_dump(mode="json"), given.seen.model_dump(mode="json")
+        if given.said.event == "painted" and reader.may_settle:
+            self.lesson.make_ready()
         return self.desk.record.append(case.slide_id, reader.name, reader.role, said, seen, about(case.record))
 
     def alike(self, case: Case, reader: Reader, index: int) -> dict[str, list[dict[str, object]]]:
@@ -222,14 +224,12 @@ class Review:
     def teach(self, reader: Reader, positive: str | None, with_kinds: bool) -> bool:
         if not reader.may_settle:
             raise HTTPException(403, "Whoever settles disagreements teaches the model.")
-        folder = self.desk.record.folder / "regions"
-        slides, _, _ = corrections.write_regions(self.desk, folder)
+        slides, _, _ = corrections.write_regions(self.desk, self.lesson.regions)
         named = kinds.named_source(self.desk.out) if with_kinds else None
-        sources = [*([folder] if slides else []), *([named] if named else [])]
-        if not sources:
+        if not slides:
             raise HTTPException(409, "Nothing is painted yet.")
         self._teacher = reader
-        return self.lesson.start(sources, positive)
+        return self.lesson.start([named] if named else [], positive)
 
     def _taught(self, taught: dict[str, object]) -> None:
         self.desk.forget_answers()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathovit.model.prediction import Answered
 
 MOST_PROCESSES = 8
+DRAWN_HERE = 2  # slides that somebody is waiting for: other processes take seconds to begin
 Listener = Callable[[int, int], None]  # slides that are drawn, and how many there are
 
 
@@ -65,9 +66,14 @@ def redraw_folder(
     outcomes: dict[str, SlideOutcome] = {}
     with ProcessPoolExecutor(_processes(len(records)), multiprocessing.get_context("spawn"), initializer=quiet_libraries) as pool:
         drawn: dict[Future[Ok | Failed], SlideRecord] = {}
+        here = [record.slide_id for record in records if record.slide_id in first][:DRAWN_HERE]
+        if len(records) > len(here):
+            pool.submit(quiet_libraries)  # processes begin meanwhile
         for record, answered in _answers(records, out, folder, settings):
-            path = files.get(record.sha256)
-            drawn[pool.submit(_redraw, record, out, settings, answered, path)] = record
+            asked_for = (record, out, settings, answered, files.get(record.sha256))
+            drawn[_done(_redraw(*asked_for)) if record.slide_id in here else pool.submit(_redraw, *asked_for)] = record
+            if record.slide_id in here:
+                on_slide(len(drawn), len(records))
         for future in as_completed(drawn):
             record, found = drawn[future], future.result()
             stage, reason = ("failed", str(found.error)) if isinstance(found, Failed) else ("done", found.value.reason)
@@ -82,6 +88,13 @@ def redraw_folder(
     ended = log.end(code, time.monotonic() - began, told)
     show_results(out, ended)
     return ended
+
+
+def _done(found: Ok | Failed) -> Future[Ok | Failed]:
+    """What was done in this process."""
+    future: Future[Ok | Failed] = Future()
+    future.set_result(found)
+    return future
 
 
 def _processes(slides: int) -> int:

@@ -48,7 +48,9 @@ class Candidates:
     unlike: Floats  # (n,) distance from what was shown, 1 at the limit
 
 
-def suggest_tiles(out: OutFolder, model: SlideModel, given: Lessons, count: int, say: Say) -> list[AskedTile]:
+def suggest_tiles(
+    out: OutFolder, model: SlideModel, given: Lessons, count: int, say: Say, with_picture: bool = True
+) -> list[AskedTile]:
     """The `count` tiles of a folder that help most, first the one that helps most; written to `suggested/`."""
     painted = {lesson.stored.slide_id: lesson.labels.known for lesson in given.lessons}
     found = []
@@ -59,7 +61,7 @@ def suggest_tiles(out: OutFolder, model: SlideModel, given: Lessons, count: int,
         except (SlideError, SettingsError) as error:
             say(f"{record.description.file}: left out ({error})")
     asked = choose(found, count)
-    _write(out, asked, say)
+    _write(out, asked, say, with_picture)
     return asked
 
 
@@ -111,7 +113,7 @@ def choose(found: list[Candidates], count: int) -> list[AskedTile]:
     return asked
 
 
-def _write(out: OutFolder, asked: list[AskedTile], say: Say) -> None:
+def _write(out: OutFolder, asked: list[AskedTile], say: Say, with_picture: bool) -> None:
     folder, files = out.path / "suggested", files_at_hand(out)
     shutil.rmtree(folder, ignore_errors=True)
     by_slide: dict[str, list[AskedTile]] = {}
@@ -121,6 +123,8 @@ def _write(out: OutFolder, asked: list[AskedTile], say: Say) -> None:
     for slide_id, tiles in by_slide.items():
         record, stored = tiles[0].record, tiles[0].stored
         write_squares(folder / f"{slide_id}.geojson", stored, {tile.index: f"suggested {tile.rank}" for tile in tiles})
+        if not with_picture:
+            continue
         if (path := files.get(record.sha256)) is None:
             say(f"{record.description.file}: it is not where it was, so there is no picture of its tiles")
             continue

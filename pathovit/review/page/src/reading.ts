@@ -69,12 +69,13 @@ export class Reading {
 
   constructor(readonly key: string) {}
 
-  async open(): Promise<void> {
-    await this.load();
+  // The rest of what the page shows, and the record that it was opened.
+  async begin(): Promise<void> {
     const page = this.page.value!;
-    if (!page.opinion.last || !page.first_done) await this.say({ event: "opened", blind: !page.first_done });
-    if (page.grid) this.tissue.value = await bytes(ofSlide(this.key, "/grid"));
-    void this.loadAsked();
+    const cells = page.grid ? bytes(ofSlide(this.key, "/grid")) : null;
+    await this.say({ event: "opened", blind: !page.first_done });
+    this.tissue.value = await cells;
+    await this.loadAsked();
   }
 
   async load(): Promise<void> {
@@ -84,7 +85,7 @@ export class Reading {
       this.took(page.opinion);
       if (!this.brushLabel.value) this.brushLabel.value = this.classes.value.at(-1) ?? "";
     });
-    if (page.may_see && page.layers?.length) await this.showLayer(Math.min(this.layer.value, page.layers.length - 1));
+    if (page.may_see && page.layers?.length) void trying(() => this.showLayer(Math.min(this.layer.value, page.layers!.length - 1)));
   }
 
   async loadAsked(): Promise<void> {

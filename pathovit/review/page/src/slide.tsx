@@ -19,8 +19,9 @@ export function SlidePageView({ slideKey }: { slideKey: string }) {
     const opened = new Reading(slideKey);
     reading.value = null;
     void trying(async () => {
-      await opened.open();
-      reading.value = opened;
+      await opened.load();
+      reading.value = opened; // the slide is on its way while the rest is asked for
+      await opened.begin();
     });
     return () => opened.close();
   }, [slideKey]);

@@ -55,7 +55,7 @@ export class SlideViewer {
     const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
     this.osd = OpenSeadragon({
       element,
-      drawer: drawer === "auto" ? ["webgl", "canvas"] : drawer,
+      drawer: drawer === "auto" ? (hasGraphicsCard() ? ["webgl", "canvas"] : "canvas") : drawer,
       prefixUrl: "",
       showNavigationControl: false,
       showNavigator: true,
@@ -327,6 +327,13 @@ export class SlideViewer {
     const [a, b] = [this.measure[0]!, this.measure.at(-1)!];
     return Math.hypot((a[0] - b[0]) * this.mpp[0], (a[1] - b[1]) * this.mpp[1]);
   }
+}
+
+// WebGL in software is slower than a plain canvas: on remote desktops, and on machines without a graphics card.
+function hasGraphicsCard(): boolean {
+  const context = document.createElement("canvas").getContext("webgl2", { failIfMajorPerformanceCaveat: true });
+  context?.getExtension("WEBGL_lose_context")?.loseContext();
+  return context !== null;
 }
 
 interface Shown {
