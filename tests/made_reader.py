@@ -31,6 +31,12 @@ class Client:
     def enter(self, token: str = TOKEN) -> None:
         assert self.http.post("/api/enter", json={"token": token}).status_code == 200
 
+    def look(self, key: str) -> None:
+        """First impression, then what the model says, whatever it is worth."""
+        if not self.http.get(f"/api/slides/{key}").json()["first_done"]:
+            self.say(key, event="first_impression", label=None)
+        self.say(key, event="shown", anyway=True)
+
     def say(self, key: str, status: int = 200, **said: object) -> dict[str, object]:
         answer = self.http.post(f"/api/slides/{key}/events", json={"said": said, "seen": {"answer": False}})
         assert answer.status_code == status, answer.text

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathovit.review.desk import Desk
     from pathovit.review.readers import Reader
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK, ANY = ("127.0.0.1", "localhost", "::1"), ("0.0.0.0", "::")
 
 
 class _OrAFolder(TyperGroup):
@@ -55,6 +55,8 @@ class Address:
                 f"--listen {self.listen}: others could listen in. Give --tls-certificate and --tls-key, or leave it at this computer and put a "
                 "proxy that speaks TLS before it (--behind-proxy)."
             )
+        if self.listen in ANY and not self.names:
+            raise SettingsError(f"--listen {self.listen}: say under which name others reach it, with --host NAME.")
         if behind_proxy != bool(self.user_header):
             raise SettingsError("--behind-proxy and --user-header NAME go together: the proxy says in that header who asks.")
         if behind_proxy and self.listen not in LOOPBACK:
@@ -136,6 +138,7 @@ def _write_files(
     if regions:
         painted, tiles, differ = write_regions(desk, regions)
         more = f" ({differ} tiles on which readers disagree are left out)" if differ else ""
+        desk.record.append("", who.name, who.role, {"event": "exported", "painted_tiles": tiles, "slides": painted})
         sys.stderr.write(f"{counted(tiles, 'painted tile')} of {counted(painted, 'slide')} written to {regions}{more}.\n")
     if static:
         from pathovit.review.static import write_static
@@ -158,12 +161,18 @@ def _serve(out: Path, elsewhere: tuple[Path, ...], who: Reader, blind: bool, add
         )
     port = address.port or _free_port(address.listen)
     token = secrets.token_urlsafe(24)
-    local = ("127.0.0.1", "localhost", "[::1]", *address.names, *([] if address.listen in LOOPBACK else [address.listen]))
+    local = (
+        "127.0.0.1",
+        "localhost",
+        "[::1]",
+        *address.names,
+        *([] if address.listen in (*LOOPBACK, *ANY) else [_in_address(address.listen)]),
+    )
     hosts = (*address.names, *(f"{name}:{port}" for name in local))
     settings = ReviewSettings(who, token, hosts, blind, address.user_header, bool(address.certificate))
     opened = open_review(OutFolder(out), settings, elsewhere)
     slides, people = len(opened.desk.cases()), Readers.load(opened.desk.record.folder).people
-    shown = address.names[0] if address.names else "127.0.0.1" if address.listen in LOOPBACK else address.listen
+    shown = address.names[0] if address.names else _in_address(address.listen)
     entered = "" if people or address.user_header else f"#token={token}"
     url = f"{'https' if address.certificate else 'http'}://{shown}:{port}/{entered}"
 
@@ -179,10 +188,14 @@ def _serve(out: Path, elsewhere: tuple[Path, ...], who: Reader, blind: bool, add
     serve(opened, address.listen, port, started, address.certificate)
 
 
+def _in_address(listen: str) -> str:
+    return f"[{listen}]" if ":" in listen else listen
+
+
 def _free_port(listen: str) -> int:
     import socket
 
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in listen else socket.AF_INET) as probe:
         probe.bind((listen, 0))
         return int(probe.getsockname()[1])
 

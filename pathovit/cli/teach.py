@@ -60,7 +60,7 @@ def teach(
     from pathovit.study.teach import learn
 
     if when_told:
-        regions, positive = _wait_until_told(regions)
+        regions, positive = _wait_until_told()
     sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
     _refuse_trained(model, overwrite)
     out, steps = OutFolder(features), Steps()
@@ -105,8 +105,8 @@ def teach(
     sys.exit(code)
 
 
-def _wait_until_told(regions: list[Path]) -> tuple[list[Path], str | None]:
-    """Import all that teaching takes, then wait for a line of JSON: more `regions`, and the `positive` class."""
+def _wait_until_told() -> tuple[list[Path], str | None]:
+    """Import all that teaching takes, then wait for a line of JSON: the `regions`, and the `positive` class."""
     import pathovit.run.redraw
     import pathovit.show.overview
     import pathovit.study.suggest  # noqa: F401
@@ -115,7 +115,7 @@ def _wait_until_told(regions: list[Path]) -> tuple[list[Path], str | None]:
     if not line:  # whoever would have told is gone
         sys.exit(0)
     told = json.loads(line)
-    return [*regions, *map(Path, told["regions"])], told["positive"]
+    return [Path(path) for path in told["regions"]], told["positive"]
 
 
 def _refuse_trained(model: Path, overwrite: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from functools import cache
 from pathlib import Path
 
@@ -25,13 +26,22 @@ def about(record: SlideRecord | None) -> dict[str, object]:
     found: dict[str, object] = {"pathovit": pathovit.__version__, "code_sha256": code_sha256()}
     if record is None:
         return found
+    answer = record.prediction
     finished = record.finish_recipe.values if record.finish_recipe else {}
     encoder = record.recipe.encoder
     return found | {
         "slide_sha256": record.sha256,
-        "model": record.prediction.model if record.prediction else None,
+        "model": answer.model if answer else None,
         "model_sha256": finished.get("model_sha256"),
         "encoder": encoder.get("encoder"),
         "encoder_sha256": encoder.get("weights_sha256"),
-        "answer": record.prediction.headline if record.prediction else None,
+        "answer": answer.headline if answer else None,
+        "tiles_sha256": tiles_sha256(record),
     }
+
+
+def tiles_sha256(record: SlideRecord) -> str:
+    """Of all that decides where tiles lie: cells of another lattice are other tissue."""
+    recipe = record.recipe.values
+    known = [recipe.get("tiles"), recipe.get("mpp"), record.description.size, recipe.get("steps", {}).get("tiling")]
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()

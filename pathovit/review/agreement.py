@@ -12,7 +12,6 @@ from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import cohen_kappa_score
 
 from pathovit.review.desk import Desk
-from pathovit.review.opinion import opinions
 
 DRAWS, LEAST_SLIDES = 1000, 10
 Pair = tuple[str, str]
@@ -33,7 +32,7 @@ def agreements(desk: Desk) -> list[Agreement]:
     """Of all pairs of readers with a slide in common."""
     read: dict[str, dict[str, str]] = {}
     for case in desk.cases():
-        for name, one in opinions(desk.events(case.slide_id)).items():
+        for name, one in desk.opinions(case).items():
             if one.label is not None:
                 read.setdefault(name, {})[case.slide_id] = one.label or "unsure"
     found = []

@@ -73,6 +73,8 @@ def alike_here(stored: SlideFeatures, index: int, count: int) -> list[Alike]:
 
 def alike_elsewhere(sample: Sample, stored: SlideFeatures, index: int, count: int) -> list[Alike]:
     """The most similar tiles of other slides in the sample, one of each."""
+    if sample.features.shape[1] != stored.features.shape[1]:  # another encoder's
+        return []
     like = cosines(stored.features[index].astype(np.float32), sample.features)
     found: list[Alike] = []
     for row in np.argsort(-like, kind="stable"):

@@ -37,14 +37,16 @@ def verify(record: Record, known_head: str = "") -> Audit:
     known_head : a digest that was noted elsewhere; it must be in the record
     """
     found = _Found()
-    for slide_id, path in record.files():
-        _check_file(found, slide_id, path.relative_to(record.out.path).as_posix(), *_lines(path))
+    with record.at_rest():
+        try:
+            head = record.head()
+        except SettingsError as error:
+            found.broken.append(str(error))
+            head = Head()
+        for slide_id, path in record.files():
+            name = path.relative_to(record.out.path).as_posix()
+            _check_file(found, slide_id, name, *_lines(path), interrupted=head.writing == slide_id)
     found.events.sort(key=lambda event: event.number)
-    try:
-        head = record.head()
-    except SettingsError as error:
-        found.broken.append(str(error))
-        head = Head()
     _check_folder(found, head)
     if known_head and known_head not in {event.digest for event in found.events}:
         found.broken.append(
@@ -53,8 +55,10 @@ def verify(record: Record, known_head: str = "") -> Audit:
     return Audit(tuple(found.events), tuple(found.broken), tuple(found.remarks), head)
 
 
-def _check_file(found: _Found, slide_id: str, name: str, lines: list[bytes], torn: bytes) -> None:
-    if torn:
+def _check_file(found: _Found, slide_id: str, name: str, lines: list[bytes], torn: bytes, interrupted: bool) -> None:
+    if torn and not interrupted:
+        found.broken.append(f"{name}: its last line was cut off")
+    elif torn:
         found.remarks.append(f"{name}: its end was being written when the power went, and was never acknowledged")
     before = NOTHING
     for number, line in enumerate(lines, start=1):
@@ -140,7 +144,7 @@ def _words(event: Event) -> str:
         case "first_impression":
             return f"first impression: {label}"
         case "shown":
-            return "saw the answer" + (", though the model was not sure" if said["anyway"] else "")
+            return "saw the answer all the same" if said["anyway"] else "saw what the model says"
         case "decision":
             return f"decided: {label} ({said['judgement']}){note}{why}"
         case "region":

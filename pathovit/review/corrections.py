@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from shapely.geometry import shape
 
 from pathovit.errors import SettingsError
 from pathovit.files import csv_table, write_atomically
 from pathovit.outputs.features import SlideFeatures
-from pathovit.outputs.folder import OutFolder
-from pathovit.outputs.store import FeatureStore
+from pathovit.review.about import about, tiles_sha256
 from pathovit.review.desk import Desk
 from pathovit.review.opinion import Cell, painted_by_all, runs_of
 from pathovit.review.readers import Reader
-from pathovit.show.qupath import write_painted
+from pathovit.show.qupath import MADE_BY, offset, write_painted
 from pathovit.study.regions import find_regions, tiles_in
 from pathovit.tables import Say
 from pathovit.text import counted
-
-
-@dataclass(frozen=True)
-class Written:
-    """What was written, and what was left out."""
-
-    labels: int
-    unsure: int
-    disagreed: int
-    slides_painted: int
-    tiles_painted: int
-    tiles_disagreed: int
 
 
 def cell_index(stored: SlideFeatures) -> dict[Cell, int]:
@@ -45,7 +34,7 @@ def write_labels(desk: Desk, path: Path) -> tuple[int, int, int]:
     rows, unsure, disagreed = [], 0, 0
     with_patients = any(case.patient for case in desk.cases())
     for case in sorted((case for case in desk.cases() if case.record), key=lambda case: case.slide_id):
-        found = desk.standing(case.slide_id)
+        found = desk.standing(case)
         disagreed += found.disagreement and not found.settled
         unsure += found.label == ""
         if found.label:
@@ -59,19 +48,37 @@ def write_labels(desk: Desk, path: Path) -> tuple[int, int, int]:
 
 def write_regions(desk: Desk, folder: Path) -> tuple[int, int, int]:
     """A GeoJSON file for each slide with painted tiles; those of before are replaced. Slides; tiles; tiles that readers disagree on."""
-    if folder.is_dir():
-        for stale in folder.glob("*.geojson"):
-            stale.unlink()
+    _clear(folder)
     slides = tiles = differ = 0
     for case in desk.cases():
         if case.record is None:
             continue
-        painted, disagreed = painted_by_all(desk.events(case.slide_id))
+        painted, disagreed = painted_by_all(desk.events(case.slide_id), tiles_sha256(case.record))
         differ += disagreed
         if painted:
             write_cells(folder / f"{case.slide_id}.geojson", desk.features(case), painted)
             slides, tiles = slides + 1, tiles + len(painted)
     return slides, tiles, differ
+
+
+def _clear(folder: Path) -> None:
+    """Take out what was written here before.
+
+    Raises
+    ------
+    SettingsError : there are regions of somebody else
+    """
+    ours = []
+    for path in folder.glob("*.geojson") if folder.is_dir() else ():
+        try:
+            is_ours = json.loads(path.read_bytes()).get("made_by") == MADE_BY
+        except (OSError, ValueError, AttributeError):
+            is_ours = False
+        if not is_ours:
+            raise SettingsError(f"{path}: regions that are not of a review. Choose another --regions, so that they stay.")
+        ours.append(path)
+    for path in ours:
+        path.unlink()
 
 
 def write_cells(path: Path, stored: SlideFeatures, painted: dict[Cell, str]) -> None:
@@ -91,10 +98,7 @@ def import_regions(desk: Desk, paths: Sequence[Path], reader: Reader, say: Say) 
     ------
     SettingsError : a file that cannot be read, of no slide, or off its tissue
     """
-    from pathovit.review.about import about
-
     regions = find_regions(paths, desk.out, say)
-    desk.cases()
     found = 0
     for slide_id, drawn in regions.items():
         case = next((case for case in desk.cases() if case.slide_id == slide_id and case.record), None)
@@ -121,25 +125,30 @@ def import_regions(desk: Desk, paths: Sequence[Path], reader: Reader, say: Say) 
     return found
 
 
-def suggested(out: OutFolder) -> list[tuple[str, int]]:
-    """slide_id and tile of what `pathovit teach --suggest` asks for, the most helpful first."""
-    import json
+@dataclass(frozen=True)
+class Asked:
+    """A tile that a taught model would like to know."""
 
-    found: list[tuple[int, str, int]] = []
-    for path in sorted((out.path / "suggested").glob("*.geojson")):
-        stored = FeatureStore(out.slide(path.stem), path).read()
+    slide_id: str
+    index: int
+    row: int
+    column: int
+
+
+def suggested(desk: Desk) -> list[Asked]:
+    """What `pathovit teach --suggest` asks for, the most helpful first."""
+    found: list[tuple[int, Asked]] = []
+    cases = {case.slide_id: case for case in desk.cases() if case.record}
+    for path in sorted((desk.out.path / "suggested").glob("*.geojson")):
+        if path.stem not in cases:
+            continue
+        stored = desk.features(cases[path.stem])
+        centres, lattice = stored.xy + np.asarray(stored.tile_l0) / 2, stored.grid.lattice()
         for feature in json.loads(path.read_bytes())["features"]:
+            centre = shape(feature["geometry"]).centroid
+            wanted = np.array([centre.x, centre.y]) + np.asarray(offset(stored))
+            index = int(np.abs(centres - wanted).sum(1).argmin())
+            column, row = (int(v) for v in lattice[index])
             rank = int(feature["properties"]["name"].removeprefix("suggested "))
-            found.append((rank, path.stem, _tile_of(stored, feature)))
-    return [(slide_id, tile) for _, slide_id, tile in sorted(found)]
-
-
-def _tile_of(stored: SlideFeatures, feature: dict[str, object]) -> int:
-    from shapely.geometry import shape
-
-    from pathovit.show.qupath import offset
-
-    centre = shape(feature["geometry"]).centroid
-    x, y = offset(stored)
-    wanted = np.array([centre.x + x, centre.y + y])
-    return int(np.abs(stored.xy + np.asarray(stored.tile_l0) / 2 - wanted).sum(1).argmin())
+            found.append((rank, Asked(path.stem, index, row, column)))
+    return [asked for _, asked in sorted(found, key=lambda pair: pair[0])]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,9 +18,10 @@ from typing import TypeAlias
 from pathovit.errors import PathovitError, SlideError
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.folder import OutFolder, Refused
-from pathovit.outputs.records import A_MAP, DONE, OUTSIDE, Answer, Outcome, SlideRecord, SlideVerdict
+from pathovit.outputs.records import A_MAP, DONE, OUTSIDE, Answer, Outcome, SlideRecord, SlideVerdict, is_component
 from pathovit.outputs.runs import all_runs, files_at_hand
 from pathovit.outputs.store import FeatureStore
+from pathovit.review.about import tiles_sha256
 from pathovit.review.alike import Sample, some_tiles
 from pathovit.review.heat import Heat, read_heat
 from pathovit.review.opinion import Opinion, Standing, opinions, standing
@@ -29,6 +31,7 @@ from pathovit.slides.find import find_slides
 
 SAMPLED_TILES, SAMPLED_SLIDES = 20_000, 400  # of the whole folder, for tiles that look alike
 KEPT_FEATURES = 2  # slides
+LOOK_AGAIN_S = 5.0  # for a file that was not there
 Stamp: TypeAlias = tuple[int, int]
 
 
@@ -70,6 +73,17 @@ class Case:
         return self.record.prediction if self.record else None
 
     @property
+    def model_sha256(self) -> str:
+        finished = self.record.finish_recipe if self.record else None
+        return str((finished.values.get("model_sha256") if finished else None) or "")
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the model has no answer to rely on, whatever else is true of the slide."""
+        answer = self.answer
+        return answer is not None and (answer.unsure or answer.answer == OUTSIDE or (answer.strange and answer.answer != A_MAP))
+
+    @property
     def rank(self) -> tuple[float, str]:
         """By risk within a group; strange ones by novelty."""
         answer = self.answer
@@ -98,8 +112,10 @@ class Desk:
     _events: dict[str, tuple[Stamp, list[Event]]] = field(default_factory=dict)
     _paths: dict[str, Path] = field(default_factory=dict)
     _cases: dict[str, Case] = field(default_factory=dict)
-    _features: dict[str, tuple[str, SlideFeatures]] = field(default_factory=dict)
-    _sample: Sample | None = None
+    _features: dict[tuple[str, Stamp | None], SlideFeatures] = field(default_factory=dict)
+    _sample: tuple[int, Sample | None] | None = None  # of a folder of so many slides
+    _sampling: threading.Lock = field(default_factory=threading.Lock)
+    _gone: dict[str, tuple[float, Whereabouts]] = field(default_factory=dict)  # files that were not there, and when
 
     def __post_init__(self) -> None:
         self.record = Record(self.out)
@@ -150,13 +166,18 @@ class Desk:
         path = self._paths.get(record.sha256)
         if path is not None and self.out.unchanged(path) == record.sha256:
             return path, Whereabouts.HERE
+        gone = self._gone.get(record.sha256)
+        if gone is not None and time.monotonic() - gone[0] < LOOK_AGAIN_S:
+            return None, gone[1]
         there = [path for path in self._candidates(record.description.file) if path.exists()]
         for path in there:
             with suppress(SlideError):  # being written to, or unreadable: then it is not this one
                 if self.out.fingerprint(path)[0] == record.sha256:
                     self._paths[record.sha256] = path
                     return path, Whereabouts.HERE
-        return None, Whereabouts.CHANGED if there else Whereabouts.MISSING
+        whereabouts = Whereabouts.CHANGED if there else Whereabouts.MISSING
+        self._gone[record.sha256] = time.monotonic(), whereabouts
+        return None, whereabouts
 
     def _candidates(self, name: str) -> list[Path]:
         """Files of a name, where runs found them or where slides are said to lie now."""
@@ -168,12 +189,13 @@ class Desk:
 
     def features(self, case: Case) -> SlideFeatures:
         """Stored features of a slide; the last few are kept. Raises SlideError where they are missing or damaged."""
+        key = case.slide_id, _stamp(self.out.slide(case.slide_id).path / "features.json")
         with self._lock:
-            if (kept := self._features.get(case.slide_id)) is not None:
-                return kept[1]
+            if (kept := self._features.get(key)) is not None:
+                return kept
         stored = FeatureStore(self.out.slide(case.slide_id), Path(case.file)).read()
         with self._lock:
-            self._features[case.slide_id] = case.key, stored
+            self._features[key] = stored
             while len(self._features) > KEPT_FEATURES:
                 self._features.pop(next(iter(self._features)))
         return stored
@@ -183,27 +205,26 @@ class Desk:
         return read_heat(self.out.slide(case.slide_id), self.features(case))
 
     def sample(self) -> Sample | None:
-        """Some tiles of many slides with features like each other's; made when it is asked for the first time."""
-        with self._lock:
-            if self._sample is None:
-                cases = [case for case in self.cases() if case.record]
-                places = [len(cases) * step // min(len(cases), SAMPLED_SLIDES) for step in range(min(len(cases), SAMPLED_SLIDES))]
-                each, parts, width = SAMPLED_TILES // max(1, len(places)), [], 0
-                for place in places:
-                    try:
-                        stored = FeatureStore(self.out.slide(cases[place].slide_id), Path(cases[place].file)).read()
-                    except PathovitError:  # its own page says so
-                        continue
-                    width = width or stored.features.shape[1]
-                    if stored.features.shape[1] == width:
-                        parts.append((stored, some_tiles(stored, each)))
-                self._sample = Sample.joined(parts) if parts else None
-            return self._sample
+        """Some tiles of many slides with features like each other's; made when it is asked for the first time, and again for more slides."""
+        cases = [case for case in self.cases() if case.record]
+        with self._sampling:
+            if self._sample is None or self._sample[0] != len(cases):
+                self._sample = len(cases), self._drawn(cases)
+            return self._sample[1]
 
-    def forget_answers(self) -> None:
-        """Maps were drawn anew."""
-        with self._lock:
-            self._features.clear()
+    def _drawn(self, cases: list[Case]) -> Sample | None:
+        count = min(len(cases), SAMPLED_SLIDES)
+        each, parts, width = SAMPLED_TILES // max(1, count), [], 0
+        for step in range(count):
+            case = cases[len(cases) * step // count]
+            try:
+                stored = FeatureStore(self.out.slide(case.slide_id), Path(case.file)).read()
+            except PathovitError:  # its own page says so
+                continue
+            width = width or stored.features.shape[1]
+            if stored.features.shape[1] == width:
+                parts.append((stored, some_tiles(stored, each)))
+        return Sample.joined(parts) if parts else None
 
     # What was said of it
 
@@ -223,22 +244,19 @@ class Desk:
         return Readers.load(self.record.folder)
 
     def is_assigned(self, case: Case, reader: Reader, readers: Readers) -> bool:
-        names = readers.readers_of(case.slide_id)
-        return not names or reader.name in names or reader.may_settle
+        """Whether a slide is a reader's: all slides of a patient are the same reader's, and one stays whose slide was begun."""
+        names = readers.readers_of(case.patient or case.slide_id)
+        return not names or reader.name in names or reader.may_settle or self.opinion(case, reader.name).opened
 
-    def opinion(self, slide_id: str, reader: str) -> Opinion:
-        return opinions(self.events(slide_id)).get(reader, Opinion(reader))
+    def opinion(self, case: Case, reader: str) -> Opinion:
+        return self.opinions(case).get(reader, Opinion(reader))
 
-    def standing(self, slide_id: str) -> Standing:
-        return standing(self.events(slide_id))
+    def opinions(self, case: Case) -> dict[str, Opinion]:
+        """Of all readers on a slide, on its tiles as they lie now."""
+        return opinions(self.events(case.slide_id), tiles_sha256(case.record)) if case.record else {}
 
-    def classes(self) -> list[str]:
-        """All classes that answers of the folder speak of, and that readers have used."""
-        found: dict[str, None] = {}
-        for case in self._cases.values():
-            if case.answer:
-                found |= dict.fromkeys(case.answer.classes)
-        return list(found)
+    def standing(self, case: Case) -> Standing:
+        return standing(self.events(case.slide_id) if case.record else [])
 
 
 def key_of(name: str) -> str:
@@ -262,15 +280,9 @@ def _case(found: SlideRecord | Refused) -> Case:
 
 
 def _failed(outcome: Outcome) -> Case:
-    return Case(
-        key_of(f"file {outcome.file} {outcome.slide_id}"),
-        outcome.slide_id,
-        outcome.file,
-        outcome.patient or "",
-        Group.FAILED,
-        outcome.reason,
-        None,
-    )
+    slide_id = outcome.slide_id if is_component(outcome.slide_id) else ""
+    key = key_of(f"file {outcome.file} {outcome.slide_id}")
+    return Case(key, slide_id, outcome.file, outcome.patient or "", Group.FAILED, outcome.reason, None)
 
 
 def _group(record: SlideRecord) -> Group:

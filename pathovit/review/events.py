@@ -120,7 +120,7 @@ class Seen(Strict):
 
     answer: bool  # whether answer and map were to be seen
     layer: Annotated[str, Field(max_length=100)] = ""
-    threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    threshold: Annotated[float, Field(ge=0, le=100)] | None = None  # value of the layer
     opacity: Annotated[float, Field(ge=0, le=1)] | None = None
     zoom: Annotated[float, Field(gt=0, le=1e4)] | None = None  # screen pixels per level-0 pixel
 

@@ -79,7 +79,10 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and origin.lower() not in origins:
             return _no(403, "Not from another page.")
-        if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        followed = (
+            scope["path"] == "/" and scope["method"] == "GET" and headers.get("sec-fetch-mode") == "navigate"
+        )  # a link to the page
+        if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none") and not followed:
             return _no(403, "Not from another page.")
         if scope["method"] not in ("GET", "HEAD"):
             if origin is None:
@@ -128,7 +131,7 @@ class Sessions:
     """Who is logged in. A session lasts a working day, and ends with the server."""
 
     _open: dict[str, tuple[Reader, float]] = field(default_factory=dict)
-    _wrong: list[float] = field(default_factory=list)
+    _wrong: list[tuple[str, float]] = field(default_factory=list)  # address and time
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def begin(self, reader: Reader) -> str:
@@ -148,16 +151,16 @@ class Sessions:
         with self._lock:
             self._open.pop(name or "", None)
 
-    def may_try(self) -> bool:
-        """Whether another token is looked at, after wrong ones."""
+    def may_try(self, client: str) -> bool:
+        """Whether another token from an address is looked at, after wrong ones."""
         with self._lock:
             now = time.monotonic()
-            self._wrong = [when for when in self._wrong if now - when < TRIES_S]
-            return len(self._wrong) < TRIES
+            self._wrong = [(who, when) for who, when in self._wrong if now - when < TRIES_S]
+            return sum(who == client for who, _ in self._wrong) < TRIES
 
-    def was_wrong(self) -> None:
+    def was_wrong(self, client: str) -> None:
         with self._lock:
-            self._wrong.append(time.monotonic())
+            self._wrong.append((client, time.monotonic()))
 
 
 class TooMuch(Exception):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pathovit.errors import PathovitError
 from pathovit.outputs.folder import OutFolder
 
 SUGGESTED = 12
@@ -22,7 +23,6 @@ class Lesson:
     """One process at a time. It is made ready while somebody paints, for what it needs takes seconds to load."""
 
     out: OutFolder
-    regions: Path  # folder of GeoJSON files
     model: Path
     ended: Callable[[dict[str, object]], None]  # what the model says of itself
     _process: subprocess.Popen[str] | None = None
@@ -44,25 +44,25 @@ class Lesson:
             self._make_ready()
 
     def _make_ready(self) -> None:
-        if self._process is not None and self._process.poll() is None:
+        if self.running or self._stopped or (self._process is not None and self._process.poll() is None):
             return
-        command = [sys.executable, "-m", "pathovit", "teach", str(self.out.path), str(self.regions), "--model", str(self.model)]
+        command = [sys.executable, "-m", "pathovit", "teach", str(self.out.path), str(self.out.path), "--model", str(self.model)]
         command += ["--suggest", str(SUGGESTED), "--json", "--when-told"]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
         self._told = False
 
-    def start(self, more: list[Path], positive: str | None) -> bool:
-        """Begin, on the regions and more sources; False where a lesson is going on."""
+    def start(self, sources: list[Path], positive: str | None) -> bool:
+        """Begin; False where a lesson is going on. Raises OSError where its process died."""
         with self._lock:
             if self.running:
                 return False
             self._make_ready()
             process = self._process
             assert process and process.stdin
-            self._lines, self._code, self._began, self._told = [], None, time.monotonic(), True
-            process.stdin.write(json.dumps({"regions": list(map(str, more)), "positive": positive}) + "\n")
+            process.stdin.write(json.dumps({"regions": list(map(str, sources)), "positive": positive}) + "\n")
             process.stdin.flush()
+            self._lines, self._code, self._began, self._told = [], None, time.monotonic(), True
             threading.Thread(target=self._watch, args=(process,), daemon=True).start()
             return True
 
@@ -73,13 +73,15 @@ class Lesson:
         told = process.stdout.read()
         code = process.wait()
         reading.join()
-        if code in (0, 3):
-            self.ended(dict(json.loads(told)["taught"]))
+        try:
+            if code in (0, 3):
+                self.ended(dict(json.loads(told)["taught"]))
+        except (ValueError, KeyError, TypeError, PathovitError) as error:
+            self._lines, code = [*self._lines, f"What it learned could not be noted: {error}"], 1
         with self._lock:
             self._code, self._seconds = code, time.monotonic() - self._began
-            if not self._stopped:
-                self._make_ready()  # for the next one
-                self._told = True  # the last lesson is what is shown until then
+            self._make_ready()  # for the next one
+            self._told = True  # the last lesson is what is shown until then
 
     def _read_lines(self, process: subprocess.Popen[str]) -> None:
         assert process.stderr

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pathovit.review.record import Event
@@ -18,13 +18,16 @@ class Opinion:
     reader: str
     opened: bool = False
     first: str | None = None  # class of the first impression; "" for unsure; None for none yet
-    shown: bool = False  # the answer was shown
+    shown: set[str] = field(default_factory=set)  # digests of the models whose answer was shown
+    anyway: set[str] = field(default_factory=set)  # of those that were in doubt, and shown all the same
     judgement: str = ""
     label: str | None = None  # what the slide is; "" for unsure; None for not decided
     note: str = ""
+    judged: str = ""  # digest of the model that was judged
     signed: str = ""
-    signed_number: int = 0
     painted: dict[Cell, str] = field(default_factory=dict)
+    imported: dict[str, dict[Cell, str]] = field(default_factory=dict)  # by file, as it was read
+    elsewhere: int = 0  # tiles of another lattice, which count for nothing
     regions: list[Event] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
 
@@ -33,8 +36,13 @@ class Opinion:
         return self.label is not None
 
 
-def opinions(events: Sequence[Event]) -> dict[str, Opinion]:
-    """By reader. What was undone does not count; an event of another kind than these says nothing here."""
+def opinions(events: Sequence[Event], tiles_sha256: str = "") -> dict[str, Opinion]:
+    """By reader. What was undone does not count; an event of another kind than these says nothing here.
+
+    Parameters
+    ----------
+    tiles_sha256 : of the lattice as it is now; paint on another one is left out, and counted
+    """
     undone = {(event.reader, event.said["of"]) for event in events if event.kind == "undo"}
     found: dict[str, Opinion] = {}
     for event in events:
@@ -43,25 +51,36 @@ def opinions(events: Sequence[Event]) -> dict[str, Opinion]:
         one = found.setdefault(event.reader, Opinion(event.reader))
         one.events.append(event)
         if (event.reader, event.number) not in undone:
-            _add(one, event)
+            _add(one, event, tiles_sha256)
+    for one in found.values():
+        if not one.decided:
+            one.signed = ""  # what was signed is taken back
     return found
 
 
-def _add(one: Opinion, event: Event) -> None:
-    said = event.said
+def _add(one: Opinion, event: Event, tiles_sha256: str) -> None:
+    said, model = event.said, str(event.about.get("model_sha256") or "")
+    if event.kind in ("region", "painted", "imported"):
+        one.signed = ""  # signed was what stood before
+        if tiles_sha256 and event.about.get("tiles_sha256", tiles_sha256) != tiles_sha256:
+            one.elsewhere += sum(length for runs in _all_runs(event) for _, _, length in runs)
+            return
     match event.kind:
         case "opened":
             one.opened = True
-            one.shown |= not said["blind"]
+            if not said["blind"]:
+                one.shown.add(model)
         case "first_impression":
             one.first = said["label"] or ""
         case "shown":
-            one.shown = True
+            one.shown.add(model)
+            if said["anyway"]:
+                one.anyway.add(model)
         case "decision":
-            one.judgement, one.label, one.note = said["judgement"], said["label"] or "", said["note"]
-            one.signed = ""  # signed was what stood before
+            one.judgement, one.label, one.note, one.judged = said["judgement"], said["label"] or "", said["note"], model
+            one.signed = ""
         case "signed":
-            one.signed, one.signed_number = said["meaning"], event.number
+            one.signed = said["meaning"]
         case "region":
             one.regions.append(event)
             label = {"agree": said["label"], "disagree": f"{NOT}{said['label']}", "unsure": IGNORE}[said["judgement"]]
@@ -69,8 +88,22 @@ def _add(one: Opinion, event: Event) -> None:
         case "painted":
             _paint(one.painted, said["label"], said["runs"])
         case "imported":
-            for label, runs in said["painted"].items():
-                _paint(one.painted, label, runs)
+            _import(one, said["files"], said["painted"])
+
+
+def _all_runs(event: Event) -> list[Sequence[Sequence[int]]]:
+    return [event.said["runs"]] if "runs" in event.said else list(event.said["painted"].values())
+
+
+def _import(one: Opinion, files: Sequence[str], painted: Mapping[str, Sequence[Sequence[int]]]) -> None:
+    """A file that was read before is taken back first, where nothing was painted over it since."""
+    name = "\0".join(files)
+    for cell, label in one.imported.pop(name, {}).items():
+        if one.painted.get(cell) == label:
+            del one.painted[cell]
+    read = {cell: label for label, runs in painted.items() for cell in cells_of(runs)}
+    one.imported[name] = read
+    one.painted |= read
 
 
 def _paint(painted: dict[Cell, str], label: str, runs: Iterable[Sequence[int]]) -> None:
@@ -119,11 +152,11 @@ def standing(events: Sequence[Event]) -> Standing:
     return Standing(next(iter(decided.values())), ", ".join(sorted(decided)), False, False)
 
 
-def painted_by_all(events: Sequence[Event]) -> tuple[dict[Cell, str], int]:
+def painted_by_all(events: Sequence[Event], tiles_sha256: str = "") -> tuple[dict[Cell, str], int]:
     """Tiles with a class, and of how many readers say different things: these are left out."""
     found: dict[Cell, str] = {}
     differ: set[Cell] = set()
-    for one in opinions(events).values():
+    for one in opinions(events, tiles_sha256).values():
         for cell, label in one.painted.items():
             if found.setdefault(cell, label) != label:
                 differ.add(cell)

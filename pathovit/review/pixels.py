@@ -33,7 +33,8 @@ FACTOR = 4  # between a level and the overview made of it
 QUALITY = 88
 OPEN_SLIDES = 6
 CACHE_BYTES = 2 * 2**30
-JPEG, PNG = "image/jpeg", "image/png"
+JPEG = "image/jpeg"
+STRIP_PX = 2**22  # pixels read at a time, for a small picture of a large square
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,13 @@ class TileCache:
             return None
 
     def put(self, name: str, content: bytes) -> None:
-        (self._folder / name).write_bytes(content)
+        begun = self._folder / f".{name}.{threading.get_ident()}"
+        try:
+            begun.write_bytes(content)
+            begun.replace(self._folder / name)  # whoever reads it meanwhile gets the whole
+        except OSError:  # no room: then it is decoded again
+            begun.unlink(missing_ok=True)
+            return
         with self._lock:
             self._total += len(content) - self._sizes.pop(name, 0)
             self._sizes[name] = len(content)
@@ -244,13 +251,15 @@ def small_picture(slide: Slide, centre_l0: tuple[float, float], side_um: float, 
     wanted = side_um / side_px
     level = slide.best_level((wanted, wanted), 0.01, exact=False)
     width, height = (max(1, round(side_um / um)) for um in level.mpp)
-    shrink = max(1.0, max(width, height) / LARGEST_TILE_PX)
-    width, height = round(width / shrink), round(height / shrink)
-    x, y = centre_l0[0] / level.downsample[0] - width / 2, centre_l0[1] / level.downsample[1] - height / 2
-    pixels, _ = slide.read(level, round(x), round(y), width, height)
-    image = Image.fromarray(pixels).resize(
-        (side_px, side_px), Image.Resampling.BOX if width > side_px else Image.Resampling.BICUBIC
-    )
+    x, y = (round(c / d - side / 2) for c, d, side in zip(centre_l0, level.downsample, (width, height), strict=True))
+    rows = max(1, min(height, STRIP_PX // width))
+    method = Image.Resampling.BOX if width > side_px else Image.Resampling.BICUBIC
+    picture = Image.new("RGB", (side_px, side_px))
+    for top in range(0, height, rows):
+        pixels, _ = slide.read(level, x, y + top, width, min(rows, height - top))
+        first, last = round(top / height * side_px), round(min(top + rows, height) / height * side_px)
+        if last > first:
+            picture.paste(Image.fromarray(pixels).resize((side_px, last - first), method), (0, first))
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=QUALITY)
+    picture.save(buffer, "JPEG", quality=QUALITY)
     return buffer.getvalue()

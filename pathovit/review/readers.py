@@ -94,16 +94,17 @@ class Readers:
     def by_name(self, name: str) -> Reader | None:
         return next((one for one in self.people if one.name == name), None)
 
-    def readers_of(self, slide_id: str) -> tuple[str, ...]:
-        """Who is to read a slide; the same whatever other slides there are. Empty means everybody."""
-        names = sorted(one.name for one in self.people if one.role == READER)
+    def readers_of(self, unit: str) -> tuple[str, ...]:
+        """Who is to read a patient, or a slide without one; the same whatever others there are. Empty means everybody.
+
+        Each reader draws a number for the unit, and the highest reads it: another reader takes over their share, and no more changes.
+        """
+        names = [one.name for one in self.people if one.role == READER]
         if self.assignment == "all" or len(names) < 2:
             return ()
-        draw = int(hashlib.sha256(slide_id.encode()).hexdigest()[:16], 16)
-        first = draw % len(names)
-        if self.assignment == "split" or (draw // len(names)) % 1000 >= READ_TWICE * 1000:
-            return (names[first],)
-        return names[first], names[(first + 1 + draw // 7919 % (len(names) - 1)) % len(names)]
+        drawn = sorted(names, key=lambda name: hashlib.sha256(f"{name}\0{unit}".encode()).digest(), reverse=True)
+        twice = int(hashlib.sha256(unit.encode()).hexdigest()[:8], 16) / 2**32 < READ_TWICE
+        return tuple(drawn[:2] if self.assignment == "split-20" and twice else drawn[:1])
 
 
 def at_this_computer(name: str | None = None) -> Reader:

@@ -119,7 +119,7 @@ class Record:
         """
         path = self.path(slide_id)
         with self._held():
-            head, last = self._caught_up(), self._last(path)
+            head, last = self._caught_up(), self._last(path, self.head())
             event = Event(
                 head.number + 1, datetime.now(UTC).isoformat(timespec="milliseconds"), slide_id, reader, role, said, seen or {}, about or {},
                 head.digest, last.digest if last else NOTHING, "",
@@ -134,7 +134,11 @@ class Record:
     def _caught_up(self) -> Head:
         """The head, after a power cut between a line and it."""
         head = self.head()
-        if head.writing is not None and (last := self._last(self.path(head.writing))) is not None and last.number > head.number:
+        if (
+            head.writing is not None
+            and (last := self._last(self.path(head.writing), head)) is not None
+            and last.number > head.number
+        ):
             return Head(last.number, last.digest)
         return head
 
@@ -169,15 +173,28 @@ class Record:
         found = [(folder.slide_id, folder.path / NAME) for folder in self.out.slides()]
         return [(slide_id, path) for slide_id, path in [("", self.path("")), *found] if path.is_file()]
 
-    def _last(self, path: Path) -> Event | None:
+    def _last(self, path: Path, head: Head) -> Event | None:
+        if path.is_symlink():
+            raise SettingsError(f"{path}: it is a link, and is not followed. Put the record itself there.")
         lines, torn = _lines(path)
-        if torn:  # never acknowledged to anybody
+        if torn and (head.writing is None or self.path(head.writing) != path):
+            raise SettingsError(f"{path}: its end was cut off. See: pathovit audit verify {self.out.path}")
+        if torn:  # a power cut: it was never acknowledged to anybody
             with path.open("r+b") as file:
                 file.truncate(path.stat().st_size - len(torn))
         try:
             return Event.from_line(lines[-1]) if lines else None
         except ValueError as error:
             raise SettingsError(f"{path}: the record is {error}. See: pathovit audit verify {self.out.path}") from error
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Nobody writes meanwhile, where there is something to write to."""
+        if not self.folder.is_dir():
+            yield
+            return
+        with self._held():
+            yield
 
     @contextmanager
     def _held(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ from pydantic import Field
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from pathovit.errors import PathovitError, SlideError
+from pathovit.outputs.folder import OutFolder
 from pathovit.review import corrections, kinds
 from pathovit.review.desk import Whereabouts
 from pathovit.review.events import Given, Name, Strict
@@ -22,29 +23,33 @@ from pathovit.review.guard import Guard, TooMuch
 from pathovit.review.opinion import runs_of
 from pathovit.review.pixels import JPEG
 from pathovit.review.readers import Reader
-from pathovit.review.service import COOKIE, Review
-from pathovit.review.worklist import may_see, opinion_page, slide_page, worklist
+from pathovit.review.service import Review
+from pathovit.review.worklist import opinion_page, slide_page, worklist
 
 BUILT = Path(__file__).parent / "built"
+A_WHILE = {"cache-control": "private, max-age=600"}  # which tile has a number changes with the tiles
 FOREVER = {"cache-control": "private, max-age=86400, immutable"}  # the content of a key never changes
 
 
 def make_app(review: Review) -> Any:
     """The ASGI application."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    _report_errors(app)
+    _report_errors(app, review.desk.out)
     _routes(app, review)
     _more_routes(app, review)
     return Guard(app, frozenset(host.lower() for host in review.settings.hosts))
 
 
-def _report_errors(app: FastAPI) -> None:
+def _report_errors(app: FastAPI, out: OutFolder) -> None:
     async def http(_: Request, error: Exception) -> Response:
         assert isinstance(error, AnyHTTPException)
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
     async def ours(_: Request, error: Exception) -> Response:
-        return JSONResponse({"error": str(error)}, 422 if isinstance(error, SlideError) else 409)
+        said = str(error)
+        for path in (out.path, out.path.resolve()):  # folders above can name patients
+            said = said.replace(f"{path}/", "").replace(str(path), out.path.name)
+        return JSONResponse({"error": said}, 422 if isinstance(error, SlideError) else 409)
 
     async def too_much(_: Request, __: Exception) -> Response:
         return JSONResponse({"error": "Too much at once."}, 429, {"retry-after": "1"})
@@ -96,19 +101,21 @@ def _routes(app: FastAPI, review: Review) -> None:
         return FileResponse(path)
 
     @app.post("/api/enter")
-    def enter(given: Token) -> Response:
-        found = review.enter(given.token)
+    def enter(request: Request, given: Token) -> Response:
+        found = review.enter(given.token, request.client.host if request.client else "")
         if found is None:
             raise HTTPException(401, "This token is not known.")
         answer = JSONResponse({"reader": found[0].name})
-        answer.set_cookie(COOKIE, found[1], httponly=True, samesite="strict", secure=review.settings.secure, path="/")
+        answer.set_cookie(
+            review.settings.cookie, found[1], httponly=True, samesite="strict", secure=review.settings.secure, path="/"
+        )
         return answer
 
     @app.post("/api/leave")
     def leave(request: Request) -> Response:
-        review.sessions.end(request.cookies.get(COOKIE))
+        review.sessions.end(request.cookies.get(review.settings.cookie))
         answer = JSONResponse({})
-        answer.delete_cookie(COOKIE, path="/")
+        answer.delete_cookie(review.settings.cookie, path="/")
         return answer
 
     @app.get("/api/worklist")
@@ -139,8 +146,9 @@ def _routes(app: FastAPI, review: Review) -> None:
     @app.get("/api/slides/{key}/grid")
     def grid(key: str, reader: Reader = me) -> Response:
         """A byte for each cell of the lattice: 0 no tile, 1 a tile, 2 tissue that could not be read."""
-        case, _ = review.recorded(key, reader)
-        stored, heat = review.desk.features(case), review.heat(case, _)
+        case, record = review.recorded(key, reader)
+        with review.looks.place():
+            stored, heat = review.desk.features(case), review.heat(case, record)
         cells, at = np.zeros(heat.shape, np.uint8), stored.grid.lattice()
         cells[at[:, 1], at[:, 0]] = np.where(stored.unread, 2, 1)
         return Response(cells.tobytes(), media_type="application/octet-stream")
@@ -148,7 +156,7 @@ def _routes(app: FastAPI, review: Review) -> None:
     @app.get("/api/slides/{key}/heat/{layer}")
     def heat(key: str, layer: int, reader: Reader = me) -> Response:
         case, record = review.recorded(key, reader)
-        if not may_see(case, review.desk.opinion(case.slide_id, reader.name), blind):
+        if not review.sight(case, reader).answer:
             raise HTTPException(403, "The map is shown after the first impression.")
         layers = review.heat(case, record).layers
         if not 0 <= layer < len(layers):
@@ -159,31 +167,21 @@ def _routes(app: FastAPI, review: Review) -> None:
     def picture(key: str, index: int, reader: Reader = me) -> Response:
         case, record = review.recorded(key, reader)
         with review.gate.place():
-            return Response(review.picture(case, record, index), media_type=JPEG, headers=FOREVER)
+            return Response(review.picture(case, record, index), media_type=JPEG, headers=A_WHILE)
 
     @app.post("/api/slides/{key}/events")
     def say(key: str, given: Given, reader: Reader = me) -> Any:
         case = review.case(key, reader)
-        opinion = review.desk.opinion(case.slide_id, reader.name)
-        said = given.said
-        if said.event == "settled" and not reader.may_settle:
-            raise HTTPException(403, "Only an adjudicator settles disagreements.")
-        if said.event == "undo" and said.of not in {event.number for event in opinion.events}:
-            raise HTTPException(409, "There is nothing of yours to undo there.")
-        if said.event == "decision" and opinion.decided and not said.reason.strip():
-            raise HTTPException(409, "This changes a decision: say why.")
-        if said.event == "signed" and not opinion.decided:
-            raise HTTPException(409, "Decide first, then sign.")
         event = review.say(case, reader, given)
         return {
             "number": event.number,
             "digest": event.digest,
-            "opinion": opinion_page(review.desk.opinion(case.slide_id, reader.name)),
+            "opinion": opinion_page(review.desk.opinion(case, reader.name)),
         }
 
 
 def _more_routes(app: FastAPI, review: Review) -> None:
-    me, blind = Depends(_who(review)), review.settings.blind
+    me = Depends(_who(review))
 
     @app.get("/api/slides/{key}/at/{row}/{column}")
     def at(key: str, row: int, column: int, reader: Reader = me) -> Any:
@@ -198,7 +196,7 @@ def _more_routes(app: FastAPI, review: Review) -> None:
             "index": index, "row": row, "column": column, "verdict": ("ok", "missing", "unreadable", "rejected")[int(stored.verdict[index])],
             "x_um": round(float(x), 1), "y_um": round(float(y), 1), "coverage": round(float(stored.coverage[index]), 2),
         }  # fmt: skip
-        if may_see(case, review.desk.opinion(case.slide_id, reader.name), blind):
+        if review.sight(case, reader).answer:
             found["layers"] = {
                 layer.name: facts for layer in review.heat(case, record).layers if (facts := layer.at(row, column))
             }
@@ -207,14 +205,19 @@ def _more_routes(app: FastAPI, review: Review) -> None:
     @app.get("/api/slides/{key}/alike/{index}")
     def look_alikes(key: str, index: int, reader: Reader = me) -> Any:
         case, _ = review.recorded(key, reader)
-        if not 0 <= index < len(review.desk.features(case).xy):
-            raise HTTPException(404, "There is no such tile.")
-        return review.alike(case, reader, index)
+        with review.looks.place():
+            if not 0 <= index < len(review.desk.features(case).xy):
+                raise HTTPException(404, "There is no such tile.")
+            return review.alike(case, reader, index)
 
     @app.get("/api/slides/{key}/kinds")
     def kinds_of_tissue(key: str, reader: Reader = me) -> Any:
         case, _ = review.recorded(key, reader)
-        stored = review.desk.features(case)
+        if not review.sight(case, reader).first_done:
+            raise HTTPException(403, "Kinds of tissue are shown after the first impression: their names could lead.")
+        with review.looks.place():
+            stored = review.desk.features(case)
+            on_slide = kinds.kinds_on(review.desk.out, stored)
         lattice = stored.grid.lattice()
         return [
             {
@@ -225,7 +228,7 @@ def _more_routes(app: FastAPI, review: Review) -> None:
                 "runs": runs_of((int(row), int(column)) for column, row in lattice[kind.tiles]),
                 "examples": kind.examples,
             }
-            for kind in kinds.kinds_on(review.desk.out, stored)
+            for kind in on_slide
         ]
 
     @app.post("/api/kinds")
@@ -253,11 +256,12 @@ def _more_routes(app: FastAPI, review: Review) -> None:
         """Tiles that a taught model would like to know."""
         keys = {case.slide_id: case for case in review.desk.cases()}
         readers, found = review.desk.readers(), []
-        for slide_id, index in corrections.suggested(review.desk.out):
-            case = keys.get(slide_id)
+        with review.looks.place():
+            asked = review.suggested()
+        for one in asked:
+            case = keys.get(one.slide_id)
             if case is not None and review.desk.is_assigned(case, reader, readers):
-                column, row = (int(v) for v in review.desk.features(case).grid.lattice()[index])
-                found.append({"key": case.key, "file": case.file, "index": index, "row": row, "column": column})
+                found.append({"key": case.key, "file": case.file, "index": one.index, "row": one.row, "column": one.column})
         return found
 
 

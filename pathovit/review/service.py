@@ -15,7 +15,7 @@ from pathovit.errors import PathovitError
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.records import SlideRecord
 from pathovit.review import corrections, kinds
-from pathovit.review.about import about
+from pathovit.review.about import about, tiles_sha256
 from pathovit.review.alike import Alike, alike_elsewhere, alike_here
 from pathovit.review.desk import Case, Desk
 from pathovit.review.events import Given
@@ -25,11 +25,12 @@ from pathovit.review.lesson import Lesson
 from pathovit.review.pixels import MADE, Overviews, ServedLevel, Shelf, TileCache, served_levels, small_picture, tile_bytes
 from pathovit.review.readers import READER, Reader, digest_of
 from pathovit.review.record import Event
+from pathovit.review.sight import Sight, checked, sight
 
-TILES_AT_ONCE, TILES_WAITING = 4, 48
+TILES_AT_ONCE, TILES_WAITING = 4, 20  # of the 40 threads that serve
+LOOKS_AT_ONCE, LOOKS_WAITING = 2, 6  # at features
 ALIKE = 3
 TILE_PICTURE_PX, AROUND = 192, 1.0  # of a tile's picture, and tiles shown on every side of it
-COOKIE = "pathovit-review"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class ReviewSettings:
     user_header: str = ""  # set by a proxy that has asked who it is
     secure: bool = False  # the cookie travels over TLS alone
 
+    @property
+    def cookie(self) -> str:
+        """Its name: browsers keep cookies of one computer together, whatever the port."""
+        return f"pathovit-review-{self.hosts[0].rpartition(':')[2]}"
+
 
 @dataclass
 class Review:
@@ -54,16 +60,19 @@ class Review:
     shelf: Shelf = field(default_factory=Shelf)
     sessions: Sessions = field(default_factory=Sessions)
     gate: Gate = field(default_factory=lambda: Gate(TILES_AT_ONCE, TILES_WAITING))
+    looks: Gate = field(default_factory=lambda: Gate(LOOKS_AT_ONCE, LOOKS_WAITING))
     lesson: Lesson = field(init=False)
     _levels: dict[str, list[ServedLevel]] = field(default_factory=dict)
     _heat: dict[str, tuple[str, Heat]] = field(default_factory=dict)
     _making: set[str] = field(default_factory=set)
+    _suggested: tuple[int, list[corrections.Asked]] | None = None
     _teacher: Reader | None = None
+    _saying: threading.Lock = field(default_factory=threading.Lock)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         folder = self.desk.record.folder
-        self.lesson = Lesson(self.desk.out, folder / "regions", folder / "taught", self._taught)
+        self.lesson = Lesson(self.desk.out, folder / "taught", self._taught)
 
     # Who
 
@@ -71,30 +80,33 @@ class Review:
         """Raises HTTPException 401 for nobody."""
         readers = self.desk.readers()
         if header := self.settings.user_header:
-            name = request.headers.get(header, "").strip()
+            names = request.headers.getlist(header)
+            name = names[0].strip() if len(names) == 1 else ""  # a second one could have come from outside
             if not name or request.client is None or request.client.host not in LOOPBACK_CLIENTS:
                 raise HTTPException(401, "The proxy did not say who you are.")
             known = readers.by_name(name)
             if known is None and readers.people:
                 raise HTTPException(403, "You have no account here. Ask for: pathovit review users")
             return known or Reader(name, READER)
-        found = self.sessions.reader(request.cookies.get(COOKIE))
+        found = self.sessions.reader(request.cookies.get(self.settings.cookie))
         if found is None:
             raise HTTPException(401, "Not logged in.")
-        if found.token_sha256 and readers.by_name(found.name) != found:  # removed, or given another token
+        if (
+            readers.people and readers.by_name(found.name) != found
+        ):  # removed, given another token, or of before there were accounts
             raise HTTPException(401, "This account is not there any more.")
         return found
 
-    def enter(self, token: str) -> tuple[Reader, str] | None:
+    def enter(self, token: str, client: str) -> tuple[Reader, str] | None:
         """The reader of a token, and a session."""
-        if not self.sessions.may_try():
+        if not self.sessions.may_try(client):
             raise HTTPException(429, "Too many wrong tokens. Wait a minute.")
         readers = self.desk.readers()
         found = readers.by_token(token)
         if found is None and not readers.people and digest_of(token) == digest_of(self.settings.token):
             found = self.settings.reader
         if found is None:
-            self.sessions.was_wrong()
+            self.sessions.was_wrong(client)
             return None
         return found, self.sessions.begin(found)
 
@@ -182,7 +194,7 @@ class Review:
 
     def picture(self, case: Case, record: SlideRecord, index: int) -> bytes:
         """A tile and what lies around it."""
-        name = f"{record.sha256[:24]}-tile-{index}"
+        name = f"{record.sha256[:24]}-{tiles_sha256(record)[:16]}-tile-{index}"
         if (kept := self.cache.get(name)) is not None:
             return kept
         stored = self.desk.features(case)
@@ -196,10 +208,22 @@ class Review:
         return content
 
     def say(self, case: Case, reader: Reader, given: Given) -> Event:
-        said, seen = given.said.model_dump(mode="json"), given.seen.model_dump(mode="json")
+        """Keep what was said. Raises NotNow where it cannot be said now."""
+        if case.record is None:
+            raise HTTPException(409, "This slide failed: there is nothing to say of it.")
+        with self._saying:  # what may be said depends on what was said before
+            opinion, seen = self.desk.opinion(case, reader.name), self.sight(case, reader)
+            shape = self.heat(case, case.record).shape
+            said = checked(given, case, opinion, seen, shape, reader.may_settle)
+            eyes = given.seen.model_dump(mode="json") | {"answer": seen.answer and case.answer is not None}
+            event = self.desk.record.append(case.slide_id, reader.name, reader.role, said, eyes, about(case.record))
         if given.said.event == "painted" and reader.may_settle:
             self.lesson.make_ready()
-        return self.desk.record.append(case.slide_id, reader.name, reader.role, said, seen, about(case.record))
+        return event
+
+    def sight(self, case: Case, reader: Reader) -> Sight:
+        opinion, alone = self.desk.opinion(case, reader.name), not self.desk.readers().people
+        return sight(case, opinion, self.settings.blind, alone)
 
     def alike(self, case: Case, reader: Reader, index: int) -> dict[str, list[dict[str, object]]]:
         stored = self.desk.features(case)
@@ -222,17 +246,33 @@ class Review:
     # Teaching
 
     def teach(self, reader: Reader, positive: str | None, with_kinds: bool) -> bool:
+        """Begin a lesson on what all readers painted; False where one is going on."""
         if not reader.may_settle:
             raise HTTPException(403, "Whoever settles disagreements teaches the model.")
-        slides, _, _ = corrections.write_regions(self.desk, self.lesson.regions)
-        named = kinds.named_source(self.desk.out) if with_kinds else None
-        if not slides:
-            raise HTTPException(409, "Nothing is painted yet.")
-        self._teacher = reader
-        return self.lesson.start([named] if named else [], positive)
+        with self._saying:
+            if self.lesson.running:
+                return False
+            folder = self.desk.record.folder / "regions"
+            slides, _, _ = corrections.write_regions(self.desk, folder)
+            named = kinds.named_source(self.desk.out) if with_kinds else None
+            sources = [*([folder] if slides else []), *([named] if named else [])]
+            if not sources:
+                raise HTTPException(409, "Nothing is painted yet.")
+            self._teacher = reader
+            try:
+                return self.lesson.start(sources, positive)
+            except OSError as error:
+                raise HTTPException(409, f"The process that learns has died ({error.strerror}). Try once more.") from error
+
+    def suggested(self) -> list[corrections.Asked]:
+        """Read again only when others are asked for."""
+        folder = self.desk.out.path / "suggested"
+        mark = folder.stat().st_mtime_ns if folder.is_dir() else 0
+        if self._suggested is None or self._suggested[0] != mark:
+            self._suggested = mark, corrections.suggested(self.desk)
+        return self._suggested[1]
 
     def _taught(self, taught: dict[str, object]) -> None:
-        self.desk.forget_answers()
         reader = self._teacher or self.settings.reader
         said = {"event": "taught", "taught": taught}
         self.desk.record.append("", reader.name, reader.role, said, {}, about(None))

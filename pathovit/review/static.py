@@ -15,7 +15,7 @@ from pathovit.errors import PathovitError, SettingsError
 from pathovit.files import write_atomically
 from pathovit.outputs.features import SlideFeatures
 from pathovit.review.desk import Case, Desk
-from pathovit.review.opinion import Opinion, opinions
+from pathovit.review.opinion import Opinion
 from pathovit.review.pixels import small_picture
 from pathovit.show.ome_tiff import read_ome_tiff
 from pathovit.show.qupath import Area, dissolve
@@ -84,8 +84,8 @@ def _write(desk: Desk, folder: Path, pages: list[Page]) -> None:
 
 
 def _page(desk: Desk, case: Case, folder: Path) -> Page:
-    answer, record, standing = case.answer, case.record, desk.standing(case.slide_id)
-    read = [one for one in opinions(desk.events(case.slide_id)).values() if one.decided]
+    answer, record, standing = case.answer, case.record, desk.standing(case)
+    read = [one for one in desk.opinions(case).values() if one.decided]
     page = Page(
         case.key, case.file, case.patient, case.group.value, answer.headline if answer else "", f"model {answer.model}" if answer else "",
         case.reason, "readers disagree" if standing.disagreement and not standing.settled else standing.label or ("unsure" if standing.label == "" else ""),

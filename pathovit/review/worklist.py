@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathovit import RESEARCH_USE
+from pathovit.errors import SettingsError
 from pathovit.outputs.records import A_MAP
 from pathovit.review.about import about
 from pathovit.review.desk import CAUSES, Case, Desk, Group, Whereabouts, counts
 from pathovit.review.heat import Heat
-from pathovit.review.opinion import Opinion, runs_of
+from pathovit.review.opinion import Opinion, Standing, runs_of
 from pathovit.review.pixels import ServedLevel
 from pathovit.review.readers import Reader
+from pathovit.review.sight import UNDOABLE, sight
 from pathovit.slides.slide import Slide
 from pathovit.text import plain
 
-ASKED_FOR = (Group.UNSURE, Group.STRANGE)  # groups whose numbers are shown only when they are asked for
 NO_FILE = {
     Whereabouts.MISSING: "The slide is not where it was when it was read. Put it back, or start the review with --slides FOLDER.",
     Whereabouts.CHANGED: "The file is not the one that was read: its content has changed. Run pathovit on it again.",
@@ -25,26 +26,25 @@ def worklist(desk: Desk, reader: Reader, blind: bool) -> dict[str, object]:
     cases, readers = desk.cases(), desk.readers()
     rows = []
     for case in cases:
-        opinion, standing = desk.opinion(case.slide_id, reader.name), desk.standing(case.slide_id)
-        may_know = first_done(case, opinion, blind)
-        answer = case.answer
+        answer, damaged = case.answer, ""
+        try:
+            opinion, standing = desk.opinion(case, reader.name), desk.standing(case)
+        except SettingsError as error:  # the others go on
+            opinion, standing, damaged = Opinion(reader.name), Standing(None, "", False, False), str(error)
+        seen = sight(case, opinion, blind, not readers.people)
+        may_know = seen.first_done
         rows.append(
             {
                 "key": case.key,
                 "file": plain(case.file),
                 "patient": plain(case.patient),
                 "group": case.group.value,
-                "reason": plain(case.reason.splitlines()[0] if case.reason else "")
-                if may_know or case.group == Group.FAILED
-                else "",
-                "answer": plain(answer.headline) if answer and may_know and case.group not in ASKED_FOR else "",
-                "novelty": round(answer.novelty, 2) if answer and answer.novelty is not None else None,
-                "tissue_mm2": round(case.record.survey.tissue_mm2, 1) if case.record else None,
+                "reason": plain(damaged or (_first_line(case.reason) if may_know or case.group == Group.FAILED else "")),
+                "answer": plain(answer.answer) if answer and seen.answer else "",
+                "novelty": round(answer.novelty, 2) if answer and answer.novelty is not None and may_know else None,
                 "mine": desk.is_assigned(case, reader, readers),
                 "state": _state(opinion),
                 "label": opinion.label,
-                "signed": opinion.signed,
-                "painted": len(opinion.painted),
                 "disagreement": reader.may_settle and standing.disagreement and not standing.settled,
             }
         )
@@ -57,7 +57,12 @@ def worklist(desk: Desk, reader: Reader, blind: bool) -> dict[str, object]:
         "reader": {"name": reader.name, "role": reader.role, "may_settle": reader.may_settle},
         "readers": len(readers.people),
         "blind": blind,
+        "models": sorted({f"{case.answer.model} {case.model_sha256[:8]}" for case in cases if case.answer}),
     }
+
+
+def _first_line(text: str) -> str:
+    return text.splitlines()[0] if text else ""
 
 
 def _state(opinion: Opinion) -> str:
@@ -68,25 +73,12 @@ def _state(opinion: Opinion) -> str:
     return "opened" if opinion.opened else "new"
 
 
-def first_done(case: Case, opinion: Opinion, blind: bool) -> bool:
-    """Whether a first impression was given, or none is asked for: nothing can lead where the model has no answer."""
-    return opinion.shown or not blind or case.answer is None or case.answer.answer == A_MAP
-
-
-def may_see(case: Case, opinion: Opinion, blind: bool) -> bool:
-    """Whether a reader may see answer and map: not before a first impression, and of a doubtful slide not before they were asked for."""
-    if not first_done(case, opinion, blind):
-        return False
-    anyway = any(event.kind == "shown" and event.said["anyway"] for event in opinion.events)
-    return case.group not in ASKED_FOR or anyway
-
-
 def slide_page(desk: Desk, case: Case, reader: Reader, blind: bool, heat: Heat | None, slide: Slide | None, levels: list[ServedLevel],
                whereabouts: Whereabouts, overview_ready: bool) -> dict[str, object]:  # fmt: skip
     """Everything that the page of a slide needs, but its pixels and its map."""
-    opinion, standing = desk.opinion(case.slide_id, reader.name), desk.standing(case.slide_id)
-    may_know = first_done(case, opinion, blind)
-    seen = may_see(case, opinion, blind)
+    opinion, standing = desk.opinion(case, reader.name), desk.standing(case)
+    allowed = sight(case, opinion, blind, not desk.readers().people)
+    may_know, seen = allowed.first_done, allowed.answer
     record, answer = case.record, case.answer
     found: dict[str, object] = {
         "key": case.key,
@@ -98,10 +90,11 @@ def slide_page(desk: Desk, case: Case, reader: Reader, blind: bool, heat: Heat |
         "first_done": may_know,
         "may_see": seen,
         "missing": NO_FILE.get(whereabouts, ""),
-        "about": about(record),
+        "about": {key: value for key, value in about(record).items() if key != "answer"},
+        "doubtful": case.doubtful,
         "opinion": opinion_page(opinion),
         "settled": {"label": standing.label, "by": standing.by} if standing.settled and reader.may_settle else None,
-        "others": others_page(desk, case, reader) if reader.may_settle else [],
+        "others": others_page(desk, case, reader) if reader.may_settle and opinion.decided else [],
     }
     if record is None:
         return found
@@ -125,7 +118,6 @@ def slide_page(desk: Desk, case: Case, reader: Reader, blind: bool, heat: Heat |
     }
     if answer and may_know:
         found["answer"] = {
-            "headline": plain(answer.headline) if seen else "",
             "word": plain(answer.answer),
             "novelty": answer.novelty,
             "numbers": {name: value for name, value in answer.columns.items() if value is not None} if seen else {},
@@ -167,8 +159,9 @@ def opinion_page(opinion: Opinion) -> dict[str, object]:
         "note": opinion.note,
         "signed": opinion.signed,
         "painted": {label: runs_of(cells) for label, cells in painted.items()},
-        "regions": [{"runs": event.said["runs"], "judgement": event.said["judgement"]} for event in opinion.regions],
-        "notes": [{"time": event.time, "note": event.said["note"]} for event in opinion.events if event.kind == "note"],
+        "regions": [{key: event.said[key] for key in ("runs", "judgement", "label")} for event in opinion.regions],
+        "judged": opinion.judged,
+        "elsewhere": opinion.elsewhere,
         "last": opinion.events[-1].number if opinion.events else 0,
         "can_undo": undoable(opinion),
     }
@@ -177,17 +170,14 @@ def opinion_page(opinion: Opinion) -> dict[str, object]:
 def undoable(opinion: Opinion) -> int | None:
     """Number of the newest event that can be taken back: a decision or paint, not what was seen."""
     undone = {event.said["of"] for event in opinion.events if event.kind == "undo"}
-    open_ = [e.number for e in opinion.events if e.kind in ("decision", "region", "painted", "signed") and e.number not in undone]
+    open_ = [event.number for event in opinion.events if event.kind in UNDOABLE and event.number not in undone]
     return open_[-1] if open_ else None
 
 
 def others_page(desk: Desk, case: Case, reader: Reader) -> list[dict[str, object]]:
     """What other readers decided, for those who settle; not before they have decided themselves, where they read, too."""
-    from pathovit.review.opinion import opinions
-
-    found = opinions(desk.events(case.slide_id))
     return [
         {"reader": one.reader, "label": one.label, "judgement": one.judgement, "note": one.note, "signed": one.signed}
-        for name, one in sorted(found.items())
+        for name, one in sorted(desk.opinions(case).items())
         if name != reader.name and one.decided
     ]

@@ -26,6 +26,7 @@ from pathovit.geometry import XY
 from pathovit.outputs.features import SlideFeatures
 
 Feature: TypeAlias = dict[str, object]  # of GeoJSON
+MADE_BY = "pathovit review"  # of painted tiles
 HOT_COLOUR, UNREAD_COLOUR = [200, 30, 30], [120, 120, 120]
 BANDS = 10  # score bands, when tiles are too many to be listed one by one
 
@@ -138,7 +139,8 @@ def write_painted(path: Path, stored: SlideFeatures, tiles: Mapping[str, NDArray
             feature = _feature(stored.slide_id, translate(part, -x, -y), "annotation", name, _painted_colour(name), {})
             feature["properties"] = {**feature["properties"], "isLocked": False}  # type: ignore[dict-item]
             features.append(feature)
-    write_atomically(path, to_json({"type": "FeatureCollection", "pathovit": RESEARCH_USE, "features": features}, indent=None))
+    whole = {"type": "FeatureCollection", "pathovit": RESEARCH_USE, "made_by": MADE_BY, "features": features}
+    write_atomically(path, to_json(whole, indent=None))
 
 
 def _own_edges(stored: SlideFeatures) -> NDArray[np.float64]:

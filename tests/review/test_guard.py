@@ -139,6 +139,7 @@ SCRIPTS = [
 def test_what_people_write_stays_text(client: Client, script: str) -> None:
     """It travels as JSON, whose type no browser takes for a page; the page itself puts it in as text (see test_page.py)."""
     key = client.keys()["one.svs"]
+    client.look(key)
     client.say(key, event="decision", judgement="disagree", label=script, note=script)
     for path in ("/api/worklist", f"/api/slides/{key}"):
         answer = client.http.get(path)
@@ -148,7 +149,7 @@ def test_what_people_write_stays_text(client: Client, script: str) -> None:
 
 def test_more_than_can_be_served_is_told_to_come_again(client: Client) -> None:
     key = client.keys()["one.svs"]
-    for _ in range(52):
+    for _ in range(24):
         client.review.gate._places.acquire()
     answer = client.http.get(f"/api/slides/{key}/tile/0/0/0")
     assert answer.status_code == 429

@@ -47,6 +47,20 @@ def test_paint_lies_over_paint_and_is_erased() -> None:
     assert opinions(events(*(("A", one) for one in said)))["A"].painted == {(0, 0): "tumour", (0, 1): "ignore"}
 
 
+def test_a_file_that_is_read_again_takes_back_what_it_said_before() -> None:
+    first = {"event": "imported", "files": ["a.geojson"], "regions": 1, "painted": {"tumour": [[0, 0, 3]]}}
+    again = first | {"painted": {"tumour": [[0, 0, 1]]}}
+    said = [("A", first), ("A", painted("normal", [[0, 1, 1]])), ("A", again)]
+    assert opinions(events(*said))["A"].painted == {(0, 0): "tumour", (0, 1): "normal"}
+
+
+def test_paint_after_a_signature_is_not_signed() -> None:
+    said = [decision("tumour"), {"event": "signed", "meaning": "agreed"}, painted("tumour")]
+    assert opinions(events(*(("A", one) for one in said)))["A"].signed == ""
+    taken_back = [decision("tumour"), {"event": "signed", "meaning": "agreed"}, {"event": "undo", "of": 1}]
+    assert opinions(events(*(("A", one) for one in taken_back)))["A"].signed == ""
+
+
 def test_a_region_that_was_judged_is_painted() -> None:
     for judgement, label in (("agree", "tumour"), ("disagree", "not tumour"), ("unsure", "ignore")):
         region = {"event": "region", "runs": ROW, "judgement": judgement, "label": "tumour", "note": ""}

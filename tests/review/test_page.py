@@ -39,7 +39,7 @@ def test_a_slide_is_read_decided_and_signed_by_keyboard(page: Page, out: Path) -
         file = page.locator(".title h1").text_content()
         assert page.locator(".ruo").is_visible()
         assert page.locator(".legend").count() == 0
-        page.keyboard.press("1")
+        page.keyboard.press("2")
         page.wait_for_selector("text=Your decision")
         if page.locator("text=Show anyway").count():
             page.keyboard.press("x")

@@ -28,7 +28,7 @@ def test_two_readers_disagree_and_a_third_settles(browser: Browser, out: Path) -
                 page.get_by_role("button", name="Disagreement").click()
                 assert page.locator(".row").count() == 1
             open_slide_page(page, "one.svs")
-            page.keyboard.press("1")
+            page.keyboard.press("2")
             page.wait_for_selector("text=Your decision")
             if page.locator("text=Show anyway").count():
                 page.keyboard.press("x")

@@ -44,6 +44,14 @@ def test_slides_are_shared_out_evenly_and_always_the_same_way() -> None:
     assert found == [three("split").readers_of(slide) for slide in SLIDES]
 
 
+def test_another_reader_takes_over_their_share_and_moves_nothing_else() -> None:
+    before, after = three("split"), three("split").added("D", "reader")[0]
+    moved = [(before.readers_of(slide), after.readers_of(slide)) for slide in SLIDES]
+    changed = [now for old, now in moved if old != now]
+    assert set(changed) == {("D",)}
+    assert 0.2 < len(changed) / len(SLIDES) < 0.3
+
+
 def test_a_fifth_is_read_by_two_different_ones() -> None:
     found = [three("split-20").readers_of(slide) for slide in SLIDES]
     twice = [names for names in found if len(names) == 2]

@@ -36,6 +36,7 @@ def paint(client: Client, file: str, **cells: list[list[int]]) -> None:
 
 
 def decide(client: Client, file: str, label: str | None, judgement: str = "none") -> None:
+    client.look(client.keys()[file])
     client.say(client.keys()[file], event="decision", judgement=judgement, label=label)
 
 
@@ -67,6 +68,11 @@ def test_painted_tiles_go_out_as_outlines_and_come_back_the_same(client: Client,
     assert "20 painted tiles of 1 slide" in done.stderr
     (file,) = (tmp_path / "drawn").iterdir()
     assert {region.name for region in read_regions(file, print)} == {"tumour", "not tumour", "ignore"}
+    (tmp_path / "drawn" / "mine.geojson").write_text('{"type": "FeatureCollection", "features": []}')
+    refused = pathovit("review", out, "--regions", tmp_path / "drawn")
+    assert refused.returncode == 2
+    assert "so that they stay" in refused.stderr
+    (tmp_path / "drawn" / "mine.geojson").unlink()
     other = tmp_path / "other"
     shutil.copytree(out, other)
     for path in [*other.glob("slides/*/review.jsonl"), *(other / "review").glob("*")]:
@@ -149,14 +155,14 @@ def test_the_audit_finds_what_was_changed_and_prints_what_was_done(client: Clien
     text = pathovit("audit", "print", out).stdout
     assert "decided: tumour" in text
     found = json.loads(pathovit("audit", "print", out, "--to", "json").stdout)
-    assert (len(found["events"]), found["head"]) == (2, whole.stdout.strip())
-    assert len(pathovit("audit", "print", out, "--to", "csv").stdout.splitlines()) == 3
+    assert (len(found["events"]), found["head"]) == (6, whole.stdout.strip())  # first impression, shown, decision
+    assert len(pathovit("audit", "print", out, "--to", "csv").stdout.splitlines()) == 7
     record = folder_of(out, "one") / "review.jsonl"
     record.write_bytes(record.read_bytes().replace(b"tumour", b"normal"))
     changed = pathovit("audit", "verify", out)
     assert changed.returncode == 3
     assert "CHANGED" in changed.stderr
-    assert "line 1" in changed.stderr
+    assert "line 3" in changed.stderr
 
 
 def test_nothing_reviewed_is_said_and_a_wrong_folder_too(finished: Path, tmp_path: Path) -> None:
@@ -175,7 +181,19 @@ def test_nothing_reviewed_is_said_and_a_wrong_folder_too(finished: Path, tmp_pat
         (["--behind-proxy"], "go together"),
         (["--user-header", "X-User"], "go together"),
         (
-            ["--listen", "0.0.0.0", "--tls-certificate", "c", "--tls-key", "k", "--behind-proxy", "--user-header", "X"],
+            [
+                "--listen",
+                "0.0.0.0",
+                "--host",
+                "h",
+                "--tls-certificate",
+                "c",
+                "--tls-key",
+                "k",
+                "--behind-proxy",
+                "--user-header",
+                "X",
+            ],
             "could say who they are",
         ),
     ],

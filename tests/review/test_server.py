@@ -36,8 +36,10 @@ def test_a_slide_opens_without_the_answer_and_shows_it_after_the_first_impressio
     assert page["layers"] == []
     assert "prob" not in json.dumps(page)
     assert client.http.get(f"/api/slides/{key}/heat/0").status_code == 403
+    client.say(key, 409, event="shown", anyway=True)
     client.say(key, event="first_impression", label="tumour")
     client.say(key, event="shown", anyway=True)
+    client.say(key, 409, event="first_impression", label="normal")
     page = client.http.get(f"/api/slides/{key}").json()
     assert page["answer"]["word"]
     assert page["opinion"]["first"] == "tumour"
@@ -69,7 +71,7 @@ def test_tiles_are_those_of_the_slide(client: Client, slides: list[Path]) -> Non
 
 def test_a_tile_that_is_looked_at_has_numbers_and_look_alikes(client: Client) -> None:
     key = client.keys()["one.svs"]
-    client.say(key, event="shown", anyway=True)
+    client.look(key)
     grid = client.http.get(f"/api/slides/{key}/grid").content
     columns = client.http.get(f"/api/slides/{key}").json()["grid"]["columns"]
     cell = grid.index(1)
@@ -88,6 +90,8 @@ def test_a_tile_that_is_looked_at_has_numbers_and_look_alikes(client: Client) ->
 
 def test_decisions_are_kept_and_changing_one_takes_a_reason(client: Client, out: Path) -> None:
     key = client.keys()["one.svs"]
+    client.say(key, 409, event="decision", judgement="agree", label="tumour")  # nobody has looked yet
+    client.look(key)
     client.say(key, 409, event="signed", meaning="agreed")
     client.say(key, event="decision", judgement="agree", label="tumour", note="clear <b>", reason="")
     assert "say why" in str(client.say(key, 409, event="decision", judgement="disagree", label="normal")["error"])
@@ -107,12 +111,66 @@ def test_paint_can_be_taken_back_but_not_what_was_seen(client: Client) -> None:
     client.say(key, event="opened", blind=True)
     opened = client.http.get(f"/api/slides/{key}").json()["opinion"]["last"]
     assert client.http.get(f"/api/slides/{key}").json()["opinion"]["can_undo"] is None
+    client.say(key, 409, event="painted", label="tumour", runs=[[1, 2, 3000]])
     client.say(key, event="painted", label="tumour", runs=[[1, 2, 3]])
     opinion = client.http.get(f"/api/slides/{key}").json()["opinion"]
     assert opinion["painted"] == {"tumour": [[1, 2, 3]]}
     client.say(key, event="undo", of=opinion["can_undo"])
     assert client.http.get(f"/api/slides/{key}").json()["opinion"]["painted"] == {}
-    client.say(key, 409, event="undo", of=opened + 1000)
+    client.say(key, 409, event="undo", of=opened)
+
+
+def test_what_was_seen_is_what_the_server_showed_whatever_the_browser_says(client: Client) -> None:
+    key = client.keys()["one.svs"]
+    said = {"said": {"event": "opened", "blind": False}, "seen": {"answer": True}}
+    assert client.http.post(f"/api/slides/{key}/events", json=said).status_code == 200
+    case = client.review.desk.case(key)
+    assert case
+    (event,) = Record(client.review.desk.out).events(case.slide_id)
+    assert (event.said["blind"], event.seen["answer"]) == (True, False)
+    assert not client.http.get(f"/api/slides/{key}").json()["first_done"]
+
+
+def test_another_model_is_looked_at_with_fresh_eyes(client: Client) -> None:
+    """What was shown of one model says nothing of the next."""
+    key = client.keys()["one.svs"]
+    client.look(key)
+    assert client.http.get(f"/api/slides/{key}").json()["may_see"]
+    case = client.review.desk.case(key)
+    assert case
+    path = client.review.desk.out.slide(case.slide_id).path / "slide.json"
+    found = json.loads(path.read_text())
+    found["finish_recipe"]["model_sha256"] = "f" * 64
+    path.write_text(json.dumps(found))
+    assert not client.http.get(f"/api/slides/{key}").json()["first_done"]
+
+
+def test_paint_on_another_tiling_does_not_count_and_that_is_said(client: Client) -> None:
+    key = client.keys()["one.svs"]
+    client.say(key, event="painted", label="tumour", runs=[[1, 2, 3]])
+    case = client.review.desk.case(key)
+    assert case
+    path = client.review.desk.out.slide(case.slide_id).path / "slide.json"
+    found = json.loads(path.read_text())
+    found["recipe"]["tiles"]["tile_px"] = 128
+    path.write_text(json.dumps(found))
+    opinion = client.http.get(f"/api/slides/{key}").json()["opinion"]
+    assert (opinion["painted"], opinion["elsewhere"]) == ({}, 3)
+
+
+def test_a_record_that_was_changed_stops_its_slide_and_not_the_worklist(client: Client) -> None:
+    key = client.keys()["one.svs"]
+    client.say(key, event="painted", label="tumour", runs=[[1, 2, 3]])
+    case = client.review.desk.case(key)
+    assert case
+    path = Record(client.review.desk.out).path(case.slide_id)
+    path.write_bytes(path.read_bytes().replace(b"tumour", b"normal"))
+    rows = {row["key"]: row for row in client.http.get("/api/worklist").json()["rows"]}
+    assert "audit verify" in rows[key]["reason"]
+    assert len(rows) == 3
+    answer = client.http.get(f"/api/slides/{key}")
+    assert answer.status_code == 409
+    assert str(client.review.desk.out.path) not in answer.text  # folders can name patients
 
 
 @pytest.mark.parametrize(
@@ -160,17 +218,21 @@ def test_each_reader_is_blind_to_the_others_until_somebody_settles(out: Path, pe
         clients[name] = client_of(out)
         clients[name].enter(token)
     key = clients["Dr. A"].keys()["one.svs"]
+    for one in clients.values():
+        one.look(key)
     clients["Dr. A"].say(key, event="decision", judgement="agree", label="tumour", note="secret of A")
     clients["Dr. B"].say(key, event="decision", judgement="disagree", label="normal")
     assert "secret of A" not in clients["Dr. B"].http.get(f"/api/slides/{key}").text
     assert clients["Dr. B"].http.get(f"/api/slides/{key}").json()["others"] == []
-    clients["Dr. B"].say(key, 403, event="settled", label="normal")
+    clients["Dr. B"].say(key, 409, event="settled", label="normal")
     (row,) = [row for row in clients["Prof. Z"].http.get("/api/worklist").json()["rows"] if row["disagreement"]]
     assert row["key"] == key
+    assert clients["Prof. Z"].http.get(f"/api/slides/{key}").json()["others"] == []  # before a decision of one's own
+    clients["Prof. Z"].say(key, event="decision", judgement="none", label="tumour")
     assert {one["label"] for one in clients["Prof. Z"].http.get(f"/api/slides/{key}").json()["others"]} == {"tumour", "normal"}
     clients["Prof. Z"].say(key, event="settled", label="tumour", note="seen on the microscope")
     assert not any(row["disagreement"] for row in clients["Prof. Z"].http.get("/api/worklist").json()["rows"])
-    assert clients["Prof. Z"].review.desk.standing(clients["Prof. Z"].review.desk.case(key).slide_id).label == "tumour"  # type: ignore[union-attr]
+    assert clients["Prof. Z"].review.desk.standing(clients["Prof. Z"].review.desk.case(key)).label == "tumour"  # type: ignore[union-attr]
 
 
 def test_the_general_token_is_none_where_there_are_accounts(out: Path, people: dict[str, str]) -> None:
@@ -217,11 +279,14 @@ def test_a_slide_that_is_gone_or_changed_says_so(client: Client, out: Path, tmp_
     assert "not where it was" in page["missing"]
     assert client.http.get(f"/api/slides/{key}/tile/0/0/0").status_code == 410
     (tmp_path / "one.svs").write_bytes(b"another")
+    desk._gone.clear()  # it is looked for again after a while
     assert "content has changed" in client.http.get(f"/api/slides/{key}").json()["missing"]
 
 
 def test_kinds_of_tissue_can_be_named(client: Client, out: Path) -> None:
     key = client.keys()["one.svs"]
+    assert client.http.get(f"/api/slides/{key}/kinds").status_code == 403
+    client.look(key)
     found = client.http.get(f"/api/slides/{key}/kinds").json()
     assert len(found) >= 2
     total = client.http.get(f"/api/slides/{key}").json()["tiles"]["ok"]

@@ -12,12 +12,9 @@ export interface Row {
   reason: string;
   answer: string;
   novelty: number | null;
-  tissue_mm2: number | null;
   mine: boolean;
   state: "new" | "opened" | "decided" | "signed";
   label: string | null;
-  signed: string;
-  painted: number;
   disagreement: boolean;
 }
 
@@ -44,6 +41,7 @@ export interface Worklist {
   reader: { name: string; role: string; may_settle: boolean };
   readers: number;
   blind: boolean;
+  models: string[];
   lesson: LessonState;
 }
 
@@ -62,8 +60,9 @@ export interface Opinion {
   note: string;
   signed: string;
   painted: Record<string, Run[]>;
-  regions: { runs: Run[]; judgement: Judgement }[];
-  notes: { time: string; note: string }[];
+  regions: { runs: Run[]; judgement: Judgement; label: string }[];
+  judged: string; // digest of the model
+  elsewhere: number; // tiles painted on another lattice
   last: number;
   can_undo: number | null;
 }
@@ -83,6 +82,7 @@ export interface SlidePage {
   group: GroupName;
   drawn: string; // digest of its map
   cause: string;
+  doubtful: boolean;
   first_done: boolean;
   may_see: boolean;
   missing: string;
@@ -102,10 +102,9 @@ export interface SlidePage {
   tissue_mm2?: number;
   left_out_mm2?: Record<string, number>;
   same_patient?: { key: string; file: string }[];
-  answer?: { headline: string; word: string; novelty: number | null; numbers: Record<string, number> };
+  answer?: { word: string; novelty: number | null; numbers: Record<string, number> };
   levels?: { index: number; size: [number, number]; tile: [number, number]; downsample: number }[];
   bounds?: [number, number, number, number];
-  background?: [number, number, number];
   overview_ready?: boolean;
   grid?: Grid;
   layers?: LayerInfo[];

@@ -67,13 +67,14 @@ export function paintCells(canvas: HTMLCanvasElement, grid: Grid, cells: Uint8Ar
 
 export interface Region {
   cells: Int32Array; // row * columns + column
+  first: number; // the lowest of them
   mean: number;
   peak: number;
   peakCell: number;
   mm2: number;
 }
 
-// Hot cells that touch, by side or corner; the largest first.
+// Hot cells that touch side by side, as outlines for QuPath have them; the largest first.
 export function findRegions(grid: Grid, cells: Uint8Array, layer: LayerInfo, lowest: number, cellMm2: number): Region[] {
   const { rows, columns } = grid;
   const seen = new Uint8Array(cells.length);
@@ -94,18 +95,19 @@ export function findRegions(grid: Grid, cells: Uint8Array, layer: LayerInfo, low
       if (cells[cell]! > cells[peakCell]!) peakCell = cell;
       const row = Math.floor(cell / columns);
       const column = cell - row * columns;
-      for (let r = Math.max(0, row - 1); r <= Math.min(rows - 1, row + 1); r++) {
-        for (let c = Math.max(0, column - 1); c <= Math.min(columns - 1, column + 1); c++) {
-          const next = r * columns + c;
-          if (!seen[next] && cells[next]! >= lowest) {
-            seen[next] = 1;
-            stack[height++] = next;
-          }
-        }
-      }
+      const reach = (next: number, there: boolean) => {
+        if (!there || seen[next] || cells[next]! < lowest) return;
+        seen[next] = 1;
+        stack[height++] = next;
+      };
+      reach(cell - columns, row > 0);
+      reach(cell + columns, row < rows - 1);
+      reach(cell - 1, column > 0);
+      reach(cell + 1, column < columns - 1);
     }
     found.push({
       cells: Int32Array.from(inside),
+      first: start,
       mean: toValue(layer, sum / inside.length),
       peak: toValue(layer, cells[peakCell]!),
       peakCell,

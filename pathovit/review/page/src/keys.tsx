@@ -9,9 +9,9 @@ const KEYS: [title: string, keys: [key: string, does: string][]][] = [
     ["s", "sign"], ["z", "take back"], ["j k", "next slide, previous slide"], ["Esc", "back"],
   ]],
   ["Map", [["n p", "next region, previous region"], ["h", "map on or off"], ["Space", "map off while held"], ["o", "outlines"], ["l", "next layer"], ["[ ]", "threshold"]]],
-  ["Slide", [["arrows", "move"], ["+ -", "closer, further"], ["f", "whole slide"], ["r", "turn"], ["m", "measure"], ["Enter", "what is known of the tile in the middle"]]],
+  ["Slide", [["arrows", "move"], ["+ -", "closer, further"], ["f", "whole slide"], ["r", "turn"], ["m", "measure: drag, or Enter where it begins and where it ends"], ["Enter", "what is known of the tile in the middle"]]],
   ["Paint", [
-    ["b", "brush on or off"], ["1 … 9, 0, e", "class, unsure, erase"], ["arrows, Enter", "move the brush, paint"], [", .", "size"], ["L", "learn now"],
+    ["b", "brush on or off; Shift moves the slide meanwhile"], ["1 … 9, 0, e", "class, unsure, erase"], ["arrows, Enter", "move the brush, paint"], [", .", "size"], ["L", "learn now"],
     ["q", "next tile that the model asks for; 1 … 9, 0 answer"],
   ]],
   ["Patient", [["y", "move together"]]],

@@ -91,7 +91,7 @@ function Threshold({ reading }: { reading: Reading }) {
 
 function Legend({ reading }: { reading: Reading }) {
   const info = reading.info.value!, value = reading.threshold.value;
-  const desaturated = reading.page.value!.group === "strange" || reading.page.value!.group === "unsure";
+  const desaturated = reading.page.value!.doubtful;
   const digits = info.kind === "attention" ? 4 : 2;
   const stops = Array.from({ length: 6 }, (_, i) => rampColour(info.kind, i / 5)).map((colour) => css(desaturated ? grey(colour) : colour));
   if (info.kind === "unread") return <p class="legend">Hatched: tissue that could not be read.</p>;
@@ -99,7 +99,7 @@ function Legend({ reading }: { reading: Reading }) {
     <div class="legend">
       <span>{number(value, digits)}</span>
       <span class="ramp" style={{ background: `linear-gradient(to right, ${stops.join(", ")})` }} role="img" aria-label="colours from the threshold to the highest value" />
-      <span>{number(info.high, digits)}</span>
+      <span>{info.kind === "novelty" ? "≥ " : ""}{number(info.high, digits)}</span>
       <small>
         {info.kind === "score" ? `${info.name}: score of each tile` : NAMES[info.kind]}; nothing is drawn below {number(value, digits)}
         {desaturated ? "; without colour, because the model is not sure here" : ""}

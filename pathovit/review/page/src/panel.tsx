@@ -45,7 +45,7 @@ function FirstImpression({ reading }: { reading: Reading }) {
 
 function Answer({ reading }: { reading: Reading }) {
   const page = reading.page.value!, answer = page.answer;
-  const doubtful = page.group === "unsure" || page.group === "strange";
+  const doubtful = page.doubtful;
   return (
     <section aria-labelledby="answer-title">
       <h2 id="answer-title">The model</h2>
@@ -53,7 +53,7 @@ function Answer({ reading }: { reading: Reading }) {
         <p>No model was asked; there are features alone. Teach one below.</p>
       ) : doubtful && !page.may_see ? (
         <div class="doubt">
-          <p class="word">{page.group === "strange" ? "no answer" : "unsure"}</p>
+          <p class="word">{answer.word === "unsure" ? "unsure" : "no answer"}</p>
           <p>{page.cause}</p>
           <button type="button" onClick={() => void reading.showAnyway()}>
             Show anyway <Key>x</Key>
@@ -94,19 +94,21 @@ function Decision({ reading }: { reading: Reading }) {
   const page = reading.page.value!, { opinion } = page;
   const modelSays = page.may_see && page.answer && page.classes?.includes(page.answer.word) ? page.answer.word : null;
   const nothingSaid = !modelSays;
-  const judgement = useSignal<Judgement | "none" | null>(nothingSaid ? "none" : null);
+  const chosen = useSignal<Judgement | null>(null);
+  const judgement = nothingSaid ? "none" : chosen.value;
   const label = useSignal(""), note = useSignal(""), reason = useSignal("");
   const decided = opinion.label !== null;
   const changing = useSignal(false);
 
   const choose = (wanted: Judgement) => {
-    judgement.value = wanted;
+    chosen.value = wanted;
     label.value = wanted === "agree" ? (modelSays ?? label.value) : wanted === "disagree" && page.classes!.length === 2 && modelSays ? page.classes!.find((name) => name !== modelSays)! : label.value;
   };
   const save = async () => {
-    await reading.decide(judgement.value!, judgement.value === "unsure" ? null : label.value || null, note.value, reason.value);
+    const kept = await reading.decide(judgement!, judgement === "unsure" ? null : label.value || null, note.value, reason.value);
+    if (!kept) return; // what was written stays
     changing.value = false;
-    judgement.value = nothingSaid ? "none" : null;
+    chosen.value = null;
     reason.value = "";
   };
 
@@ -116,6 +118,7 @@ function Decision({ reading }: { reading: Reading }) {
         <h2 id="decision-title">Your decision</h2>
         <p class="word">{opinion.label || "unsure"}</p>
         <p class="quiet">
+          {opinion.judged && opinion.judged !== page.about.model_sha256 ? "You judged another model than this one. " : ""}
           {opinion.judgement === "agree" ? "You agree with the model." : opinion.judgement === "disagree" ? "You disagree with the model." : opinion.judgement === "unsure" ? "You are unsure." : ""}
           {opinion.first !== null && ` First impression: ${opinion.first || "unsure"}.`}
         </p>
@@ -135,7 +138,7 @@ function Decision({ reading }: { reading: Reading }) {
             ))}
           </div>
         )}
-        <button type="button" class="plain" onClick={() => (changing.value = true)}>Change…</button>
+        <button type="button" class="plain" onClick={() => ((changing.value = true), (note.value = opinion.note), (label.value = opinion.label ?? ""))}>Change…</button>
       </section>
     );
   return (
@@ -145,7 +148,7 @@ function Decision({ reading }: { reading: Reading }) {
         <div class="choices" role="group" aria-label="The model's answer">
           {(["agree", "disagree", "unsure"] as const).map((one) => (
             <button
-              type="button" key={one} data-judgement={one} aria-pressed={judgement.value === one} 
+              type="button" key={one} data-judgement={one} aria-pressed={judgement === one} 
               onClick={() => choose(one)}
             >
               {one[0]!.toUpperCase() + one.slice(1)} <Key>{one[0]}</Key>
@@ -153,24 +156,24 @@ function Decision({ reading }: { reading: Reading }) {
           ))}
         </div>
       )}
-      {judgement.value && (
+      {judgement && (
         <form
           onSubmit={(event) => {
             event.preventDefault();
             void save();
           }}
         >
-          {judgement.value !== "unsure" && judgement.value !== "agree" && (
+          {judgement !== "unsure" && judgement !== "agree" && (
             <div class="choices" role="group" aria-label="What the slide is">
               {reading.classes.value.map((name) => (
                 <button type="button" key={name} aria-pressed={label.value === name} onClick={() => (label.value = name)}>{name}</button>
               ))}
             </div>
           )}
-          {judgement.value !== "unsure" && (
+          {judgement !== "unsure" && (
             <label class="field">
               The slide is
-              <input list="classes" value={label.value} required={judgement.value !== "none"} placeholder={judgement.value === "none" ? "unsure" : ""} maxLength={80} onInput={(event) => (label.value = event.currentTarget.value)} />
+              <input list="classes" value={label.value} required={judgement !== "none"} placeholder={judgement === "none" ? "unsure" : ""} maxLength={80} onInput={(event) => (label.value = event.currentTarget.value)} />
               <datalist id="classes">{reading.classes.value.map((name) => <option key={name} value={name} />)}</datalist>
             </label>
           )}
@@ -192,7 +195,7 @@ function Decision({ reading }: { reading: Reading }) {
   );
 }
 
-export function signedAs(opinion: { judgement: string; painted: Record<string, unknown> }): keyof typeof MEANINGS {
+export function signedAs(opinion: { judgement: string }): keyof typeof MEANINGS {
   if (opinion.judgement === "disagree") return "corrected";
   return opinion.judgement === "agree" ? "agreed" : "reviewed";
 }
@@ -220,7 +223,8 @@ function Settle({ reading }: { reading: Reading }) {
       >
         <label class="field">
           Settle as
-          <input list="classes" value={label.value} maxLength={80} onInput={(event) => (label.value = event.currentTarget.value)} placeholder="unsure" />
+          <input list="settled" value={label.value} maxLength={80} onInput={(event) => (label.value = event.currentTarget.value)} placeholder="unsure" />
+          <datalist id="settled">{reading.classes.value.map((name) => <option key={name} value={name} />)}</datalist>
         </label>
         <label class="field">
           Note

@@ -7,6 +7,9 @@ import { Key } from "./parts";
 import { go, trying, typing } from "./state";
 import { SlideViewer } from "./viewer";
 
+const FOLLOW_MS = 800;
+const ARROWS: Record<string, [number, number]> = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+
 export function PatientPage({ slideKey }: { slideKey: string }) {
   const first = useSignal<SlidePage | null>(null);
   const left = useSignal(slideKey), right = useSignal("");
@@ -21,9 +24,10 @@ export function PatientPage({ slideKey }: { slideKey: string }) {
   }, [slideKey]);
   useEffect(() => {
     const onKey = (event: KeyboardEvent) => {
-      if (typing(event) || event.ctrlKey || event.metaKey) return;
+      if (typing(event) || event.ctrlKey || event.metaKey || document.querySelector("dialog[open]")) return;
       if (event.key === "y") synced.value = !synced.value;
       else if (event.key === "Escape") go({ name: "slide", key: slideKey });
+      else if (ARROWS[event.key]) viewers.current[0]?.panBy(0.2 * ARROWS[event.key]![0], 0.2 * ARROWS[event.key]![1]);
       else if (event.key === "+" || event.key === "-") viewers.current[0]?.zoomBy(event.key === "+" ? 1.6 : 1 / 1.6);
     };
     addEventListener("keydown", onKey);
@@ -33,14 +37,14 @@ export function PatientPage({ slideKey }: { slideKey: string }) {
   const all = [{ key: first.value.key, file: first.value.file }, ...(first.value.same_patient ?? [])];
   const moved = (from: 0 | 1) => {
     const a = viewers.current[from], b = viewers.current[1 - from];
-    if (!synced.value || !a || !b || a.moving) return;
-    const [ax, ay] = a.fraction();
-    b.moving = true;
+    if (!synced.value || !a || !b) return;
+    const [ax, ay] = a.fraction(), [bx, by] = b.fraction();
+    if (Math.abs(ax - bx) + Math.abs(ay - by) < 1e-4 && Math.abs(a.umPerPixel / b.umPerPixel - 1) < 1e-3) return; // it has followed
+    if (performance.now() - b.touched < FOLLOW_MS && b.touched > a.touched) return; // the other one leads
     b.goToFraction(ax, ay, a.umPerPixel);
-    b.moving = false;
   };
   return (
-    <main class="patient">
+    <main class="patient-page">
       <div class="tools">
         <h1>Patient {first.value.patient}</h1>
         <button type="button" class="toggle" aria-pressed={synced.value} onClick={() => (synced.value = !synced.value)}>
@@ -83,7 +87,7 @@ function Half({ slideKey, onViewer, onMove }: { slideKey: string; onViewer: (vie
         overlay.lowest = toByte(page.layers[0], 0.5);
         overlay.hot = cells;
         overlay.map = document.createElement("canvas");
-        paintCells(overlay.map, page.grid!, cells, table("score", overlay.lowest, page.group === "strange" || page.group === "unsure"));
+        paintCells(overlay.map, page.grid!, cells, table("score", overlay.lowest, page.doubtful));
         viewer.draw();
       }
     });

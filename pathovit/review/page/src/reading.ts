@@ -13,6 +13,8 @@ export const UM_AT_20X = 0.5;
 const STRIP = 12, CONTROLS = 4;
 const LISTED_REGIONS = 200;
 
+const answered = new Set<string>(); // tiles of all slides that were asked for
+
 export class Reading {
   readonly page = signal<SlidePage | null>(null);
   readonly layer = signal(0);
@@ -23,7 +25,7 @@ export class Reading {
   readonly peek = signal(false);
   readonly outlines = signal(false);
   readonly mode = signal<Mode>("look");
-  readonly brushLabel = signal("");
+  readonly brushLabel = signal<string | null>(null); // "" erases
   readonly brush = signal(0);
   readonly cursor = signal<number | null>(null);
   readonly tissue = signal<Uint8Array | null>(null);
@@ -44,12 +46,15 @@ export class Reading {
   private readonly canvas = document.createElement("canvas");
   private readonly stops: (() => void)[] = [];
   private stroke: Set<number> | null = null;
+  private queue: Promise<unknown> = Promise.resolve();
 
   readonly info = computed<LayerInfo | null>(() => this.page.value?.layers?.[this.layer.value] ?? null);
   readonly columns = computed(() => this.page.value?.grid?.columns ?? 1);
   readonly classes = computed(() => {
     const page = this.page.value;
-    const found = [...(page?.map_classes ?? []), ...(page?.classes ?? []), ...this.painted.value.values(), ...this.extraClasses.value];
+    // Those of the model in order of the alphabet, so that keys and colours stay when another class is drawn; then those that were added.
+    const ofModel = [...(page?.map_classes ?? []), ...(page?.classes ?? [])].sort();
+    const found = [...ofModel, ...[...this.painted.value.values()].sort(), ...this.extraClasses.value];
     return [...new Set(found.map((name) => name.replace(/^not /, "")))].filter((name) => name && name !== "ignore");
   });
   readonly lowest = computed(() => (this.info.value ? toByte(this.info.value, this.threshold.value) : 256));
@@ -72,6 +77,7 @@ export class Reading {
   // The rest of what the page shows, and the record that it was opened.
   async begin(): Promise<void> {
     const page = this.page.value!;
+    if (page.group === "failed") return;
     const cells = page.grid ? bytes(ofSlide(this.key, "/grid")) : null;
     await this.say({ event: "opened", blind: !page.first_done });
     this.tissue.value = await cells;
@@ -83,12 +89,13 @@ export class Reading {
     batch(() => {
       this.page.value = page;
       this.took(page.opinion);
-      if (!this.brushLabel.value) this.brushLabel.value = this.classes.value.at(-1) ?? "";
+      if (this.brushLabel.value === null) this.brushLabel.value = this.classes.value.at(-1) ?? "";
     });
     if (page.may_see && page.layers?.length) void trying(() => this.showLayer(Math.min(this.layer.value, page.layers!.length - 1)));
   }
 
-  async loadAsked(): Promise<void> {
+  async loadAsked(afresh = false): Promise<void> {
+    if (afresh) answered.clear();
     this.asked.value = await get<Asked[]>("/api/suggested").catch(() => []);
   }
 
@@ -99,6 +106,7 @@ export class Reading {
       this.measured.value = viewer.measured();
     };
     this.stops.push(effect(() => this.drawn()));
+    this.stops.push(effect(() => void (this.regions.value, (this.region.value = -1)))); // numbers mean other regions now
   }
 
   close(): void {
@@ -111,7 +119,7 @@ export class Reading {
     const viewer = this.viewer!, page = this.page.value, info = this.info.value, cells = this.cells.value;
     const { overlay } = viewer;
     viewer.grid = page?.grid ?? null;
-    overlay.desaturated = page?.group === "strange" || page?.group === "unsure";
+    overlay.desaturated = !!page?.doubtful;
     overlay.lowest = this.lowest.value;
     overlay.opacity = this.opacity.value;
     overlay.outlines = this.outlines.value;
@@ -144,33 +152,36 @@ export class Reading {
       }
       this.layer.value = layer;
       this.cells.value = this.kept.get(layer)!;
-      this.region.value = -1;
     });
   }
 
   // What is said
 
   seen(): Seen {
-    const shown = this.mapShown.value && !!this.info.value;
+    const kinds = this.kindsShown.value && !!this.kinds.value;
+    const shown = this.mapShown.value && !!this.info.value && !kinds;
     return {
       answer: !!this.page.value?.may_see && !!this.page.value.answer,
-      layer: shown ? this.info.value!.name : "",
-      threshold: shown && this.info.value!.kind === "score" ? this.threshold.value : null,
+      layer: kinds ? "kinds of tissue" : shown ? this.info.value!.name : "",
+      threshold: shown ? this.threshold.value : null,
       opacity: shown ? this.opacity.value : null,
       zoom: this.viewer?.zoom || null,
     };
   }
 
-  async say(said: Said): Promise<void> {
+  // One after the other, in the order in which it was done.
+  say(said: Said | (() => Said | null)): Promise<void> {
     this.saving.value++;
-    try {
-      this.took(await say(this.key, said, this.seen()));
-    } finally {
-      this.saving.value--;
-    }
+    const done = this.queue.then(async () => {
+      const now = typeof said === "function" ? said() : said;
+      if (now) this.took(await say(this.key, now, this.seen()));
+    });
+    this.queue = done.catch(() => {}).finally(() => this.saving.value--);
+    return done;
   }
 
   private took(opinion: Opinion): void {
+    if (this.page.value && opinion.last < this.page.value.opinion.last) return; // said before what is known already
     const painted = new Map<number, string>();
     for (const [label, runs] of Object.entries(opinion.painted)) for (const cell of cellsOf(this.columns.value, runs)) painted.set(cell, label);
     batch(() => {
@@ -196,12 +207,16 @@ export class Reading {
     });
   }
 
-  decide(judgement: Judgement | "none", label: string | null, note: string, reason: string): Promise<void> {
-    return trying(async () => {
+  // Whether it was kept.
+  async decide(judgement: Judgement | "none", label: string | null, note: string, reason: string): Promise<boolean> {
+    let kept = false;
+    await trying(async () => {
       await this.say({ event: "decision", judgement, label, note, reason });
+      kept = true;
       spoken.value = "Decision kept.";
       void refresh();
     });
+    return kept;
   }
 
   sign(meaning: "reviewed" | "agreed" | "corrected"): Promise<void> {
@@ -220,20 +235,21 @@ export class Reading {
     });
   }
 
-  judgeRegion(judgement: Judgement): Promise<void> {
+  judgeRegion(judgement: Judgement, note = ""): Promise<void> {
     const region = this.regions.value[this.region.value], info = this.info.value;
     if (!region || !info) return Promise.resolve();
     return trying(async () => {
-      await this.say({ event: "region", runs: runsOf(this.columns.value, region.cells), judgement, label: info.name, note: "" });
+      await this.say({ event: "region", runs: runsOf(this.columns.value, region.cells), judgement, label: info.name, note });
       spoken.value = `Region: ${judgement}.`;
     });
   }
 
   undo(): Promise<void> {
-    const of = this.page.value?.opinion.can_undo;
-    if (of === null || of === undefined) return Promise.resolve();
     return trying(async () => {
-      await this.say({ event: "undo", of });
+      await this.say(() => {
+        const of = this.page.value?.opinion.can_undo; // when its turn has come
+        return of === null || of === undefined ? null : { event: "undo", of };
+      });
       spoken.value = "Taken back.";
       void refresh();
     });
@@ -270,7 +286,7 @@ export class Reading {
   endStroke(): Promise<void> {
     const cells = this.stroke;
     this.stroke = null;
-    return cells?.size ? this.paint([...cells], this.brushLabel.value) : Promise.resolve();
+    return cells?.size ? this.paint([...cells], this.brushLabel.value ?? "") : Promise.resolve();
   }
 
   paint(cells: number[], label: string, asked = false): Promise<void> {
@@ -286,7 +302,9 @@ export class Reading {
 
   // Tiles that the model asks for
 
-  readonly askedHere = computed(() => this.asked.value.filter((tile) => tile.key !== this.key || !this.painted.value.has(this.cellOf(tile))));
+  readonly askedHere = computed(() =>
+    this.asked.value.filter((tile) => !answered.has(`${tile.key} ${tile.index}`) && (tile.key !== this.key || !this.painted.value.has(this.cellOf(tile)))),
+  );
   readonly askedAt = signal(-1);
 
   private cellOf(tile: Asked): number {
@@ -312,6 +330,7 @@ export class Reading {
     const tile = this.askedHere.value[this.askedAt.value];
     if (!tile || tile.key !== this.key) return;
     await this.paint([this.cellOf(tile)], label, true);
+    answered.add(`${tile.key} ${tile.index}`);
     spoken.value = label;
     this.askNext();
   }

@@ -1,6 +1,7 @@
 // Hot regions, as a list: the text form of the map. Beside the strongest tiles some at random, so that one is not led.
+import { useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
-import { pictureOf } from "./api";
+import { pictureOf, type Run } from "./api";
 import { toValue } from "./heat";
 import { Key, number } from "./parts";
 import type { Reading } from "./reading";
@@ -8,13 +9,14 @@ import type { Reading } from "./reading";
 export function Regions({ reading }: { reading: Reading }) {
   const page = reading.page.value!, info = reading.info.value;
   const list = useRef<HTMLOListElement>(null);
+  const note = useSignal("");
   const selected = reading.region.value;
   useEffect(() => {
     list.current?.querySelector("[aria-current=true]")?.scrollIntoView({ block: "nearest" });
   }, [selected]);
   if (!page.may_see || info?.kind !== "score") return null;
   const all = reading.regions.value, listed = reading.listed.value;
-  const judged = new Map(page.opinion.regions.map((one) => [JSON.stringify(one.runs[0]), one.judgement]));
+  const judged = new Map(page.opinion.regions.map((one) => [`${one.label} ${one.runs[0]![0]} ${one.runs[0]![1]} ${size(one.runs)}`, one.judgement]));
   return (
     <section class="regions" aria-labelledby="regions-title">
       <h2 id="regions-title">
@@ -26,8 +28,8 @@ export function Regions({ reading }: { reading: Reading }) {
       {!all.length && <p class="quiet">No tile of {info.name} at or above {number(reading.threshold.value)}.</p>}
       <ol ref={list}>
         {listed.map((region, i) => {
-          const first = Math.min(...region.cells);
-          const verdict = judged.get(JSON.stringify([Math.floor(first / reading.columns.value), first % reading.columns.value, runLength(region.cells, first)]));
+          const columns = reading.columns.value;
+          const verdict = judged.get(`${info.name} ${Math.floor(region.first / columns)} ${region.first % columns} ${region.cells.length}`);
           return (
             <li key={region.peakCell}>
               <button
@@ -48,9 +50,12 @@ export function Regions({ reading }: { reading: Reading }) {
       {selected >= 0 && listed[selected] && (
         <div class="line judge" role="group" aria-label={`Region ${selected + 1}`}>
           <span>Region {selected + 1}</span>
-          <button type="button" onClick={() => void reading.judgeRegion("agree")}>Agree</button>
-          <button type="button" onClick={() => void reading.judgeRegion("disagree")}>Disagree</button>
-          <button type="button" onClick={() => void reading.judgeRegion("unsure")}>Unsure</button>
+          {(["agree", "disagree", "unsure"] as const).map((one) => (
+            <button type="button" key={one} onClick={() => (void reading.judgeRegion(one, note.value), (note.value = ""))}>
+              {one[0]!.toUpperCase() + one.slice(1)} <Key>{one[0]}</Key>
+            </button>
+          ))}
+          <input aria-label="Note on the region" placeholder="Note" maxLength={4000} value={note.value} onInput={(event) => (note.value = event.currentTarget.value)} />
         </div>
       )}
       <Strip reading={reading} title="Strongest tiles" cells={reading.strip.value} />
@@ -59,12 +64,7 @@ export function Regions({ reading }: { reading: Reading }) {
   );
 }
 
-function runLength(cells: Int32Array, first: number): number {
-  const inside = new Set(cells);
-  let length = 1;
-  while (inside.has(first + length)) length++;
-  return length;
-}
+const size = (runs: Run[]) => runs.reduce((sum, [, , length]) => sum + length, 0);
 
 export function Strip({ reading, title, cells }: { reading: Reading; title: string; cells: number[] }) {
   if (!cells.length) return null;

@@ -47,12 +47,14 @@ function App() {
 }
 
 function Top() {
+  const here = place.value;
   const list = worklist.value;
   const next = { system: "light", light: "dark", dark: "system" }[theme.value] ?? "system";
   return (
     <header class="top">
       <a class="brand" href="#/">pathovit</a>
       {list && <span class="folder">{list.folder}</span>}
+      {here.name !== "slide" && list && list.models.length > 0 && <span class="folder">model {list.models.length > 2 ? `${list.models.length} models` : list.models.join(", ")}</span>}
       <span class="ruo-top">{list?.research_use ?? "For research use only."}</span>
       {list && <span class="who">{list.reader.name}</span>}
       <button type="button" class="plain" title="Light or dark" aria-label={`Colours: ${theme.value}`} onClick={() => setTheme(next)}>

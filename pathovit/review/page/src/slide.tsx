@@ -9,9 +9,10 @@ import { signedAs, Steps } from "./panel";
 import { length, magnification, number } from "./parts";
 import { Reading } from "./reading";
 import { Regions } from "./regions";
-import { go, showKeys, trying, typing, worklist } from "./state";
+import { go, message, showKeys, trying, typing } from "./state";
 import { Teach } from "./teach";
 import { type At, SlideViewer } from "./viewer";
+import { order } from "./worklist";
 
 export function SlidePageView({ slideKey }: { slideKey: string }) {
   const reading = useSignal<Reading | null>(null);
@@ -26,7 +27,12 @@ export function SlidePageView({ slideKey }: { slideKey: string }) {
     return () => opened.close();
   }, [slideKey]);
   const current = reading.value;
-  if (!current?.page.value) return <p class="empty">Opening the slide…</p>;
+  if (!current?.page.value)
+    return (
+      <p class="empty">
+        {message.value ? <a href="#/">Back to the worklist</a> : "Opening the slide…"}
+      </p>
+    );
   return (
     <main class="slide" key={slideKey}>
       <Stage reading={current} />
@@ -46,8 +52,7 @@ export function SlidePageView({ slideKey }: { slideKey: string }) {
 
 function Title({ reading }: { reading: Reading }) {
   const page = reading.page.value!;
-  const rows = worklist.value?.rows ?? [];
-  const at = rows.findIndex((row) => row.key === page.key);
+  const at = order.value.indexOf(page.key);
   return (
     <header class="title">
       <h1 title={page.file}>{page.file}</h1>
@@ -58,7 +63,9 @@ function Title({ reading }: { reading: Reading }) {
             {page.same_patient && page.same_patient.length > 0 && <a href={`#/patient/${page.key}`}> {page.same_patient.length + 1} slides</a>} ·{" "}
           </>
         )}
-        {at >= 0 && `${at + 1} of ${rows.length.toLocaleString("en")}`}
+        {at >= 0 && `${at + 1} of ${order.value.length.toLocaleString("en")}`}
+        {page.overview_ready === false && " · its overview is being made, once"}
+        {page.opinion.elsewhere > 0 && ` · ${page.opinion.elsewhere} tiles were painted on another tiling and do not count`}
         {reading.saving.value > 0 && " · keeping…"}
       </p>
     </header>
@@ -127,7 +134,7 @@ function listen(viewer: SlideViewer, reading: Reading): void {
   const { osd } = viewer;
   const at = (event: { position: OpenSeadragon.Point }): At | null => viewer.at(event.position);
   osd.addHandler("canvas-press", (event) => {
-    if (reading.mode.value === "look") return;
+    if (reading.mode.value === "look" || (event.originalEvent as MouseEvent).shiftKey) return;
     const place = at(event);
     if (!place) return;
     if (reading.mode.value === "paint") {
@@ -136,7 +143,7 @@ function listen(viewer: SlideViewer, reading: Reading): void {
     } else viewer.measure = [[place.x, place.y]];
   });
   osd.addHandler("canvas-drag", (event) => {
-    if (reading.mode.value === "look") return;
+    if (reading.mode.value === "look" || (event.originalEvent as MouseEvent).shiftKey) return; // with Shift one moves the slide while painting
     event.preventDefaultAction = true;
     const place = at(event);
     if (!place) return;
@@ -252,9 +259,8 @@ function TileCard({ reading }: { reading: Reading }) {
 }
 
 function neighbour(key: string, step: number): void {
-  const rows = worklist.value?.rows ?? [];
-  const next = rows[rows.findIndex((row) => row.key === key) + step];
-  if (next) go({ name: "slide", key: next.key });
+  const next = order.value[order.value.indexOf(key) + step];
+  if (next) go({ name: "slide", key: next });
 }
 
 function press(selector: string): void {
@@ -279,9 +285,12 @@ function Keyboard({ reading }: { reading: Reading }) {
     const up = (event: KeyboardEvent) => {
       if (event.key === " ") reading.peek.value = false;
     };
+    const away = () => (reading.peek.value = false); // the key comes up elsewhere
     addEventListener("keydown", down);
     addEventListener("keyup", up);
+    addEventListener("blur", away);
     return () => {
+      removeEventListener("blur", away);
       removeEventListener("keydown", down);
       removeEventListener("keyup", up);
     };
@@ -314,6 +323,7 @@ function act(reading: Reading, event: KeyboardEvent): boolean {
   switch (key) {
     case "Escape":
       if (reading.tile.value) reading.tile.value = null;
+      else if (reading.region.value >= 0) reading.region.value = -1;
       else if (reading.askedAt.value >= 0) reading.askedAt.value = -1;
       else if (reading.mode.value !== "look") {
         reading.mode.value = "look";
@@ -326,6 +336,9 @@ function act(reading: Reading, event: KeyboardEvent): boolean {
         reading.beginStroke();
         reading.strokeTo(reading.cursor.value);
         void reading.endStroke();
+      } else if (reading.mode.value === "measure" && viewer) {
+        viewer.measure = viewer.measure.length === 1 ? [...viewer.measure, viewer.centre()] : [viewer.centre()];
+        viewer.drawNow();
       } else if (reading.cellInMiddle() !== null) void reading.lookAt(reading.cellInMiddle()!);
       return true;
     case " ": reading.peek.value = true; return true;

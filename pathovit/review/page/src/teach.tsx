@@ -80,9 +80,11 @@ export function brushKey(classes: string[], label: string): string {
 }
 
 function Learn({ reading }: { reading: Reading }) {
+  const page = reading.page.value!;
   const state = useSignal<LessonState | null>(worklist.value?.lesson ?? null);
   const lessons = useSignal<Taught[]>([]);
   const positive = useSignal("");
+  const gone = useRef(false);
   const ask = async () => {
     const found = await get<LessonState & { lessons: Taught[] }>("/api/teach");
     state.value = found;
@@ -91,13 +93,13 @@ function Learn({ reading }: { reading: Reading }) {
   };
   const watch = () =>
     trying(async () => {
-      while ((await ask()).running) {
+      while ((await ask()).running && !gone.current) {
         await new Promise((resolve) => setTimeout(resolve, POLL_MS));
         await reading.loadAnew().catch(() => {}); // painted slides are drawn first; while one is drawn it may not be there
       }
       if (state.value?.code === 0 || state.value?.code === 3) {
         await reading.loadAnew();
-        await reading.loadAsked();
+        await reading.loadAsked(true);
         void refresh();
       }
     });
@@ -110,6 +112,9 @@ function Learn({ reading }: { reading: Reading }) {
     void trying(async () => {
       if ((await ask()).running) await watch();
     });
+    return () => {
+      gone.current = true;
+    };
   }, []);
   const running = state.value?.running ?? false;
   return (
@@ -126,6 +131,7 @@ function Learn({ reading }: { reading: Reading }) {
           </select>
         </label>
       </div>
+      {!running && page.answer && !page.is_map && <p class="quiet">The answers of {page.about.model} give way to maps of what you teach; `pathovit heatmap` brings them back.</p>}
       {running && <p class="quiet" role="status">{state.value!.seconds.toFixed(0)} s · {state.value!.lines.at(-1) ?? "reading features"}</p>}
       {!running && state.value?.code !== null && state.value?.code !== undefined && state.value.code !== 0 && state.value.code !== 3 && (
         <p class="warning" role="alert">{state.value.lines.at(-1) ?? "It ended without a word."}</p>

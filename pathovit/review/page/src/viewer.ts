@@ -69,7 +69,7 @@ export class SlideViewer {
       minZoomImageRatio: 0.6,
       visibilityRatio: 0.3,
       imageLoaderLimit: 6,
-      tileRetryMax: page.overview_ready ? 1 : 60,
+      tileRetryMax: page.overview_ready ? 1 : 1000,
       tileRetryDelay: 1000,
       timeout: 60000,
       gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
@@ -80,6 +80,7 @@ export class SlideViewer {
     this.canvas.className = "map";
     this.canvas.setAttribute("aria-hidden", "true");
     this.osd.canvas.appendChild(this.canvas);
+    for (const event of ["canvas-press", "canvas-scroll"] as const) this.osd.addHandler(event, () => (this.touched = performance.now()));
     for (const event of ["update-viewport", "resize", "rotate", "open"] as const) this.osd.addHandler(event, () => this.draw());
     this.osd.addHandler("open", () => this.fit(true));
     this.osd.open(tileSource(page) as never);
@@ -155,7 +156,7 @@ export class SlideViewer {
     return [(x - left) / width, (y - top) / height];
   }
 
-  moving = false; // because another one moved
+  touched = 0; // when a person moved it last
 
   goToFraction(x: number, y: number, umPerPixel: number): void {
     const [left, top, width, height] = this.bounds;
@@ -186,11 +187,13 @@ export class SlideViewer {
   }
 
   zoomBy(factor: number): void {
+    this.touched = performance.now();
     this.osd.viewport.zoomBy(factor);
     this.osd.viewport.applyConstraints();
   }
 
   panBy(dx: number, dy: number): void {
+    this.touched = performance.now();
     const size = this.osd.viewport.getContainerSize();
     this.osd.viewport.panBy(this.osd.viewport.deltaPointsFromPixels(new OpenSeadragon.Point(dx * size.x, dy * size.y)));
     this.osd.viewport.applyConstraints();
@@ -312,7 +315,7 @@ export class SlideViewer {
     if (!this.measure.length) return;
     const scale = Math.hypot(affine[0], affine[1]) * ratio;
     const path = new Path2D();
-    const [first, last] = [this.measure[0]!, this.measure.at(-1)!];
+    const [first, last] = [this.measure[0]!, this.measure[1] ?? this.centre()];
     path.moveTo(...first);
     path.lineTo(...last);
     for (const [colour, width] of [["#fff", 5], ["#111", 2]] as const) {
@@ -323,8 +326,8 @@ export class SlideViewer {
   }
 
   measured(): number | null {
-    if (this.measure.length < 2) return null;
-    const [a, b] = [this.measure[0]!, this.measure.at(-1)!];
+    if (!this.measure.length) return null;
+    const [a, b] = [this.measure[0]!, this.measure[1] ?? this.centre()];
     return Math.hypot((a[0] - b[0]) * this.mpp[0], (a[1] - b[1]) * this.mpp[1]);
   }
 }

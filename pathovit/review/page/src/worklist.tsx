@@ -1,5 +1,5 @@
 // The worklist: slides by how much they need a person, the riskiest of each group first.
-import { useComputed, useSignal } from "@preact/signals";
+import { computed, signal, useComputed, useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import type { GroupName, Row, Worklist } from "./api";
 import { go, refresh, typing, worklist } from "./state";
@@ -29,24 +29,28 @@ export function filtered(list: Worklist, wanted: { search: string; open: boolean
   );
 }
 
+// They stay while one looks at a slide.
+const search = signal(""), open = signal(false), mine = signal(true), disagreement = signal(false), top = signal(0), selected = signal(0);
+
+const lines = computed<Line[]>(() => {
+  const list = worklist.value;
+  if (!list) return [];
+  const rows = filtered(list, { search: search.value, open: open.value, mine: mine.value, disagreement: disagreement.value });
+  return list.groups.flatMap((group): Line[] => {
+    const inside = rows.filter((row) => row.group === group.name);
+    return inside.length ? [{ kind: "group", ...group, shown: inside.length }, ...inside.map((row): Line => ({ kind: "row", row }))] : [];
+  });
+});
+
+// Slides as they are listed, by key.
+export const order = computed(() => lines.value.flatMap((line) => (line.kind === "row" ? [line.row.key] : [])));
+
 export function WorklistPage() {
   const list = worklist.value;
-  const search = useSignal(""), open = useSignal(false), mine = useSignal(true), disagreement = useSignal(false);
-  const top = useSignal(0), height = useSignal(800), selected = useSignal(0);
+  const height = useSignal(800);
   const box = useRef<HTMLDivElement>(null);
   const searchBox = useRef<HTMLInputElement>(null);
 
-  const lines = useComputed<Line[]>(() => {
-    const list = worklist.value;
-    if (!list) return [];
-    const rows = filtered(list, { search: search.value, open: open.value, mine: mine.value, disagreement: disagreement.value });
-    return list.groups.flatMap((group): Line[] => {
-      const inside = rows.filter((row) => row.group === group.name);
-      return inside.length
-        ? [{ kind: "group", ...group, shown: inside.length }, ...inside.map((row): Line => ({ kind: "row", row }))]
-        : [];
-    });
-  });
   const tops = useComputed(() => {
     let y = 0;
     return lines.value.map((line) => {
@@ -64,13 +68,14 @@ export function WorklistPage() {
   useEffect(() => {
     const element = box.current;
     if (!element) return;
+    element.scrollTop = top.value;
     const watch = new ResizeObserver(() => (height.value = element.clientHeight));
     watch.observe(element);
     return () => watch.disconnect();
   }, [list === null]);
   useEffect(() => {
     const onKey = (event: KeyboardEvent) => {
-      if (event.ctrlKey || event.metaKey || event.altKey) return;
+      if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
       if (typing(event)) {
         if (event.key === "Escape") (event.target as HTMLElement).blur();
         return;

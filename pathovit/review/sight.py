@@ -1,0 +1,77 @@
+"""What a reader may see of a slide, and may say: the one place that decides it. Nothing else is sent, and nothing else is kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pathovit.errors import SettingsError
+from pathovit.outputs.records import A_MAP
+from pathovit.review.desk import Case
+from pathovit.review.events import Given
+from pathovit.review.opinion import Opinion
+
+UNDOABLE = ("decision", "region", "painted", "imported", "signed")
+
+
+class NotNow(SettingsError):
+    """What was said cannot be said now; its text says why."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """Of one reader on one slide."""
+
+    first_done: bool  # a first impression was given of what the present model says, or none is asked for
+    answer: bool  # answer and map may be seen
+
+
+def sight(case: Case, opinion: Opinion, blind: bool, alone: bool) -> Sight:
+    """What may be seen: of a doubtful slide the cause comes first, and the rest when it is asked for.
+
+    Nothing can lead where the model has no answer. A taught model has none, but its map may show what another reader painted: so, unless
+    one reads `alone`, something of one's own comes first there, too.
+    """
+    answer = case.answer
+    done = not blind or answer is None or case.model_sha256 in opinion.shown
+    if answer is not None and answer.answer == A_MAP:
+        done = done or alone or opinion.decided or opinion.first is not None or bool(opinion.painted)
+    return Sight(done, done and (not case.doubtful or case.model_sha256 in opinion.anyway))
+
+
+def checked(
+    given: Given, case: Case, opinion: Opinion, seen: Sight, shape: tuple[int, int], may_settle: bool
+) -> dict[str, object]:
+    """What was said, as it is kept.
+
+    Parameters
+    ----------
+    shape : rows and columns of the slide's lattice
+
+    Raises
+    ------
+    NotNow : it cannot be said now
+    """
+    said = given.said
+    match said.event:
+        case "opened":
+            return {"event": "opened", "blind": not seen.first_done or case.answer is None}
+        case "first_impression" if seen.first_done:
+            raise NotNow("The answer has been shown: a first impression comes before it.")
+        case "shown":
+            if not seen.first_done and opinion.first is None:
+                raise NotNow("Say first what you see.")
+        case "decision" if opinion.decided and not said.reason.strip():
+            raise NotNow("This changes a decision: say why.")
+        case "decision" if not seen.first_done:
+            raise NotNow("Say first what you see.")
+        case "signed" if not opinion.decided:
+            raise NotNow("Decide first, then sign.")
+        case "settled" if not may_settle:
+            raise NotNow("Only an adjudicator settles disagreements.")
+        case "undo" if said.of not in {event.number for event in opinion.events if event.kind in UNDOABLE}:
+            raise NotNow("There is nothing of yours to undo there.")
+        case "painted" | "region":
+            rows, columns = shape
+            if any(row >= rows or column + length > columns for row, column, length in said.runs):
+                raise NotNow("These tiles are not on the slide.")
+    return said.model_dump(mode="json")
