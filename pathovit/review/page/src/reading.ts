@@ -5,7 +5,7 @@ import {
 } from "./api";
 import { atRandom, cellsOf, findRegions, paintCells, quantile, type Region, runsOf, strongest, table, toByte, toValue } from "./heat";
 import { paintKinds } from "./kinds";
-import { go, message, refresh, spoken, trying } from "./state";
+import { go, message, refresh, spoken, trying, worklist } from "./state";
 import type { At, SlideViewer } from "./viewer";
 
 export type Mode = "look" | "paint" | "measure";
@@ -213,6 +213,7 @@ export class Reading {
     await trying(async () => {
       await this.say({ event: "decision", judgement, label, note, reason });
       kept = true;
+      if (worklist.value?.reader.may_settle && worklist.value.readers) await this.load(); // what others decided may be seen now
       spoken.value = "Decision kept.";
       void refresh();
     });
