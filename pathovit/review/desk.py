@@ -6,6 +6,7 @@ Records are read once and again only when their file changes. Slides go by opaqu
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 import time
 from collections.abc import Iterable
@@ -17,7 +18,7 @@ from typing import TypeAlias
 
 from pathovit.errors import PathovitError, SlideError
 from pathovit.outputs.features import SlideFeatures
-from pathovit.outputs.folder import OutFolder, Refused
+from pathovit.outputs.folder import OutFolder, Refused, SlideFolder
 from pathovit.outputs.records import A_MAP, DONE, OUTSIDE, Answer, Outcome, SlideRecord, SlideVerdict, is_component
 from pathovit.outputs.runs import all_runs, files_at_hand
 from pathovit.outputs.store import FeatureStore
@@ -26,7 +27,7 @@ from pathovit.review.alike import Sample, some_tiles
 from pathovit.review.heat import Heat, read_heat
 from pathovit.review.opinion import Opinion, Standing, opinions, standing
 from pathovit.review.readers import Reader, Readers
-from pathovit.review.record import Event, Record
+from pathovit.review.record import NAME, Event, Record
 from pathovit.slides.find import find_slides
 
 SAMPLED_TILES, SAMPLED_SLIDES = 20_000, 400  # of the whole folder, for tiles that look alike
@@ -111,6 +112,7 @@ class Desk:
     _records: dict[str, tuple[Stamp, SlideRecord | Refused]] = field(default_factory=dict)
     _events: dict[str, tuple[Stamp, list[Event]]] = field(default_factory=dict)
     _paths: dict[str, Path] = field(default_factory=dict)
+    _folders: tuple[Stamp | None, list[SlideFolder]] | None = None
     _cases: dict[str, Case] = field(default_factory=dict)
     _features: dict[tuple[str, Stamp | None], SlideFeatures] = field(default_factory=dict)
     _sample: tuple[int, Sample | None] | None = None  # of a folder of so many slides
@@ -127,9 +129,8 @@ class Desk:
         """All of the folder, in the order of the worklist."""
         with self._lock:
             found: dict[str, Case] = {}
-            for folder in self.out.slides():
-                path = folder.path / DONE
-                if (stamp := _stamp(path)) is None:
+            for folder in self._all_folders():
+                if (stamp := _stamp(f"{folder.path}/{DONE}")) is None:
                     continue
                 kept = self._records.get(folder.slide_id)
                 if kept is None or kept[0] != stamp:
@@ -149,6 +150,13 @@ class Desk:
             self._cases = found
             order = list(Group)
             return sorted(found.values(), key=lambda case: (order.index(case.group), case.rank))
+
+    def _all_folders(self) -> list[SlideFolder]:
+        """Listed again when there are others."""
+        mark = _stamp(self.out.path / "slides")
+        if self._folders is None or self._folders[0] != mark:
+            self._folders = mark, self.out.slides()
+        return self._folders[1]
 
     def case(self, key: str) -> Case | None:
         """By its opaque key."""
@@ -230,9 +238,10 @@ class Desk:
 
     def events(self, slide_id: str) -> list[Event]:
         """Raises SettingsError where the record was changed from outside."""
-        path = self.record.path(slide_id)
         with self._lock:
-            stamp = _stamp(path)
+            stamp = _stamp(
+                f"{self.out.path}/slides/{slide_id}/{NAME}" if slide_id else self.record.path("")
+            )  # asked of all slides at once
             if stamp is None:
                 return []
             kept = self._events.get(slide_id)
@@ -253,7 +262,8 @@ class Desk:
 
     def opinions(self, case: Case) -> dict[str, Opinion]:
         """Of all readers on a slide, on its tiles as they lie now."""
-        return opinions(self.events(case.slide_id), tiles_sha256(case.record)) if case.record else {}
+        events = self.events(case.slide_id) if case.record else []
+        return opinions(events, tiles_sha256(case.record)) if case.record and events else {}
 
     def standing(self, case: Case) -> Standing:
         return standing(self.events(case.slide_id) if case.record else [])
@@ -263,9 +273,9 @@ def key_of(name: str) -> str:
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def _stamp(path: Path) -> Stamp | None:
+def _stamp(path: Path | str) -> Stamp | None:
     try:
-        found = path.stat()
+        found = os.stat(path)
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size

@@ -112,8 +112,8 @@ def slide_page(desk: Desk, case: Case, reader: Reader, blind: bool, heat: Heat |
         "left_out_mm2": dict(record.survey.left_out_mm2),
         "same_patient": [
             {"key": other.key, "file": plain(other.file)}
-            for other in desk.cases()
-            if case.patient and other.patient == case.patient and other.key != case.key
+            for other in (desk.cases() if case.patient else ())
+            if other.patient == case.patient and other.key != case.key
         ],
     }
     if answer and may_know:

@@ -69,6 +69,8 @@ export class SlideViewer {
       minZoomImageRatio: 0.6,
       visibilityRatio: 0.3,
       imageLoaderLimit: 6,
+      maxTilesPerFrame: 16, // as many as can be asked for at once; the default asks for one a frame
+      navigatorDrawer: "canvas",
       tileRetryMax: page.overview_ready ? 1 : 1000,
       tileRetryDelay: 1000,
       timeout: 60000,
