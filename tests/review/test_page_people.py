@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
 from command import pathovit
-from made_browser import open_slide_page, serving
+from made_browser import open_slide_page, serving, until
 from playwright.sync_api import Browser, Page
 
 
@@ -95,3 +96,26 @@ def _require_accessible(page: Page, axe: str, state: str) -> None:
         for one in found["violations"] if one["impact"] in ("serious", "critical") for node in one["nodes"]
     ]  # fmt: skip
     assert serious == [], state
+
+
+def test_two_slides_of_a_patient_move_together(page: Page, out: Path) -> None:
+    for record in sorted(out.glob("slides/*/slide.json"))[:2]:
+        found = json.loads(record.read_text())
+        found["slide"]["patient"] = "P-7"
+        record.write_text(json.dumps(found))
+    both = "[0, 1].every((i) => !!pathovit.viewers?.[i]?.osd.world.getItemAt(0)?.getFullyLoaded())"
+    with serving(out, "--open") as url:
+        page.goto(url)
+        page.get_by_text("P-7").first.click()
+        page.get_by_text("2 slides").click()
+        page.wait_for_selector("text=Patient P-7")
+        until(page, both)
+        for key in ("+", "+", "ArrowRight"):
+            page.keyboard.press(key)
+            page.wait_for_timeout(700)
+        left, right = (page.evaluate(f"[pathovit.viewers[{i}].umPerPixel, ...pathovit.viewers[{i}].fraction()]") for i in (0, 1))
+        assert left == pytest.approx(right, abs=0.01)
+        page.keyboard.press("y")
+        page.keyboard.press("+")
+        page.wait_for_timeout(700)
+        assert page.evaluate("pathovit.viewers[0].umPerPixel / pathovit.viewers[1].umPerPixel") < 0.8

@@ -35,9 +35,10 @@ export function PatientPage({ slideKey }: { slideKey: string }) {
   }, [slideKey]);
   if (!first.value) return <p class="empty">Opening the slides…</p>;
   const all = [{ key: first.value.key, file: first.value.file }, ...(first.value.same_patient ?? [])];
+  Object.assign(globalThis, { pathovit: { viewers: viewers.current } }); // for tests, and for whoever opens the console
   const moved = (from: 0 | 1) => {
     const a = viewers.current[from], b = viewers.current[1 - from];
-    if (!synced.value || !a || !b) return;
+    if (!synced.value || !a?.ready || !b?.ready) return;
     const [ax, ay] = a.fraction(), [bx, by] = b.fraction();
     if (Math.abs(ax - bx) + Math.abs(ay - by) < 1e-4 && Math.abs(a.umPerPixel / b.umPerPixel - 1) < 1e-3) return; // it has followed
     if (performance.now() - b.touched < FOLLOW_MS && b.touched > a.touched) return; // the other one leads

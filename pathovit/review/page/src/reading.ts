@@ -373,7 +373,7 @@ export class Reading {
   }
 
   cellInMiddle(): number | null {
-    return this.viewer ? this.viewer.cellAt(...this.viewer.centre()) : null;
+    return this.viewer?.ready ? this.viewer.cellAt(...this.viewer.centre()) : null;
   }
 
   moveCursor(dx: number, dy: number): void {

@@ -336,7 +336,7 @@ function act(reading: Reading, event: KeyboardEvent): boolean {
         reading.beginStroke();
         reading.strokeTo(reading.cursor.value);
         void reading.endStroke();
-      } else if (reading.mode.value === "measure" && viewer) {
+      } else if (reading.mode.value === "measure" && viewer?.ready) {
         viewer.measure = viewer.measure.length === 1 ? [...viewer.measure, viewer.centre()] : [viewer.centre()];
         viewer.drawNow();
       } else if (reading.cellInMiddle() !== null) void reading.lookAt(reading.cellInMiddle()!);

@@ -97,6 +97,10 @@ export class SlideViewer {
     return this.osd.world.getItemAt(0);
   }
 
+  get ready(): boolean {
+    return this.image !== undefined;
+  }
+
   // Where things lie
 
   private affine(): Affine | null {
