@@ -20,7 +20,7 @@ from pathovit.review.pixels import small_picture
 from pathovit.show.ome_tiff import read_ome_tiff
 from pathovit.show.qupath import Area, dissolve
 from pathovit.slides.slide import open_slide
-from pathovit.text import plain, size
+from pathovit.text import counted, plain, size
 
 HOT, REGIONS = 0.5, 6  # of each slide, the largest
 SIDE_UM, SIDE_PX = 400, 800  # of a region's picture: 0.5 um a pixel
@@ -67,7 +67,7 @@ def write_static(desk: Desk, folder: Path, announce: Callable[[str], None]) -> N
     cases = desk.cases()
     overviews = [path for case in cases if (path := desk.out.slide(case.slide_id).overview).is_file() and case.record]
     most = sum(path.stat().st_size for path in overviews) + len(overviews) * REGIONS * PICTURE_BYTES
-    announce(f"{len(overviews)} slides: at most about {size(most)} in {folder}")
+    announce(f"{counted(len(overviews), 'slide')}: at most about {size(most)} in {folder}")
     pages = [_page(desk, case, folder) for case in cases]
     _write(desk, folder, pages)
 
