@@ -91,6 +91,8 @@ def _routes(app: FastAPI, review: Review) -> None:
 
     @app.get("/")
     def page() -> Response:
+        if not (BUILT / "index.html").is_file():
+            raise HTTPException(503, "The page was not built when pathovit was installed. In a checkout: make page")
         return FileResponse(BUILT / "index.html", media_type="text/html")
 
     @app.get("/assets/{name}")
