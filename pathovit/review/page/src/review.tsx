@@ -8,6 +8,7 @@ import { PatientPage } from "./patient";
 import { SlidePageView } from "./slide";
 import { message, needsToken, place, refresh, setTheme, showKeys, spoken, theme, told, typing, worklist } from "./state";
 import "./review.css";
+import { hasGraphicsCard } from "./viewer";
 import { WorklistPage } from "./worklist";
 
 function App() {
@@ -107,3 +108,4 @@ async function begin(): Promise<void> {
 
 render(<App />, document.getElementById("page")!);
 void begin();
+requestIdleCallback(() => hasGraphicsCard());

@@ -339,10 +339,14 @@ export class SlideViewer {
 }
 
 // WebGL in software is slower than a plain canvas: on remote desktops, and on machines without a graphics card.
-function hasGraphicsCard(): boolean {
-  const context = document.createElement("canvas").getContext("webgl2", { failIfMajorPerformanceCaveat: true });
-  context?.getExtension("WEBGL_lose_context")?.loseContext();
-  return context !== null;
+let graphicsCard: boolean | null = null; // asked once: it takes a moment
+export function hasGraphicsCard(): boolean {
+  if (graphicsCard === null) {
+    const context = document.createElement("canvas").getContext("webgl2", { failIfMajorPerformanceCaveat: true });
+    context?.getExtension("WEBGL_lose_context")?.loseContext();
+    graphicsCard = context !== null;
+  }
+  return graphicsCard;
 }
 
 interface Shown {
