@@ -135,6 +135,8 @@ def _say_goodbye(result: RunResult) -> None:
     say(f"Report:       {out.report}\n{f'{table}:':13} {out.predictions}\nPer slide:    {out.path / 'slides'}\n")
     if (kinds := out.path / "tissue" / "kinds.png").is_file():
         say(f"Tissue:       {kinds}\n")
+    if any(state.done for state in states):
+        say(f"Review:       pathovit review {out.path}\n")
     if result.record.demonstration and any(state.done for state in states):
         say(f"\n{TRAIN_HINT}\n")
 

@@ -108,4 +108,4 @@ async function begin(): Promise<void> {
 
 render(<App />, document.getElementById("page")!);
 void begin();
-requestIdleCallback(() => hasGraphicsCard());
+setTimeout(hasGraphicsCard, 500);
