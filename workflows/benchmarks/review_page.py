@@ -249,12 +249,15 @@ PAINT = """async ([high, low]) => {
     return found;
   };
   for (const [label, from] of [[high, order], [low, order.toReversed()]])
-    for (const start of strokes(from)) await reading.paint([start, start + 1, start + 2, start + 3], label);
+    for (const start of strokes(from)) {
+      await reading.paint([start, start + 1, start + 2, start + 3], label);
+      await new Promise((painted) => setTimeout(painted, 1000));
+    }
 }"""
 
 
 def teach(page: Page, url: str) -> dict[str, float]:
-    """Forty tiles, a lesson, twelve answers, a lesson; the seconds that one waits for the map of the slide, and for all of it."""
+    """Forty tiles, a stroke a second, a lesson, twelve answers, a lesson; the seconds that one waits for the map of the slide, and for all of it."""
     page.goto(url)
     page.wait_for_selector(".row")
     page.locator(".row").first.click()
