@@ -60,3 +60,19 @@ def open_slide_page(page: Page, file: str) -> None:
     page.get_by_text(file, exact=True).first.click()
     page.wait_for_selector(".panel")
     until(page, f"globalThis.pathovit?.reading.page.value?.file === {file!r} && {LOADED}")
+
+
+def show_answer(page: Page) -> None:
+    """After the first impression: the answer, also of a slide of which the model is not sure."""
+    page.wait_for_selector("text=Your decision")
+    if page.locator("text=Show anyway").count():
+        page.keyboard.press("x")
+    page.wait_for_selector(".legend")
+
+
+def judge(page: Page, key: str, label: str) -> None:
+    """By key where there is an answer to agree or disagree with; else by what the slide is."""
+    if page.locator("[data-judgement]").count():
+        page.keyboard.press(key)
+    else:
+        page.get_by_role("group", name="What the slide is").get_by_role("button", name=label).click()

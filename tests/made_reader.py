@@ -8,6 +8,7 @@ from pathlib import Path
 from starlette.testclient import TestClient
 
 from pathovit.outputs.folder import OutFolder
+from pathovit.review.desk import Case
 from pathovit.review.readers import at_this_computer
 from pathovit.review.server import make_app
 from pathovit.review.service import Review, ReviewSettings, open_review
@@ -28,6 +29,11 @@ class Client:
         """By file."""
         return {row["file"]: row["key"] for row in self.http.get("/api/worklist").json()["rows"]}
 
+    def case(self, key: str) -> Case:
+        found = self.review.desk.case(key)
+        assert found, key
+        return found
+
     def enter(self, token: str = TOKEN) -> None:
         assert self.http.post("/api/enter", json={"token": token}).status_code == 200
 
@@ -43,8 +49,7 @@ class Client:
         return dict(answer.json())
 
 
-def client_of(out: Path, **settings: object) -> Client:
-    known = {"reader": at_this_computer("Dr. A"), "token": TOKEN, "hosts": (HOST,)}
-    review = open_review(OutFolder(out), ReviewSettings(**(known | settings)))  # type: ignore[arg-type]
+def client_of(out: Path, blind: bool = True, user_header: str = "") -> Client:
+    review = open_review(OutFolder(out), ReviewSettings(at_this_computer("Dr. A"), TOKEN, (HOST,), blind, user_header))
     http = TestClient(make_app(review), base_url=ORIGIN, headers={"origin": ORIGIN}, client=("127.0.0.1", 50000))
     return Client(http, review)

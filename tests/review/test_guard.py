@@ -108,26 +108,32 @@ def test_too_large_a_body_is_not_read(client: Client) -> None:
 
 
 PARTS = ["..", "%2e%2e", "..%2f", "%2e%2e%2f", "..%5c", "....//", "%252e%252e%252f", "/etc/passwd", "%00", "run.json"]
+TARGETS = ["etc/passwd", "run.json", "slides", "review/head.json", "server.py"]
+
+
+def leading_out(key: str) -> list[str]:
+    """Two hundred paths that would lead out of what is served, were they followed."""
+    found = []
+    for part in PARTS:
+        for target in TARGETS:
+            found += [
+                f"/assets/{part}/{target}",
+                f"/assets/{part}{target}",
+                f"//{part}/{target}",
+                f"/api/slides/{key}/{part}/{target}",
+            ]
+    return found
 
 
 def test_no_path_leads_out(client: Client, out: Path) -> None:
-    key = client.keys()["one.svs"]
+    paths = leading_out(client.keys()["one.svs"])
     secret = json.loads((out / "run.json").read_text())["started"]
-    tried = 0
-    for part in PARTS:
-        for target in ("etc/passwd", "run.json", "slides", "review/readers.json", "server.py"):
-            for path in (
-                f"/assets/{part}/{target}",
-                f"/assets/{part}{target}",
-                f"/api/slides/{part}/{target}",
-                f"/api/slides/{key}/{part}/{target}",
-            ):
-                answer = client.http.get(path)
-                assert answer.status_code in (400, 403, 404, 405, 422), path
-                assert "root:" not in answer.text
-                assert secret not in answer.text
-                tried += 1
-    assert tried == 200
+    for path in paths:
+        answer = client.http.get(f"{ORIGIN}{path}")
+        assert answer.status_code in (400, 403, 404, 405, 422), path
+        assert "root:" not in answer.text
+        assert secret not in answer.text
+    assert len(paths) == 200
 
 
 SCRIPTS = [
@@ -181,17 +187,10 @@ def test_no_path_leads_out_of_a_real_server_either(out: Path) -> None:
         headers = {"cookie": answer.headers["set-cookie"].split(";")[0]}
         link.request("GET", "/api/worklist", headers=headers)
         key = json.loads(link.getresponse().read())["rows"][0]["key"]
-        for part in PARTS:
-            for target in ("etc/passwd", "run.json", "slides", "review/head.json", "server.py"):
-                for path in (
-                    f"/assets/{part}/{target}",
-                    f"/{part}/{target}",
-                    f"//{part}/{target}",
-                    f"/api/slides/{key}/{part}/{target}",
-                ):
-                    link.request("GET", path, headers=headers)
-                    found = link.getresponse()
-                    body = found.read()
-                    assert found.status in (400, 404, 405, 422), path
-                    assert b"root:" not in body
-                    assert b"exit_code" not in body
+        for path in leading_out(key):
+            link.request("GET", path, headers=headers)
+            found = link.getresponse()
+            body = found.read()
+            assert found.status in (400, 404, 405, 422), path
+            assert b"root:" not in body
+            assert b"exit_code" not in body

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_browser import LOADED, open_slide_page, serving, until
+from made_browser import LOADED, judge, open_slide_page, serving, show_answer, until
 from made_runs import HOSTILE
 from playwright.sync_api import Page
 
@@ -40,14 +40,8 @@ def test_a_slide_is_read_decided_and_signed_by_keyboard(page: Page, out: Path) -
         assert page.locator(".ruo").is_visible()
         assert page.locator(".legend").count() == 0
         page.keyboard.press("2")
-        page.wait_for_selector("text=Your decision")
-        if page.locator("text=Show anyway").count():
-            page.keyboard.press("x")
-        page.wait_for_selector(".legend")
-        if page.locator("[data-judgement=disagree]").count():
-            page.keyboard.press("d")
-        else:
-            page.get_by_role("group", name="What the slide is").get_by_role("button", name="normal").click()
+        show_answer(page)
+        judge(page, "d", "normal")
         page.get_by_label("Note").fill("<img src=x onerror=alert(1)>")
         page.get_by_role("button", name="Keep").click()
         page.wait_for_selector("text=First impression: tumour")

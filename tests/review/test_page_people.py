@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from command import pathovit
-from made_browser import open_slide_page, serving, until
+from made_browser import judge, open_slide_page, serving, show_answer, until
 from playwright.sync_api import Browser, Page
 
 
@@ -30,16 +31,8 @@ def test_two_readers_disagree_and_a_third_settles(browser: Browser, out: Path) -
                 assert page.locator(".row").count() == 1
             open_slide_page(page, "one.svs")
             page.keyboard.press("2")
-            page.wait_for_selector("text=Your decision")
-            if page.locator("text=Show anyway").count():
-                page.keyboard.press("x")
-                page.wait_for_selector(".legend")
-            if page.locator("[data-judgement]").count():
-                page.keyboard.press(key)
-            else:
-                page.get_by_role("group", name="What the slide is").get_by_role(
-                    "button", name="tumour" if key == "a" else "normal"
-                ).click()
+            show_answer(page)
+            judge(page, key, "tumour" if key == "a" else "normal")
             page.get_by_role("button", name="Keep").click()
             page.wait_for_selector("text=First impression: tumour")
             if name == "Prof. Z":
@@ -58,13 +51,10 @@ def test_two_readers_disagree_and_a_third_settles(browser: Browser, out: Path) -
     assert (row["label"], row["reader"]) == ("tumour", "Prof. Z")
 
 
-STATES = ["light", "dark"]
-
-
-@pytest.mark.parametrize("scheme", STATES)
-def test_nobody_is_kept_out(page: Page, out: Path, scheme: str, axe: str) -> None:
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nobody_is_kept_out(page: Page, out: Path, scheme: Literal["light", "dark"], axe: str) -> None:
     """No serious finding of axe-core in any state of the page."""
-    page.emulate_media(color_scheme="dark" if scheme == "dark" else "light", reduced_motion="reduce")
+    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
     with serving(out) as url:
         page.goto(url)
         page.wait_for_selector(".row")

@@ -89,19 +89,18 @@ def test_a_drawing_from_qupath_lands_on_its_tiles_also_where_qupath_crops(client
     x, y = (float(v) for v in desk.features(case).xy[5])
     side = desk.features(case).tile_l0[0]
     ring = [[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]
-    feature = {
-        "type": "Feature",
-        "id": "f",
-        "geometry": {"type": "Polygon", "coordinates": [ring]},
-        "properties": {"classification": {"name": "Tumor"}},
-    }
-    (tmp_path / "one.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+
+    def draw(moved: float) -> None:
+        shape = {"type": "Polygon", "coordinates": [[[a - moved, b - moved] for a, b in ring]]}
+        feature = {"type": "Feature", "id": "f", "geometry": shape, "properties": {"classification": {"name": "Tumor"}}}
+        (tmp_path / "one.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+
+    draw(0)
     done = pathovit("review", out, "--import", tmp_path / "one.geojson")
     assert done.returncode == 0, done.stderr
     column, row = desk.features(case).grid.lattice()[5]
     assert painted_by_all(Record(OutFolder(out)).events(case.slide_id))[0] == {(int(row), int(column)): "Tumor"}
-    feature["geometry"]["coordinates"] = [[[v - 90_000 for v in point] for point in ring]]  # type: ignore[index]
-    (tmp_path / "one.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    draw(90_000)
     off = pathovit("review", out, "--import", tmp_path / "one.geojson")
     assert off.returncode == 2
     assert "one.geojson" in off.stderr
