@@ -117,7 +117,12 @@ class SlideFeatures:
 
     def centres_um(self) -> NDArray[np.float64]:
         """(N, 2) tile centres in micrometres from the slide's level-0 corner."""
-        centres: NDArray[np.float64] = (self.xy + np.asarray(self.tile_l0) / 2) * np.asarray(self.mpp)
+        centres: NDArray[np.float64] = self.centres_l0() * np.asarray(self.mpp)
+        return centres
+
+    def centres_l0(self) -> NDArray[np.float64]:
+        """(N, 2) tile centres, level-0 pixels."""
+        centres: NDArray[np.float64] = self.xy + np.asarray(self.tile_l0) / 2
         return centres
 
     @property

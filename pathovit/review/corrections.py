@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,20 +105,18 @@ def import_regions(desk: Desk, paths: Sequence[Path], reader: Reader, say: Say) 
             raise SettingsError(f"{slide_id}: it has no results yet. Run pathovit on it first.")
         stored = desk.features(case)
         lattice = stored.grid.lattice()
-        painted: dict[str, list[list[int]]] = {}
+        cells: dict[str, set[Cell]] = {}
         for region in drawn:
             tiles = tiles_in(stored, region)
             if not len(tiles):
                 say(f"{region}: it lies on no tile, and is left out")
                 continue
-            cells = {(int(row), int(column)) for column, row in lattice[tiles]}
-            before = {(row, column + step) for row, column, length in painted.get(region.name, []) for step in range(length)}
-            painted[region.name] = runs_of(cells | before)
-        if not painted:
+            cells.setdefault(region.name, set()).update((int(row), int(column)) for column, row in lattice[tiles])
+        if not cells:
             raise SettingsError(f"{drawn[0].file}: none of its {counted(len(drawn), 'region')} lies on a tile of {slide_id}.")
         files = sorted({region.file for region in drawn})
-        digest = hashlib.sha256(repr(sorted(painted.items())).encode()).hexdigest()
-        said = {"event": "imported", "files": files, "regions": len(drawn), "sha256": digest, "painted": painted}
+        painted = {label: runs_of(inside) for label, inside in cells.items()}
+        said = {"event": "imported", "files": files, "regions": len(drawn), "painted": painted}
         desk.record.append(slide_id, reader.name, reader.role, said, {}, about(case.record))
         found += 1
     return found
@@ -143,7 +140,7 @@ def suggested(desk: Desk) -> list[Asked]:
         if path.stem not in cases:
             continue
         stored = desk.features(cases[path.stem])
-        centres, lattice = stored.xy + np.asarray(stored.tile_l0) / 2, stored.grid.lattice()
+        centres, lattice = stored.centres_l0(), stored.grid.lattice()
         for feature in json.loads(path.read_bytes())["features"]:
             centre = shape(feature["geometry"]).centroid
             wanted = np.array([centre.x, centre.y]) + np.asarray(offset(stored))

@@ -9,7 +9,6 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -82,7 +81,7 @@ class Case:
     def doubtful(self) -> bool:
         """Whether the model has no answer to rely on, whatever else is true of the slide."""
         answer = self.answer
-        return answer is not None and (answer.unsure or answer.answer == OUTSIDE or (answer.strange and answer.answer != A_MAP))
+        return answer is not None and (answer.unsure or _is_strange(answer))
 
     @property
     def rank(self) -> tuple[float, str]:
@@ -239,9 +238,8 @@ class Desk:
     def events(self, slide_id: str) -> list[Event]:
         """Raises SettingsError where the record was changed from outside."""
         with self._lock:
-            stamp = _stamp(
-                f"{self.out.path}/slides/{slide_id}/{NAME}" if slide_id else self.record.path("")
-            )  # asked of all slides at once
+            # Of all slides at once, for the worklist: text is joined faster than paths.
+            stamp = _stamp(f"{self.out.path}/slides/{slide_id}/{NAME}" if slide_id else self.record.path(""))
             if stamp is None:
                 return []
             kept = self._events.get(slide_id)
@@ -301,13 +299,11 @@ def _group(record: SlideRecord) -> Group:
         return Group.UNREAD
     if answer is None:
         return Group.NO_ANSWER
-    if answer.answer == OUTSIDE or (answer.strange and answer.answer != A_MAP):
+    if _is_strange(answer):
         return Group.STRANGE
     return Group.UNSURE if answer.unsure else Group.ANSWERED
 
 
-def counts(cases: Iterable[Case]) -> dict[Group, int]:
-    found = dict.fromkeys(Group, 0)
-    for case in cases:
-        found[case.group] += 1
-    return found
+def _is_strange(answer: Answer) -> bool:
+    """Unlike what the model was made from; of a taught model single tiles are, and its map says which."""
+    return answer.answer == OUTSIDE or (answer.strange and answer.answer != A_MAP)

@@ -46,7 +46,7 @@ def kinds_on(out: OutFolder, stored: SlideFeatures) -> list[Kind]:
         return []
     names = read_names(out)
     x, y = offset(stored)
-    centres = stored.xy + np.asarray(stored.tile_l0) / 2 - np.array([x, y])
+    centres = stored.centres_l0() - np.array([x, y])
     tree = STRtree(points(centres))
     found: dict[str, tuple[tuple[int, int, int], list[int]]] = {}
     for classification, area in known:

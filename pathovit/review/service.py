@@ -8,7 +8,6 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 from fastapi import HTTPException, Request
 
 from pathovit.errors import PathovitError
@@ -91,9 +90,8 @@ class Review:
         found = self.sessions.reader(request.cookies.get(self.settings.cookie))
         if found is None:
             raise HTTPException(401, "Not logged in.")
-        if (
-            readers.people and readers.by_name(found.name) != found
-        ):  # removed, given another token, or of before there were accounts
+        # Removed, given another token, or of before there were accounts.
+        if readers.people and readers.by_name(found.name) != found:
             raise HTTPException(401, "This account is not there any more.")
         return found
 
@@ -200,7 +198,7 @@ class Review:
         stored = self.desk.features(case)
         if not 0 <= index < len(stored.xy):
             raise HTTPException(404, "There is no such tile.")
-        x, y = stored.xy[index] + np.asarray(stored.tile_l0) / 2
+        x, y = stored.centres_l0()[index]
         side = stored.tile_l0[0] * stored.mpp[0] * (1 + 2 * AROUND)
         with self.shelf.slide(record, self.file(record)) as slide:
             content = small_picture(slide, (float(x), float(y)), side, TILE_PICTURE_PX)

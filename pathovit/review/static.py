@@ -128,7 +128,7 @@ def _hottest(desk: Desk, case: Case, stored: SlideFeatures) -> list[tuple[Area, 
     lattice = stored.grid.lattice()
     scores = values[0][lattice[:, 1], lattice[:, 0]]
     areas = dissolve(stored, np.nan_to_num(scores) >= HOT, names[0].removeprefix("score: "), scores)[:REGIONS]
-    centres = stored.xy + np.asarray(stored.tile_l0) / 2
+    centres = stored.centres_l0()
     found = []
     for area in areas:
         near = np.flatnonzero(np.isclose(scores, area.highest))

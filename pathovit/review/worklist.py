@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from pathovit import RESEARCH_USE
 from pathovit.errors import SettingsError
 from pathovit.outputs.records import A_MAP
 from pathovit.review.about import about
-from pathovit.review.desk import CAUSES, Case, Desk, Group, Whereabouts, counts
+from pathovit.review.desk import CAUSES, Case, Desk, Group, Whereabouts
 from pathovit.review.heat import Heat
 from pathovit.review.opinion import Opinion, Standing, runs_of
 from pathovit.review.pixels import ServedLevel
@@ -48,7 +50,7 @@ def worklist(desk: Desk, reader: Reader, blind: bool) -> dict[str, object]:
                 "disagreement": reader.may_settle and standing.disagreement and not standing.settled,
             }
         )
-    found = counts(cases)
+    found = Counter(case.group for case in cases)
     return {
         "research_use": RESEARCH_USE,
         "folder": desk.out.path.resolve().name,
@@ -129,7 +131,6 @@ def slide_page(desk: Desk, case: Case, reader: Reader, blind: bool, heat: Heat |
         ]
         found |= {
             "bounds": [bounds.x, bounds.y, bounds.width, bounds.height],
-            "background": slide.background,
             "overview_ready": overview_ready,
         }
     if heat is not None:
