@@ -115,7 +115,7 @@ def _wait_until_told() -> tuple[list[Path], str | None]:
     if not line:  # whoever would have told is gone
         sys.exit(0)
     told = json.loads(line)
-    return [Path(path) for path in told["regions"]], told["positive"]
+    return [Path(told["regions"])], told["positive"]
 
 
 def _refuse_trained(model: Path, overwrite: bool) -> None:

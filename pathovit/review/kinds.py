@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +13,13 @@ from shapely import STRtree, points
 from shapely.geometry import shape
 
 from pathovit.errors import SettingsError
-from pathovit.files import csv_table, tried_again, write_atomically
+from pathovit.files import tried_again
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.folder import OutFolder
 from pathovit.show.qupath import offset
+from pathovit.study.kind_names import NAMES, read_names, write_names
 
-FOLDER, NAMES = "tissue", "names.csv"
+FOLDER = "tissue"
 EXAMPLES = 4
 
 
@@ -44,7 +44,7 @@ def kinds_on(out: OutFolder, stored: SlideFeatures) -> list[Kind]:
         known = [(feature["properties"]["classification"], shape(feature["geometry"])) for feature in features]
     except (ValueError, KeyError, TypeError):
         return []
-    names = read_names(out)
+    names = read_names(out.path / FOLDER)
     x, y = offset(stored)
     centres = stored.centres_l0() - np.array([x, y])
     tree = STRtree(points(centres))
@@ -72,11 +72,6 @@ def examples_of(stored: SlideFeatures, tiles: NDArray[np.int64]) -> tuple[int, .
     return tuple(int(tiles[place]) for place in np.unique(chosen))
 
 
-def read_names(out: OutFolder) -> dict[str, str]:
-    """Names by letter, of names.csv. Raises SettingsError where it is no such table."""
-    return {row["kind"].strip(): (row["name"] or "").strip() for row in _rows(out)}
-
-
 def name_kind(out: OutFolder, letter: str, name: str) -> None:
     """Write a name into names.csv.
 
@@ -84,30 +79,22 @@ def name_kind(out: OutFolder, letter: str, name: str) -> None:
     ------
     SettingsError : there is no such kind
     """
-    rows = _rows(out)
-    if letter not in [row["kind"].strip() for row in rows]:
-        raise SettingsError(f"There is no kind {letter!r}.")
-    changed: list[dict[str, object]] = [
-        {"kind": row["kind"], "name": name if row["kind"].strip() == letter else row["name"]} for row in rows
-    ]
-    write_atomically(_path(out), csv_table(["kind", "name"], changed))
+    letters = _letters(out)
+    if letter not in letters:
+        raise SettingsError(f"There is no kind {letter!r}; there are {', '.join(letters) or 'none'}.")
+    write_names(out.path / FOLDER, letters, {**read_names(out.path / FOLDER), letter: name})
 
 
 def named_source(out: OutFolder) -> Path | None:
     """What `pathovit teach` takes for kinds that have a name; None where none has."""
-    return _path(out) if any(read_names(out).values()) else None
+    return out.path / FOLDER / NAMES if read_names(out.path / FOLDER) else None
 
 
-def _rows(out: OutFolder) -> Sequence[dict[str, str]]:
-    path = _path(out)
-    if not path.is_file():
+def _letters(out: OutFolder) -> list[str]:
+    """Of all kinds of the folder, as its table of areas names them; the last column is tissue of none."""
+    try:
+        with (out.path / FOLDER / "areas.csv").open(encoding="utf-8", newline="") as file:
+            columns = next(csv.reader(file), [])
+    except FileNotFoundError:
         return []
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file))
-    if rows and not {"kind", "name"} <= {*rows[0]}:
-        raise SettingsError(f"{path}: it has no columns kind and name. Put them back, or remove the file: it is written anew.")
-    return rows
-
-
-def _path(out: OutFolder) -> Path:
-    return out.path / FOLDER / NAMES
+    return [column.split()[0] for column in columns[2:-1]]

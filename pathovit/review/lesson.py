@@ -52,7 +52,7 @@ class Lesson:
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
         self._told = False
 
-    def start(self, sources: list[Path], positive: str | None) -> bool:
+    def start(self, regions: Path, positive: str | None) -> bool:
         """Begin; False where a lesson is going on. Raises OSError where its process died."""
         with self._lock:
             if self.running:
@@ -60,7 +60,7 @@ class Lesson:
             self._make_ready()
             process = self._process
             assert process and process.stdin
-            process.stdin.write(json.dumps({"regions": list(map(str, sources)), "positive": positive}) + "\n")
+            process.stdin.write(json.dumps({"regions": str(regions), "positive": positive}) + "\n")
             process.stdin.flush()
             self._lines, self._code, self._began, self._told = [], None, time.monotonic(), True
             threading.Thread(target=self._watch, args=(process,), daemon=True).start()

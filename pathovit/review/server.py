@@ -71,7 +71,7 @@ class Token(Strict):
 
 class Wanted(Strict):
     positive: Name | None = None
-    with_kinds: bool = False  # teach from kinds of tissue that have a name, too
+    with_kinds: bool = False  # teach from kinds of tissue that have a name, instead of paint
 
 
 class KindName(Strict):

@@ -244,21 +244,22 @@ class Review:
     # Teaching
 
     def teach(self, reader: Reader, positive: str | None, with_kinds: bool) -> bool:
-        """Begin a lesson on what all readers painted; False where one is going on."""
+        """Begin a lesson on what all readers painted, or on the kinds that have a name; False where one is going on."""
         if not reader.may_settle:
             raise HTTPException(403, "Whoever settles disagreements teaches the model.")
         with self._saying:
             if self.lesson.running:
                 return False
             folder = self.desk.record.folder / "regions"
-            slides, _, _ = corrections.write_regions(self.desk, folder)
-            named = kinds.named_source(self.desk.out) if with_kinds else None
-            sources = [*([folder] if slides else []), *([named] if named else [])]
-            if not sources:
-                raise HTTPException(409, "Nothing is painted yet.")
+            if with_kinds:
+                source = kinds.named_source(self.desk.out)
+            else:
+                source = folder if corrections.write_regions(self.desk, folder)[0] else None
+            if source is None:
+                raise HTTPException(409, "No kind has a name yet." if with_kinds else "Nothing is painted yet.")
             self._teacher = reader
             try:
-                return self.lesson.start(sources, positive)
+                return self.lesson.start(source, positive)
             except OSError as error:
                 raise HTTPException(409, f"The process that learns has died ({error.strerror}). Try once more.") from error
 

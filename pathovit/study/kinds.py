@@ -7,7 +7,6 @@ never changes its letter. A kind that was given a name can be taught from.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import string
@@ -21,10 +20,11 @@ import torch
 from numpy.typing import NDArray
 
 from pathovit.errors import SettingsError
-from pathovit.files import csv_table, to_json, tried_again, write_atomically
+from pathovit.files import to_json, tried_again, write_atomically
 from pathovit.model.taught import Lattice
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.recipe import Values, differing
+from pathovit.study.kind_names import NAMES, read_names, write_names
 from pathovit.tables import Say
 from pathovit.text import counted
 
@@ -39,7 +39,6 @@ TILES_A_SLIDE, TILES = 2000, 60_000  # looked at in fitting
 UNLIKE_RATE = 0.01  # of the tiles that groups were found in, which lie too far from all of them
 NEW_SHARE, NEW_TILES, NEW_KINDS = 0.05, 100, 2  # of added slides that must be unlike all kinds to make new ones, and how many
 NONE = -1
-NAMES = "names.csv"
 
 
 @dataclass(frozen=True)
@@ -141,8 +140,7 @@ class TissueKinds:
 
         tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in ("mean", "axes", "centres")}
         write_atomically(folder / "kinds.safetensors", save(tensors))
-        rows: list[dict[str, object]] = [{"kind": letter, "name": self.names.get(letter, "")} for letter in self.letters]
-        write_atomically(folder / NAMES, csv_table(["kind", "name"], rows))
+        write_names(folder, self.letters, self.names)
         known = {"format": FORMAT, "limit": self.limit, "shaping": self.shaping, "slides": list(self.slides)}
         write_atomically(folder / "kinds.json", to_json(known))
 
@@ -161,21 +159,11 @@ class TissueKinds:
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             say(f"{folder}: kinds of tissue that cannot be read ({error}); they are found anew")
             return None
+        names = read_names(folder)
         try:
-            return found.named(_names(folder / NAMES))
+            return found.named(names)
         except SettingsError as error:
             raise SettingsError(f"{folder / NAMES}: {error}") from error
-
-
-def _names(path: Path) -> dict[str, str]:
-    """Names by letter, from a small table that a person fills in."""
-    if not path.is_file():
-        return {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file))
-    if rows and not {"kind", "name"} <= {*rows[0]}:
-        raise SettingsError("it has no columns kind and name. Put them back, or remove the file: it is written anew.")
-    return {row["kind"].strip(): (row["name"] or "").strip() for row in rows if (row["name"] or "").strip()}
 
 
 def neighbourhood(stored: SlideFeatures) -> Floats:

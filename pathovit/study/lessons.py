@@ -12,7 +12,8 @@ from pathovit.errors import SettingsError
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.store import FeatureStore
-from pathovit.study.kinds import NAMES, TissueKinds
+from pathovit.study.kind_names import NAMES
+from pathovit.study.kinds import TissueKinds
 from pathovit.study.regions import NOTHING, Meaning, TileLabels, find_regions, label_tiles
 from pathovit.tables import Say
 

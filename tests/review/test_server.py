@@ -294,3 +294,28 @@ def test_kinds_of_tissue_can_be_named(client: Client, out: Path) -> None:
     assert rows[found[0]["letter"]] == "'=tumour"
     assert "tumour" in again[found[0]["letter"]]
     assert client.http.post("/api/kinds", json={"letter": "Z", "name": "x"}).status_code == 409
+
+
+def test_a_lesson_is_given_on_paint_or_on_kinds_that_have_a_name(
+    client: Client, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Path] = []
+
+    def start(regions: Path, positive: str | None) -> bool:
+        given.append(regions)
+        return True
+
+    monkeypatch.setattr(client.review.lesson, "start", start)
+    monkeypatch.setattr(client.review.lesson, "make_ready", lambda: None)
+    for with_kinds, said in ((False, "Nothing is painted"), (True, "No kind has a name")):
+        answer = client.http.post("/api/teach", json={"with_kinds": with_kinds})
+        assert answer.status_code == 409
+        assert said in answer.json()["error"]
+    row, column = next(
+        (int(r), int(c)) for c, r in client.review.desk.features(client.case(client.keys()["one.svs"])).grid.lattice()
+    )
+    client.say(client.keys()["one.svs"], event="painted", label="tumour", runs=[[row, column, 1]])
+    assert client.http.post("/api/kinds", json={"letter": "A", "name": "stroma"}).status_code == 200
+    assert client.http.post("/api/teach", json={}).status_code == 200
+    assert client.http.post("/api/teach", json={"with_kinds": True}).status_code == 200
+    assert given == [out / "review" / "regions", out / "tissue" / "names.csv"]

@@ -31,7 +31,7 @@ export function Kinds({ reading }: { reading: Reading }) {
             </button>
             {worklist.value?.reader.may_settle && (
               <label>
-                <input type="checkbox" checked={reading.withKinds.value} onChange={(event) => (reading.withKinds.value = event.currentTarget.checked)} /> teach from names
+                <input type="checkbox" checked={reading.withKinds.value} onChange={(event) => (reading.withKinds.value = event.currentTarget.checked)} /> teach from these names, instead of paint
               </label>
             )}
           </div>
