@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from shapely import Point
 
-from pathovit import RESEARCH_USE, __version__
 from pathovit.errors import PathovitError, SettingsError
 from pathovit.files import write_atomically
 from pathovit.outputs.features import SlideFeatures
@@ -18,9 +17,10 @@ from pathovit.review.desk import Case, Desk
 from pathovit.review.opinion import Opinion
 from pathovit.review.pixels import small_picture
 from pathovit.show.ome_tiff import read_ome_tiff
+from pathovit.show.page import filled
 from pathovit.show.qupath import Area, dissolve
 from pathovit.slides.slide import open_slide
-from pathovit.text import counted, plain, size
+from pathovit.text import counted, size
 
 HOT, REGIONS = 0.5, 6  # of each slide, the largest
 SIDE_UM, SIDE_PX = 400, 800  # of a region's picture: 0.5 um a pixel
@@ -69,18 +69,8 @@ def write_static(desk: Desk, folder: Path, announce: Callable[[str], None]) -> N
     most = sum(path.stat().st_size for path in overviews) + len(overviews) * REGIONS * PICTURE_BYTES
     announce(f"{counted(len(overviews), 'slide')}: at most about {size(most)} in {folder}")
     pages = [_page(desk, case, folder) for case in cases]
-    _write(desk, folder, pages)
-
-
-def _write(desk: Desk, folder: Path, pages: list[Page]) -> None:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(loader=PackageLoader("pathovit.review"), autoescape=True, undefined=StrictUndefined)
-    environment.filters["plain"] = plain
-    html = environment.get_template("static.html").render(
-        research_use=RESEARCH_USE, version=__version__, folder=desk.out.path.resolve().name, head=desk.record.head(), pages=pages, side_um=SIDE_UM,
-    )  # fmt: skip
-    write_atomically(folder / "index.html", html.encode("utf-8", "replace"))
+    html = filled("static.html", folder=desk.out.path.resolve().name, head=desk.record.head(), pages=pages, side_um=SIDE_UM)
+    write_atomically(folder / "index.html", html)
 
 
 def _page(desk: Desk, case: Case, folder: Path) -> Page:

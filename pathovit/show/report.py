@@ -11,14 +11,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from pathovit import RESEARCH_USE, __version__
 from pathovit.files import write_atomically
 from pathovit.outputs.folder import OutFolder, SlideFolder
 from pathovit.outputs.records import SlideRecord, TopTile
 from pathovit.outputs.runs import RunRecord, all_runs
+from pathovit.show.page import filled
 from pathovit.show.table import OLDER, Contents, table
 from pathovit.show.tissue_map import colour_of
-from pathovit.text import plain, say_left_out
 
 PICTURE_PX = 1400  # longer side of an overview inside the report
 TRAIN_HINT = (
@@ -85,8 +84,6 @@ class Kinds:
 
 def write_report(out: OutFolder, found: Contents, record: RunRecord) -> Path:
     """Write report.html: opens from disk, without a network, and holds every picture itself. `record` is of the newest run."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     names, rows = table(found)
     answered = [record for record in found.records if record.prediction]
     at_risk = sorted(answered, key=lambda record: -record.prediction.risk if record.prediction else 0.0)[:MAX_PICTURES]
@@ -95,12 +92,8 @@ def write_report(out: OutFolder, found: Contents, record: RunRecord) -> Path:
     order = {str(row["slide_id"]): place for place, row in enumerate(rows)}
     shown.sort(key=lambda record: order[record.slide_id])
     kinds = Kinds.of(out)
-    environment = Environment(loader=PackageLoader("pathovit.show"), autoescape=True, undefined=StrictUndefined)
-    environment.filters["plain"] = plain
-    environment.filters["left_out"] = say_left_out
-    html = environment.get_template("report.html").render(
-        research_use=RESEARCH_USE,
-        version=__version__,
+    html = filled(
+        "report.html",
         folder=out.path.resolve().name,
         rows=rows,
         with_answers=bool(answered),
@@ -114,7 +107,7 @@ def write_report(out: OutFolder, found: Contents, record: RunRecord) -> Path:
         demonstration=record.demonstration and bool(answered),
         train_hint=TRAIN_HINT,
     )
-    write_atomically(out.report, html.encode("utf-8", "replace"))
+    write_atomically(out.report, html)
     return out.report
 
 
