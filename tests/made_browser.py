@@ -20,6 +20,7 @@ OF_THE_DRIVER = (
     "GroupMarkerNotSet",
     "Automatic fallback to software WebGL",
 )  # said by the browser's own graphics
+LOST = "WebGL context"  # lost, as a test wants it
 LATE = "Ignoring tile"  # it came after its viewer was closed, says OpenSeadragon
 GONE = "ERR_CONNECTION_REFUSED"  # the server ended before the page did
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from made_browser import CHROMIUM, FLAGS, GONE, LATE, OF_THE_DRIVER
+from made_browser import CHROMIUM, FLAGS, GONE, LATE, LOST, OF_THE_DRIVER
 from made_reader import Client, client_of
 from playwright.sync_api import Browser, Page, sync_playwright
 
@@ -60,7 +60,7 @@ def page(browser: Browser) -> Iterator[Page]:
     )
     yield found
     context.close()
-    assert [said for said in complaints if not any(known in said for known in (*OF_THE_DRIVER, GONE, LATE))] == []
+    assert [said for said in complaints if not any(known in said for known in (*OF_THE_DRIVER, GONE, LATE, LOST))] == []
 
 
 @pytest.fixture(scope="session")

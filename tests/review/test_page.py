@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 from made_browser import LOADED, judge, open_slide_page, serving, show_answer, until
 from made_runs import HOSTILE
+from numpy.typing import NDArray
+from PIL import Image
 from playwright.sync_api import Page
 
 from pathovit.outputs.folder import OutFolder
@@ -21,6 +24,10 @@ def painted(page: Page) -> dict[str, int]:
     return dict(
         page.evaluate("[...pathovit.reading.painted.value.values()].reduce((n, l) => ({...n, [l]: (n[l] ?? 0) + 1}), {})")
     )
+
+
+def pixels(picture: bytes) -> NDArray[np.int64]:
+    return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).astype(np.int64)
 
 
 def saved(page: Page) -> None:
@@ -101,13 +108,9 @@ def test_the_map_lies_on_its_tissue_at_every_zoom(page: Page, out: Path, drawer:
 
 def _edge(page: Page, box: object) -> tuple[int, int]:
     """Where the picture begins on the screen: first column and row that are not the page's own grey, right and below of the middle."""
-    import io
-
-    from PIL import Image
-
     assert isinstance(box, dict)
     page.evaluate("document.querySelector('.tools-on').style.display = 'none'")
-    shot = np.asarray(Image.open(io.BytesIO(page.locator(".osd").screenshot())).convert("RGB")).astype(int)
+    shot = pixels(page.locator(".osd").screenshot())
     height, width = shot.shape[:2]
     glass = np.array([241, 241, 240])
     other = np.abs(shot - glass).max(2) > 3
@@ -119,16 +122,24 @@ def _edge(page: Page, box: object) -> tuple[int, int]:
 
 def test_a_lost_context_is_survived(page: Page, out: Path) -> None:
     with serving(out, "--open") as url:
-        page.goto(url)
+        base, token = url.split("#")
+        page.goto(f"{base}?drawer=webgl#{token}")
         page.wait_for_selector(".row")
         open_slide_page(page, "one.svs")
-        page.evaluate(
-            """() => { for (const c of document.querySelectorAll('.openseadragon-canvas canvas')) c.getContext('webgl2')?.getExtension('WEBGL_lose_context')?.loseContext() }"""
+        lost = page.evaluate(
+            """() => {
+              const context = pathovit.viewer.osd.drawer._glContext.getContext();
+              context.getExtension('WEBGL_lose_context').loseContext();
+              return context.isContextLost();
+            }"""
         )
+        assert lost
         page.wait_for_timeout(500)
         page.keyboard.press("+")
         until(page, LOADED)
-        assert page.evaluate("pathovit.viewer.zoom") > 0
+        page.keyboard.press("h")  # the map lies on a canvas of its own
+        page.wait_for_timeout(500)
+        assert pixels(page.locator(".osd").screenshot()).std() > 10  # tissue, not an empty canvas
 
 
 def test_regions_are_gone_through_and_the_threshold_moves_them(page: Page, out: Path) -> None:

@@ -55,7 +55,7 @@ export class SlideViewer {
     const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
     this.osd = OpenSeadragon({
       element,
-      drawer: drawer === "auto" ? (hasGraphicsCard() ? ["webgl", "canvas"] : "canvas") : drawer,
+      drawer: drawer === "webgl" || (drawer === "auto" && hasGraphicsCard()) ? ["webgl", "canvas"] : "canvas", // canvas where a context is lost for good
       prefixUrl: "",
       showNavigationControl: false,
       showNavigator: true,
