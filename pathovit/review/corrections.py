@@ -106,8 +106,7 @@ def import_regions(desk: Desk, paths: Sequence[Path], reader: Reader, say: Say) 
         stored = desk.features(case)
         lattice = stored.grid.lattice()
         cells: dict[str, set[Cell]] = {}
-        for region in drawn:
-            tiles = tiles_in(stored, region)
+        for region, tiles in zip(drawn, tiles_in(stored, drawn), strict=True):
             if not len(tiles):
                 say(f"{region}: it lies on no tile, and is left out")
                 continue

@@ -287,10 +287,11 @@ def label_tiles(stored: SlideFeatures, regions: Sequence[Region], meaning: Meani
     return TileLabels(allowed, region)
 
 
-def tiles_in(stored: SlideFeatures, region: Region) -> Places:
-    """The tiles, by index, that a region says something of."""
+def tiles_in(stored: SlideFeatures, regions: Sequence[Region]) -> list[Places]:
+    """The tiles, by index, that each region says something of."""
     squares = tile_squares(stored)
-    return _tiles_in(STRtree(squares), squares, region.geometry)
+    tree = STRtree(squares)
+    return [_tiles_in(tree, squares, region.geometry) for region in regions]
 
 
 def _tiles_in(tree: STRtree, squares: NDArray[Any], geometry: BaseGeometry) -> Places:
