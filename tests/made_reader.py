@@ -16,6 +16,13 @@ from pathovit.review.service import Review, ReviewSettings, open_review
 HOST = "127.0.0.1:8760"
 ORIGIN = f"http://{HOST}"
 TOKEN = "t" * 32
+SCRIPTS = [
+    "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", '"><svg onload=alert(1)>', "javascript:alert(1)", "{{7*7}}", "</style><script>alert(1)</script>",
+    "<iframe srcdoc='<script>alert(1)</script>'>", "';alert(1)//", "\u2028alert(1)", "<b onmouseover=alert(1)>x</b>", "<svg><animate onbegin=alert(1)>", "<math><mtext>",
+    "&lt;script&gt;alert(1)&lt;/script&gt;", "<body onload=alert(1)>", "<a href='javascript:alert(1)'>x</a>", "<object data=javascript:alert(1)>", "${alert(1)}",
+    "<!--<img src='--><img src=x onerror=alert(1)//'>", "<input autofocus onfocus=alert(1)>", "\\u003cscript\\u003e", "<details open ontoggle=alert(1)>", "<style>@import'x'</style>",
+    "<template><script>alert(1)</script></template>", "%3Cscript%3Ealert(1)%3C/script%3E", "<meta http-equiv=refresh content='0;url=javascript:alert(1)'>",
+]  # fmt: skip
 
 
 @dataclass

@@ -139,3 +139,43 @@ def truncate_tile(path: Path, tile: int) -> None:
     with path.open("r+b") as file:
         file.seek(offset + count // 2)
         file.write(bytes(count - count // 2))
+
+
+LEICA_OFFSET = (300, 200)  # where the scanned part lies on the glass, level-0 pixels
+
+
+def write_leica(path: Path, picture: NDArray[np.uint8], mpp: float = MPP) -> Path:
+    """A Leica SCN of one scanned part that fills but a corner of its glass: OpenSlide states bounds, and level 0 is the glass."""
+    nm, (height, width) = round(mpp * 1000), picture.shape[:2]
+    x, y = LEICA_OFFSET
+    glass = (width + x + 400, height + y + 500)
+    factors = (1, 4)
+    macro = _leica_image([(256, 256)], 0, (*glass, 0, 0), nm)
+    main = _leica_image([(width // f, height // f) for f in factors], 1, (width, height, x, y), nm)
+    with tifffile.TiffWriter(path, bigtiff=True) as tiff:
+        options: dict[str, Any] = {"tile": (256, 256), "photometric": "rgb", "compression": "zlib", "metadata": None}
+        tiff.write(
+            np.full((256, 256, 3), 220, np.uint8),
+            description=f'<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01"><collection name="made" '
+            f'sizeX="{glass[0] * nm}" sizeY="{glass[1] * nm}">{macro}{main}</collection></scn>',
+            **options,
+        )
+        for factor in factors:
+            resolution = (1e4 / (mpp * factor),) * 2
+            tiff.write(
+                np.ascontiguousarray(picture[::factor, ::factor]),
+                resolution=resolution,
+                resolutionunit="CENTIMETER",
+                **options,
+            )
+    return path
+
+
+def _leica_image(sizes: list[tuple[int, int]], ifd: int, view: tuple[int, int, int, int], nm: int) -> str:
+    levels = "".join(f'<dimension sizeX="{w}" sizeY="{h}" r="{i}" ifd="{ifd + i}"/>' for i, (w, h) in enumerate(sizes))
+    place = " ".join(f'{name}="{v * nm}"' for name, v in zip(("sizeX", "sizeY", "offsetX", "offsetY"), view, strict=True))
+    return (
+        f'<image name="made"><device model="made"/><pixels sizeX="{sizes[0][0]}" sizeY="{sizes[0][1]}">{levels}</pixels><view {place} spacingZ="0"/>'
+        "<scanSettings><objectiveSettings><objective>20</objective></objectiveSettings><illuminationSettings><numericalAperture>0.4"
+        "</numericalAperture><illuminationSource>brightfield</illuminationSource></illuminationSettings></scanSettings></image>"
+    )

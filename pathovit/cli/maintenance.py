@@ -56,6 +56,7 @@ def doctor() -> None:
     from pathovit.machine import allowed_cores, pick_device, pick_precision
     from pathovit.model.card import read_card
     from pathovit.outputs.provenance import versions
+    from pathovit.review.server import BUILT
 
     faults = []
     for name, version in versions().items():
@@ -71,6 +72,10 @@ def doctor() -> None:
     typer.echo(f"{'cores allowed':18} {allowed_cores()}")
     folder, card = read_card("reference")
     typer.echo(f"{'bundled model':18} {folder.name}, {' / '.join(card.target.classes)}")
+    built = (BUILT / "review.js").is_file()
+    typer.echo(
+        f"{'review page':18} {'built' if built else 'not built: the npm registry was out of reach. In a checkout: make page'}"
+    )
     if faults:
         raise SettingsError("\n".join(faults))
 

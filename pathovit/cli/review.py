@@ -173,17 +173,17 @@ def _serve(out: Path, elsewhere: tuple[Path, ...], who: Reader, blind: bool, add
     opened = open_review(OutFolder(out), settings, elsewhere)
     slides, people = len(opened.desk.cases()), Readers.load(opened.desk.record.folder).people
     shown = address.names[0] if address.names else _in_address(address.listen)
-    entered = "" if people or address.user_header else f"#token={token}"
-    url = f"{'https' if address.certificate else 'http'}://{shown}:{port}/{entered}"
+    alone = not people and not address.user_header
+    url = f"{'https' if address.certificate else 'http'}://{shown}:{port}/"
 
     def started() -> None:
-        sys.stderr.write(f"{counted(slides, 'slide')}. Open {url}\n")
+        sys.stderr.write(f"{counted(slides, 'slide')}. Open {url}{f'#token={token}' if alone else ''}\n")
         if people:
             sys.stderr.write(f"{counted(len(people), 'reader')}: each enters with a token of their own.\n")
         sys.stderr.write("Stop with Ctrl+C; everything that was decided is kept.\n")
         sys.stderr.flush()
         if browser and sys.stderr.isatty():
-            webbrowser.open(url)
+            webbrowser.open(f"{url}#token={opened.sessions.ticket()}" if alone else url)  # its arguments can be seen by others
 
     serve(opened, address.listen, port, started, address.certificate)
 

@@ -17,12 +17,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pathovit.review.readers import Reader
+from pathovit.review.readers import Reader, digest_of
 
 LARGEST_BODY = 2 * 2**20
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 LOOPBACK_CLIENTS = ("127.0.0.1", "::1")
 SESSION_S = 12 * 3600
+TICKET_S = 60.0
 TRIES, TRIES_S = 10, 60.0  # wrong tokens in a minute, then none is looked at
 OF_OPENSEADRAGON = (
     "'sha256-9xTiqzfwFaL2SGb1rmr8gysEwVVjIvqWAgmZgqFqpEE='"  # a rule against an outline on touch screens, which it adds itself
@@ -132,6 +133,7 @@ class Sessions:
 
     _open: dict[str, tuple[Reader, float]] = field(default_factory=dict)
     _wrong: list[tuple[str, float]] = field(default_factory=list)  # address and time
+    _ticket: tuple[str, float] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def begin(self, reader: Reader) -> str:
@@ -150,6 +152,22 @@ class Sessions:
     def end(self, name: str | None) -> None:
         with self._lock:
             self._open.pop(name or "", None)
+
+    def ticket(self) -> str:
+        """A token for one use, within a minute: a browser is told it where other people of the computer may read along."""
+        name = secrets.token_urlsafe(24)
+        with self._lock:
+            self._ticket = digest_of(name), time.monotonic()
+        return name
+
+    def take(self, ticket: str) -> bool:
+        """Whether it was the ticket; it is used up then."""
+        with self._lock:
+            given = self._ticket
+            if given is None or given[0] != digest_of(ticket):
+                return False
+            self._ticket = None
+            return time.monotonic() - given[1] < TICKET_S
 
     def may_try(self, client: str) -> bool:
         """Whether another token from an address is looked at, after wrong ones."""

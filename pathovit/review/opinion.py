@@ -46,8 +46,6 @@ def opinions(events: Sequence[Event], tiles_sha256: str = "") -> dict[str, Opini
     undone = {(event.reader, event.said["of"]) for event in events if event.kind == "undo"}
     found: dict[str, Opinion] = {}
     for event in events:
-        if event.kind == "settled":
-            continue
         one = found.setdefault(event.reader, Opinion(event.reader))
         one.events.append(event)
         if (event.reader, event.number) not in undone:

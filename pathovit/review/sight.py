@@ -10,7 +10,7 @@ from pathovit.review.desk import Case
 from pathovit.review.events import Given
 from pathovit.review.opinion import Opinion
 
-UNDOABLE = ("decision", "region", "painted", "imported", "signed")
+UNDOABLE = ("decision", "region", "painted", "imported", "signed", "settled")
 
 
 class NotNow(SettingsError):

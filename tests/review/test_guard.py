@@ -5,11 +5,12 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
 from made_browser import serving
-from made_reader import HOST, ORIGIN, TOKEN, Client
+from made_reader import HOST, ORIGIN, SCRIPTS, TOKEN, Client
 from starlette.testclient import TestClient
 
 from pathovit.review.record import Record
@@ -77,6 +78,17 @@ def test_tokens_are_not_guessed_at_leisure(client: Client) -> None:
     assert stranger.post("/api/enter", json={"token": TOKEN}).status_code == 429
 
 
+def test_a_ticket_is_good_once_and_for_a_minute(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a browser is started with can be read by other people of the computer."""
+    stranger = TestClient(client.http.app, base_url=ORIGIN, headers={"origin": ORIGIN})
+    ticket = client.review.sessions.ticket()
+    assert [stranger.post("/api/enter", json={"token": ticket}).status_code for _ in range(2)] == [200, 401]
+    late = client.review.sessions.ticket()
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 61)
+    assert stranger.post("/api/enter", json={"token": late}).status_code == 401
+
+
 def test_the_session_is_a_cookie_that_no_script_and_no_other_site_gets(client: Client) -> None:
     answer = client.http.post("/api/enter", json={"token": TOKEN})
     cookie = answer.headers["set-cookie"].lower()
@@ -136,18 +148,9 @@ def test_no_path_leads_out(client: Client, out: Path) -> None:
     assert len(paths) == 200
 
 
-SCRIPTS = [
-    "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", '"><svg onload=alert(1)>', "javascript:alert(1)", "{{7*7}}", "</style><script>alert(1)</script>",
-    "<iframe srcdoc='<script>alert(1)</script>'>", "';alert(1)//", "\u2028alert(1)", "<b onmouseover=alert(1)>x</b>", "<svg><animate onbegin=alert(1)>", "<math><mtext>",
-    "&lt;script&gt;alert(1)&lt;/script&gt;", "<body onload=alert(1)>", "<a href='javascript:alert(1)'>x</a>", "<object data=javascript:alert(1)>", "${alert(1)}",
-    "<!--<img src='--><img src=x onerror=alert(1)//'>", "<input autofocus onfocus=alert(1)>", "\\u003cscript\\u003e", "<details open ontoggle=alert(1)>", "<style>@import'x'</style>",
-    "<template><script>alert(1)</script></template>", "%3Cscript%3Ealert(1)%3C/script%3E", "<meta http-equiv=refresh content='0;url=javascript:alert(1)'>",
-]  # fmt: skip
-
-
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_what_people_write_stays_text(client: Client, script: str) -> None:
-    """It travels as JSON, whose type no browser takes for a page; the page itself puts it in as text (see test_page.py)."""
+    """It travels as JSON, whose type no browser takes for a page; the page itself puts it in as text (see test_page_folders.py)."""
     key = client.keys()["one.svs"]
     client.look(key)
     client.say(key, event="decision", judgement="disagree", label=script, note=script)

@@ -120,6 +120,22 @@ def _edge(page: Page, box: object) -> tuple[int, int]:
     ) + height // 2 - 40
 
 
+def test_without_a_graphics_card_a_plain_canvas_draws(page: Page, out: Path) -> None:
+    """WebGL in software would take a fifth of a second for a frame."""
+    with serving(out, "--open") as url:
+        page.goto(url)
+        page.wait_for_selector(".row")
+        open_slide_page(page, "one.svs")
+        named = page.evaluate(
+            """() => {
+              const context = document.createElement('canvas').getContext('webgl2');
+              return context?.getParameter(context.getExtension('WEBGL_debug_renderer_info').UNMASKED_RENDERER_WEBGL) ?? 'software';
+            }"""
+        )
+        in_software = any(word in named.lower() for word in ("swiftshader", "llvmpipe", "software"))
+        assert page.evaluate("pathovit.viewer.osd.drawer.getType()") == ("canvas" if in_software else "webgl")
+
+
 def test_a_lost_context_is_survived(page: Page, out: Path) -> None:
     with serving(out, "--open") as url:
         base, token = url.split("#")
@@ -157,6 +173,7 @@ def test_regions_are_gone_through_and_the_threshold_moves_them(page: Page, out: 
         for _ in range(8):
             page.keyboard.press("]")
         assert page.evaluate("pathovit.reading.threshold.value") == pytest.approx(0.9)
+        until(page, "!pathovit.reading.searching.value")
         assert page.evaluate("pathovit.reading.regions.value[0]?.mm2 ?? 0") < area
         page.keyboard.press("h")
         assert page.evaluate("pathovit.viewer.overlay.map") is None

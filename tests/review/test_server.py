@@ -230,6 +230,10 @@ def test_each_reader_is_blind_to_the_others_until_somebody_settles(out: Path, pe
     assert not any(row["disagreement"] for row in clients["Prof. Z"].http.get("/api/worklist").json()["rows"])
     settles = clients["Prof. Z"]
     assert settles.review.desk.standing(settles.case(key)).label == "tumour"
+    of = settles.http.get(f"/api/slides/{key}").json()["opinion"]["can_undo"]
+    clients["Dr. B"].say(key, 409, event="undo", of=of)
+    settles.say(key, event="undo", of=of)
+    assert settles.review.desk.standing(settles.case(key)).label is None
 
 
 def test_the_general_token_is_none_where_there_are_accounts(out: Path, people: dict[str, str]) -> None:

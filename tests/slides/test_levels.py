@@ -100,6 +100,14 @@ def test_a_tiled_macro_is_no_level_whatever_its_shape(tmp_path: Path, size: tupl
         assert f"its page of {size[1]} x {size[0]} pixels" in slide.remarks[0]
 
 
+def test_levels_of_one_colour_are_levels(tmp_path: Path) -> None:
+    """Nothing on them tells one picture from another."""
+    path = write_pyramid(tmp_path / "flat.tif", np.full((1536, 2048, 3), (200, 120, 180), np.uint8), 4, "jpeg")
+    with open_slide(path) as slide:
+        assert len(slide.levels) == 3
+        assert slide.remarks == ()
+
+
 @pytest.mark.parametrize("reader", ["auto", "openslide"])
 def test_a_tile_of_which_the_decoder_complains_is_unreadable(tmp_path: Path, reader: str) -> None:
     """libjpeg warns of data that end too soon, and fills the rest with grey."""

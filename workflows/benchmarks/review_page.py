@@ -128,8 +128,14 @@ def show(page: Page) -> None:
     until(page, "!!pathovit.reading.cells.value")
 
 
-def look(page: Page, url: str, repeats: int) -> dict[str, list[float]]:
-    """Opening, jumping and recolouring on the first slide of a folder."""
+FILL = """() => {
+  let state = 1;
+  pathovit.reading.cells.value = pathovit.reading.cells.value.map(() => 1 + ((state = (Math.imul(state, 1664525) + 1013904223) >>> 0) >>> 24) % 255);
+}"""
+
+
+def look(page: Page, url: str, repeats: int, fill: bool) -> dict[str, list[float]]:
+    """Opening, jumping and recolouring on the first slide of a folder; `fill`: with a value in every cell of its grid."""
     found: dict[str, list[float]] = {"first pixels": [], "whole view": [], "jump, first": [], "jump, again": [], "threshold": []}
     page.goto(url)
     page.wait_for_selector(".row")
@@ -148,6 +154,8 @@ def look(page: Page, url: str, repeats: int) -> dict[str, list[float]]:
             found[name].append(timed(lambda: page.keyboard.press("n"), lambda: (page.wait_for_timeout(20), until(page, LOADED))))
         page.keyboard.press("f")
         page.wait_for_timeout(800)
+        if fill:
+            page.evaluate(FILL)
         took = page.evaluate(
             """async () => {
               const found = [];
@@ -312,7 +320,7 @@ def main() -> None:
             shutil.copytree(work / name, copy)
             with serving(copy, "--open") as (url, server):
                 page = browser.new_page(viewport={"width": 1366, "height": 768})
-                found[name] = medians(look(page, url, options.repeats)) | {
+                found[name] = medians(look(page, url, options.repeats, name == "large")) | {
                     key: round(value, 4) for key, value in tiles(url).items()
                 }
                 print(name, found[name], flush=True)

@@ -12,6 +12,7 @@ export type Mode = "look" | "paint" | "measure";
 export const UM_AT_20X = 0.5;
 const STRIP = 12, CONTROLS = 4;
 const LISTED_REGIONS = 200;
+const STILL_MS = 120; // the map follows the threshold at once, the list of regions when it stands still
 
 const answered = new Set<string>(); // tiles of all slides that were asked for
 
@@ -58,11 +59,13 @@ export class Reading {
     return [...new Set(found.map((name) => name.replace(/^not /, "")))].filter((name) => name && name !== "ignore");
   });
   readonly lowest = computed(() => (this.info.value ? toByte(this.info.value, this.threshold.value) : 256));
+  readonly searched = signal(256); // the lowest byte of the regions that are listed
+  readonly searching = computed(() => this.searched.value !== this.lowest.value);
   readonly regions = computed<Region[]>(() => {
     const { value: page } = this.page, info = this.info.value, cells = this.cells.value;
     if (!page?.grid || !cells || info?.kind !== "score") return [];
     const mm2 = (page.grid.cell[0] * page.mpp![0] * page.grid.cell[1] * page.mpp![1]) / 1e6;
-    return findRegions(page.grid, cells, info, this.lowest.value, mm2);
+    return findRegions(page.grid, cells, info, this.searched.value, mm2);
   });
   readonly listed = computed(() => this.regions.value.slice(0, LISTED_REGIONS));
   readonly strip = computed(() => (this.cells.value && this.info.value?.kind === "score" ? strongest(this.cells.value, STRIP) : []));
@@ -106,7 +109,12 @@ export class Reading {
       this.measured.value = viewer.measured();
     };
     this.stops.push(effect(() => this.drawn()));
-    this.stops.push(effect(() => void (this.regions.value, (this.region.value = -1)))); // numbers mean other regions now
+    this.stops.push(effect(() => void (this.regions.value, this.lowest.value, (this.region.value = -1)))); // numbers mean other regions now
+    this.stops.push(effect(() => {
+      const lowest = this.lowest.value;
+      const later = setTimeout(() => (this.searched.value = lowest), STILL_MS);
+      return () => clearTimeout(later);
+    }));
   }
 
   close(): void {
@@ -152,6 +160,7 @@ export class Reading {
       }
       this.layer.value = layer;
       this.cells.value = this.kept.get(layer)!;
+      this.searched.value = this.lowest.value;
     });
   }
 
@@ -361,6 +370,7 @@ export class Reading {
   // Places
 
   goToRegion(step: number): void {
+    this.searched.value = this.lowest.value;
     const count = this.listed.value.length;
     if (!count) {
       message.value = "No region at or above this threshold.";

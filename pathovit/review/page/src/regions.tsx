@@ -26,14 +26,14 @@ export function Regions({ reading }: { reading: Reading }) {
         </span>
       </h2>
       {!all.length && <p class="quiet">No tile of {info.name} at or above {number(reading.threshold.value)}.</p>}
-      <ol ref={list}>
+      <ol ref={list} aria-busy={reading.searching.value}>
         {listed.map((region, i) => {
           const columns = reading.columns.value;
           const verdict = judged.get(`${info.name} ${Math.floor(region.first / columns)} ${region.first % columns} ${region.cells.length}`);
           return (
             <li key={region.peakCell}>
               <button
-                type="button" class="region" aria-current={i === selected}
+                type="button" class="region" aria-current={i === selected} disabled={reading.searching.value}
                 onClick={() => ((reading.region.value = i), reading.goToCell(region.peakCell))}
               >
                 <b>{i + 1}</b>
@@ -90,5 +90,6 @@ export function Strip({ reading, title, cells }: { reading: Reading; title: stri
 export function CellPicture({ reading, cell }: { reading: Reading; cell: number }) {
   const index = reading.indexOf(cell);
   const where = `Tile in row ${Math.floor(cell / reading.columns.value)}, column ${cell % reading.columns.value}`;
-  return index === null ? <span class="no-picture">{where}</span> : <img src={pictureOf(reading.key, index)} alt={where} loading="lazy" width={76} height={76} />;
+  const gone = !reading.page.value?.levels; // the slide is not there: nothing to ask for
+  return index === null || gone ? <span class="no-picture">{where}</span> : <img src={pictureOf(reading.key, index)} alt={where} loading="lazy" width={76} height={76} />;
 }
