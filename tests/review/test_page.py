@@ -249,6 +249,7 @@ def test_what_was_painted_teaches_and_the_map_follows(page: Page, out: Path, tmp
         page.keyboard.press("1")
         saved(page)
         assert sum(painted(page).values()) == before + 1
+        until(page, LOADED)
     assert json.loads((out / "review" / "taught" / "model.json").read_text())["taught"]["slides"] == 1
     assert verify(Record(OutFolder(out))).broken == ()
 

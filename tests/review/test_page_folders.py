@@ -202,6 +202,11 @@ def test_it_is_read_over_tls(browser: Browser, out: Path, tmp_path: Path) -> Non
         page = context.new_page()
         page.goto(url)
         page.wait_for_selector(".row")
+        context.clear_cookies()
+        page.reload()
+        page.get_by_label("Token").wait_for()
+        page.goto(url)  # again, in a page that is open: nothing but the part after the # is new
+        page.wait_for_selector(".row")
         (cookie,) = context.cookies()
         assert (cookie["secure"], cookie["httpOnly"], cookie["sameSite"]) == (True, True, "Strict")
         context.close()

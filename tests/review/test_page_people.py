@@ -88,7 +88,7 @@ def _require_accessible(page: Page, axe: str, state: str) -> None:
     assert serious == [], state
 
 
-def test_two_slides_of_a_patient_move_together(page: Page, out: Path) -> None:
+def test_two_slides_of_a_patient_move_together(page: Page, out: Path, axe: str) -> None:
     for record in sorted(out.glob("slides/*/slide.json"))[:2]:
         found = json.loads(record.read_text())
         found["slide"]["patient"] = "P-7"
@@ -100,6 +100,7 @@ def test_two_slides_of_a_patient_move_together(page: Page, out: Path) -> None:
         page.get_by_text("2 slides").click()
         page.wait_for_selector("text=Patient P-7")
         until(page, both)
+        _require_accessible(page, axe, "patient")
         for key in ("+", "+", "ArrowRight"):
             page.keyboard.press(key)
             page.wait_for_timeout(700)

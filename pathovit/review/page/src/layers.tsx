@@ -49,7 +49,7 @@ export function Layers({ reading }: { reading: Reading }) {
 function Threshold({ reading }: { reading: Reading }) {
   const canvas = useRef<HTMLCanvasElement>(null);
   const info = reading.info.value!, cells = reading.cells.value, value = reading.threshold.value;
-  const low = info.low, high = info.high;
+  const low = info.low, high = info.high, desaturated = reading.page.value!.doubtful;
   useEffect(() => {
     const element = canvas.current;
     if (!element || !cells) return;
@@ -61,7 +61,8 @@ function Threshold({ reading }: { reading: Reading }) {
     found.forEach((count, i) => {
       const tall = (Math.sqrt(count) / top) * (element.height - 4);
       const middle = low + ((i + 0.5) / BINS) * (high - low);
-      context.fillStyle = middle >= value ? css(rampColour(info.kind, (middle - value) / Math.max(1e-9, high - value))) : style.color;
+      const colour = rampColour(info.kind, (middle - value) / Math.max(1e-9, high - value));
+      context.fillStyle = middle >= value ? css(desaturated ? grey(colour) : colour) : style.color;
       context.globalAlpha = middle >= value ? 1 : 0.3;
       context.fillRect(i * wide, element.height - tall, wide - 1, tall);
     });

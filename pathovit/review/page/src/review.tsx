@@ -96,9 +96,10 @@ async function enter(token: string): Promise<void> {
   }
 }
 
+const tokenGiven = () => /^#token=([\w-]+)/.exec(location.hash)?.[1];
+
 async function begin(): Promise<void> {
-  setTheme(theme.value);
-  const given = /^#token=([\w-]+)/.exec(location.hash)?.[1];
+  const given = tokenGiven();
   if (given) {
     history.replaceState(null, "", location.pathname + location.search + "#/");
     place.value = { name: "worklist" };
@@ -107,5 +108,9 @@ async function begin(): Promise<void> {
 }
 
 render(<App />, document.getElementById("page")!);
+setTheme(theme.value);
 void begin();
+addEventListener("hashchange", () => {
+  if (tokenGiven()) void begin(); // an address that was given again, in a page that is open
+});
 setTimeout(hasGraphicsCard, 500);
