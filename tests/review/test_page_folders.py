@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -26,10 +27,13 @@ from pathovit.review.record import Record
 from pathovit.text import plain
 
 
-def shot(page: Page) -> NDArray[np.int64]:
-    from io import BytesIO
-
-    return np.asarray(Image.open(BytesIO(page.locator(".osd").screenshot())).convert("RGB")).astype(np.int64)
+def still(page: Page) -> NDArray[np.int64]:
+    """The slide on the screen, when it does not change any more."""
+    before = b""
+    while (now := page.locator(".osd").screenshot()) != before:
+        before = now
+        page.wait_for_timeout(150)
+    return np.asarray(Image.open(io.BytesIO(now)).convert("RGB")).astype(np.int64)
 
 
 def test_a_landmark_and_its_tile_coincide_where_the_scan_fills_a_corner_of_the_glass(page: Page, tmp_path: Path) -> None:
@@ -55,16 +59,14 @@ def test_a_landmark_and_its_tile_coincide_where_the_scan_fills_a_corner_of_the_g
         for um in (3.0, 1.5, 1.0):
             page.evaluate(f"pathovit.viewer.goTo({corner[0]} + 200, {corner[1]} + 120, {um}, true)")
             until(page, LOADED)
-            page.wait_for_timeout(300)
             x, y = page.evaluate(f"pathovit.viewer.screenOf({corner[0]}, {corner[1]})")
-            bare = shot(page)
+            bare = still(page)
             tissue = (bare.max(2) - bare.min(2)) > 30
             assert abs(np.flatnonzero(tissue[round(y) + 40])[0] - x) < 1.01, um
             assert abs(np.flatnonzero(tissue[:, round(x) + 40])[0] - y) < 1.01, um
             page.evaluate(f"pathovit.reading.paint([{row * columns + column}], 'tumour')")
             until(page, "pathovit.reading.saving.value === 0 && pathovit.reading.painted.value.size === 1")
-            page.wait_for_timeout(200)
-            changed = np.abs(shot(page) - bare).max(2) > 8
+            changed = np.abs(still(page) - bare).max(2) > 8
             rows, cols = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
             scale = 0.5 / um  # screen pixels to a level-0 pixel
             middle = stored.xy[index] + np.array(stored.tile_l0) / 2 - corner
@@ -73,7 +75,7 @@ def test_a_landmark_and_its_tile_coincide_where_the_scan_fills_a_corner_of_the_g
             wide = stored.tile_l0[0] * scale
             assert wide <= cols[-1] + 1 - cols[0] <= wide + 6, um  # with its outline
             page.keyboard.press("z")
-            until(page, "pathovit.reading.painted.value.size === 0")
+            until(page, "pathovit.reading.saving.value === 0 && pathovit.reading.painted.value.size === 0")
 
 
 FOREIGN = "body script, iframe, object, math, template, animate, [onerror], [onload], [ontoggle], [onfocus], .row img, body meta, body style"
@@ -150,7 +152,7 @@ def test_200704_tiles_are_one_region_or_a_hundred_thousand(page: Page, out: Path
         assert page.locator(".regions .region").count() == 200
         page.keyboard.press("n")
         page.keyboard.press("d")
-        until(page, "pathovit.reading.painted.value.size === 1")
+        until(page, "pathovit.reading.painted.value.size === 1 && pathovit.reading.saving.value === 0")
 
 
 def test_a_drawing_comes_in_from_qupath_is_corrected_and_goes_back(page: Page, out: Path, tmp_path: Path) -> None:
@@ -180,7 +182,10 @@ def test_a_drawing_comes_in_from_qupath_is_corrected_and_goes_back(page: Page, o
         page.keyboard.press("b")
         page.keyboard.press("1")
         page.keyboard.press("Enter")
-        until(page, f"pathovit.reading.painted.value.get({row * columns + column}) === 'normal'")
+        until(
+            page,
+            f"pathovit.reading.painted.value.get({row * columns + column}) === 'normal' && pathovit.reading.saving.value === 0",
+        )
     done = pathovit("review", out, "--regions", tmp_path / "back")
     assert done.returncode == 0, done.stderr
     (file,) = (tmp_path / "back").iterdir()
