@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -134,6 +135,32 @@ def pick_device(wanted: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SettingsError(f"--device {wanted}: no CUDA GPU is visible. Use --device cpu, or check the driver.")
     return device
+
+
+def device_at_sight(wanted: str) -> str | None:
+    """ "cpu" where `pick_device` will say so; None where it has to be asked, because there may be a GPU. Needs no torch."""
+    if wanted == "cpu" or (wanted == "auto" and sys.platform == "linux" and not _may_have_gpu()):
+        return "cpu"
+    return None
+
+
+def _may_have_gpu() -> bool:
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return False
+    return any(Path("/dev", name).exists() for name in ("nvidiactl", "nvidia0", "kfd", "dxg"))
+
+
+def precision_at_sight(wanted: str, prefers_fp32: bool = False) -> str | None:
+    """What `pick_precision` will say for the CPU, or None where that is not known without it. Needs no torch."""
+    named = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
+    if wanted in named:
+        return named[wanted]
+    if prefers_fp32:
+        return "float32"
+    flags = Path("/proc/cpuinfo")
+    if not flags.is_file():
+        return None
+    return "bfloat16" if re.search(r"^flags\b.*\bavx512_bf16\b", flags.read_text(), re.MULTILINE) else "float32"
 
 
 def pick_precision(wanted: str, device: torch.device, prefers_fp32: bool = False) -> torch.dtype:

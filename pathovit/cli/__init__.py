@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 
 from pathovit.cli.app import app
 from pathovit.errors import PathovitError
 
 __all__ = ["app", "main"]
+
+
+ALONE = {"run": "run", "embed": "run"}  # commands that begin at once, without the others
 
 
 def _folder_is_gone() -> bool:
@@ -21,8 +25,9 @@ def _folder_is_gone() -> bool:
 
 def main() -> None:
     """Entry point: errors become one line on stderr and the exit code of the design."""
-    from pathovit.cli import commands  # noqa: F401  # registers them
     from pathovit.text import plain
+
+    import_module(f"pathovit.cli.{ALONE.get(sys.argv[1] if sys.argv[1:] else '', 'commands')}")  # which registers itself
 
     os.environ.pop("MPLBACKEND", None)  # of a notebook around us: our pictures are files
     try:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathovit.encoders.records import EncoderRecord
+from pathovit.encoders.spec import EncoderSpec
 
 if TYPE_CHECKING:
     import torch
@@ -128,21 +129,15 @@ class Encoder:
             mean, std = (torch.tensor(c, device=self.device).view(1, 3, 1, 1) * 255 for c in (self.record.mean, self.record.std))
         return mean, std
 
+    @property
+    def spec(self) -> EncoderSpec:
+        return EncoderSpec(
+            self.record, self.weights_sha256, self.tile_px, self.model_px, self.engine, self.precision, self.device.type
+        )
+
     def recipe(self) -> dict[str, Any]:
         """What determines the bits of a feature, besides the tile."""
-        return {
-            "encoder": self.name,
-            "weights_sha256": self.weights_sha256,
-            "dim": self.dim,
-            "tile_px": self.tile_px,
-            "model_px": self.model_px,
-            "pool": self.record.pool,
-            "mean": list(self.record.mean),
-            "std": list(self.record.std),
-            "engine": self.engine,
-            "precision": self.precision,
-            "device": self.device.type,
-        }
+        return self.spec.recipe()
 
 
 def pool_tokens(model: nn.Module, images: torch.Tensor, pool: str) -> torch.Tensor:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pathovit.encoders.encoder import Encoder
 from pathovit.encoders.records import IMAGENET_MEAN, IMAGENET_STD, RECORDS, EncoderRecord, unknown_encoder
+from pathovit.encoders.spec import sides
 from pathovit.encoders.weights import find_weights, read_safetensors
 from pathovit.errors import WeightsError
 from pathovit.files import file_sha256
@@ -67,8 +68,7 @@ def load_encoder(
     import torch
 
     record = find_record(name)
-    side = tile_px or record.tile_px
-    model_px = side if side % record.multiple_px == 0 else record.tile_px
+    side, model_px = sides(record, tile_px)
     if weights == RANDOM:
         with torch.random.fork_rng():  # the caller's own chance goes on as it was
             torch.manual_seed(0)

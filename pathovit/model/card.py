@@ -8,14 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pathovit.errors import WeightsError
+from pathovit.errors import SettingsError, WeightsError
 from pathovit.model.calibration import Calibration
 from pathovit.model.targets import Target
-from pathovit.outputs.recipe import Values
+from pathovit.outputs.recipe import EmbedRecipe, Values
 from pathovit.settings import AggregatorConfig
 
 REFERENCE = "reference"  # the bundled model
@@ -111,6 +111,36 @@ def read_card(folder: str | Path) -> tuple[Path, ModelCard]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise WeightsError(f"{card_path}: of another version ({error}). Train the model again.") from error
     return path.resolve(), card
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A slide model that is not loaded: enough to tell what fits it, and what was made by it."""
+
+    name: str
+    card: ModelCard
+    sha256: str
+
+    def check(self, recipe: EmbedRecipe) -> None:
+        """Refuse features of another recipe than the model was trained on; before they are made, best of all."""
+        check_recipe(self.card.trained, recipe, self.name)
+
+
+def know_model(folder: str | Path) -> KnownModel:
+    """Raises WeightsError, as `read_card` does."""
+    path, card = read_card(folder)
+    return KnownModel(path.name, card, model_digest(card))
+
+
+def check_recipe(trained: Trained, recipe: EmbedRecipe, model: str) -> None:
+    """Refuse features the model was not trained on, naming both."""
+    found = {**recipe.encoder, "mpp": recipe.tiles["mpp"]}
+    for key, wanted in asdict(trained).items():
+        if wanted != found[key]:
+            raise SettingsError(
+                f"Model {model!r} was trained on features with {key} = {wanted}, and these have {found[key]}. "
+                f"Embed the slides with --encoder {trained.encoder}, or train a model on these features."
+            )
 
 
 def model_digest(card: ModelCard) -> str:

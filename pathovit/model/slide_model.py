@@ -19,7 +19,7 @@ from pathovit.files import file_sha256
 from pathovit.model.aggregator import Aggregator
 from pathovit.model.baselines import make_aggregator
 from pathovit.model.calibration import Calibration
-from pathovit.model.card import ModelCard, Trained, model_digest, read_card
+from pathovit.model.card import ModelCard, check_recipe, model_digest, read_card
 from pathovit.model.novelty import Novelty
 from pathovit.model.prediction import Answered, SlidePrediction
 from pathovit.model.targets import Target
@@ -164,17 +164,6 @@ def _spread(values: Floats | NDArray[np.float32], ok: NDArray[np.bool_]) -> NDAr
     full = np.full((len(ok), values.shape[1]), np.nan, np.float32)
     full[ok] = values
     return full
-
-
-def check_recipe(trained: Trained, recipe: EmbedRecipe, model: str) -> None:
-    """Refuse features the model was not trained on, naming both."""
-    found = {**recipe.encoder, "mpp": recipe.tiles["mpp"]}
-    for key, wanted in asdict(trained).items():
-        if wanted != found[key]:
-            raise SettingsError(
-                f"Model {model!r} was trained on features with {key} = {wanted}, and these have {found[key]}. "
-                f"Embed the slides with --encoder {trained.encoder}, or train a model on these features."
-            )
 
 
 def load_model(folder: str | Path) -> SlideModel:

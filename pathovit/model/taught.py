@@ -10,43 +10,16 @@ tiles of those slides; above 1, it lies further than what was shown lies from th
 
 from __future__ import annotations
 
-import cv2
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pathovit.model.aggregator import Aggregator, TileEvidence
+from pathovit.model.lattice import Lattice
 from pathovit.settings import AggregatorConfig
 
 REACHES = (0.7, 2.5)  # of the means: spreads of a Gaussian, in tiles
 AXES = 32  # in which distances are measured, or as many as there are features
 TILES_AT_ONCE = 4096
-DIMS_AT_ONCE = 64
-
-
-class Lattice:
-    """Tiles by their row and column, to take means over neighbours."""
-
-    def __init__(self, xy_um: Tensor, pitch_um: float) -> None:
-        place = torch.round((xy_um - xy_um.min(0).values) / pitch_um).long()
-        self.column, self.row = place.numpy().T
-        self.shape = int(self.row.max()) + 1, int(self.column.max()) + 1
-
-    def mean(self, values: Tensor, reach: float) -> Tensor:
-        """(N, d) -> (N, d): of each tile and its neighbours, weighted by a Gaussian over those that there are."""
-        radius = -(-5 * reach // 2)
-        weight = np.exp(-np.square(np.arange(-radius, radius + 1)) / (2 * reach**2)).astype(np.float32)
-        summed = self._blurred(torch.cat([values, torch.ones_like(values[:, :1])], 1), weight)
-        return summed[:, :-1] / summed[:, -1:]
-
-    def _blurred(self, values: Tensor, weight: NDArray[np.float32]) -> Tensor:
-        grid = np.zeros((*self.shape, values.shape[1]), np.float32)
-        grid[self.row, self.column] = values.numpy()
-        parts = [grid[..., first : first + DIMS_AT_ONCE] for first in range(0, grid.shape[-1], DIMS_AT_ONCE)]
-        blurred = [cv2.sepFilter2D(part, -1, weight, weight, borderType=cv2.BORDER_CONSTANT) for part in parts]
-        at_tiles = [np.atleast_3d(part)[self.row, self.column] for part in blurred]
-        return torch.from_numpy(np.concatenate(at_tiles, 1))
 
 
 class TaughtHead(Aggregator):
@@ -70,15 +43,17 @@ class TaughtHead(Aggregator):
         self.register_buffer("limit", torch.ones(()))
 
     def forward(self, features: Tensor, xy_um: Tensor, pitch_um: float) -> TileEvidence:
-        lattice = Lattice(xy_um, pitch_um)
-        said = torch.einsum("nd,kdc->knc", features.float(), self.weight)
-        evidence = torch.stack([lattice.mean(part, reach) for part, reach in zip(said, REACHES, strict=True)]).sum(0)
+        lattice = Lattice(xy_um.numpy(), pitch_um)
+        said = torch.einsum("nd,kdc->knc", features.float(), self.weight).numpy()
+        means = [lattice.mean(part, reach) for part, reach in zip(said, REACHES, strict=True)]
+        evidence = torch.from_numpy(sum(means[1:], means[0]))
         attention = torch.softmax((evidence + self.bias).max(1).values, 0)
         return TileEvidence((attention[:, None] * evidence).sum(0) + self.bias, evidence, attention, self.bias)
 
     def seen(self, features: Tensor, xy_um: Tensor, pitch_um: float) -> Tensor:
         """(N, AXES) where tiles lie in the axes in which distances are measured."""
-        return Lattice(xy_um, pitch_um).mean((features.float() - self.centre) @ self.axes, REACHES[0])
+        seen = (features.float() - self.centre) @ self.axes
+        return torch.from_numpy(Lattice(xy_um.numpy(), pitch_um).mean(seen.numpy(), REACHES[0]))
 
     def strangeness(self, seen: Tensor) -> Tensor:
         """(N,) how unlike everything that was shown tiles are, by where they lie; above 1 they were not taught."""

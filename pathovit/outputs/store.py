@@ -18,12 +18,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import ZstdCodec
 
 from pathovit.errors import StoreError
 from pathovit.files import file_sha256, fsync, storage_errors, tried_again, write_atomically
@@ -32,6 +30,9 @@ from pathovit.outputs.folder import SlideFolder
 from pathovit.outputs.recipe import EmbedRecipe
 from pathovit.outputs.records import FeaturesRecord
 from pathovit.slides.tiling import TileGrid
+
+if TYPE_CHECKING:
+    import zarr  # which takes a quarter of a second: a finished batch is recognised without it
 
 T = TypeVar("T")
 Span = tuple[float, float]
@@ -61,6 +62,8 @@ def covered_s(spans: Sequence[Span]) -> float:
 @contextmanager
 def _every_chunk() -> Iterator[None]:
     """Chunks that equal the fill value are written too: a chunk that is not there was never committed."""
+    import zarr
+
     with zarr.config.set({"array.write_empty_chunks": True}):
         yield
 
@@ -97,6 +100,9 @@ class FeatureStore:
         tissue : (H, W) what every pixel of the overview is
         dtype : of features; float32 for encoders whose features are too large for float16
         """
+        import zarr
+        from zarr.codecs import ZstdCodec
+
         folder = self.folder.path
         temporary = folder / f".features.{uuid.uuid4().hex[:8]}.partial"
         with storage_errors(folder):
@@ -151,6 +157,8 @@ class FeatureStore:
                 )
 
     def _group(self, mode: str) -> zarr.Group:
+        import zarr
+
         self._refuse_foreign()
         try:
             return tried_again(lambda: zarr.open_group(self.zarr_path, mode=mode))
@@ -158,6 +166,8 @@ class FeatureStore:
             raise StoreError(self.path, f"{self.zarr_path} is damaged ({error}). Run again with --overwrite.") from error
 
     def _array(self, group: zarr.Group, name: str) -> zarr.Array[Any]:
+        import zarr
+
         array = tried_again(lambda: group.get(name))
         if not isinstance(array, zarr.Array):
             raise StoreError(self.path, f"{self.zarr_path} is damaged (its {name} are missing). Run again with --overwrite.")
@@ -218,6 +228,8 @@ class FeatureStore:
             write_atomically(self._journal / f"{chunk:06d}.json", line.encode())
 
     def _put(self, chunk: int, features: NDArray[np.floating[Any]], verdict: NDArray[np.uint8]) -> None:
+        import zarr
+
         group = zarr.open_group(self.zarr_path, mode="r+")
         size = self._array(group, "features").chunks[0]
         rows = slice(chunk * size, chunk * size + len(features))

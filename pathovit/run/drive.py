@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
-from pathovit.errors import InternalError, SettingsError, SlideError, StorageError
+from pathovit.encoders.spec import spec_at_sight
+from pathovit.errors import InternalError, PathovitError, SettingsError, SlideError, StorageError
 from pathovit.outputs.records import Outcome
 from pathovit.run.dask_cluster import Death, death_of, open_client, slots_of
-from pathovit.run.plan import SlideJob, SlidePlan, Twin
+from pathovit.run.plan import SlideJob, SlidePlan, Twin, recognise_slide
 from pathovit.run.schedule import SLOTS, Free, SlideState, Step, next_step
 from pathovit.run.worker import TOPIC, Failed, Ok, Work, guarded
 from pathovit.slides.check import check_kind
 
+LOOK_S = 0.1  # between two looks whether the run was stopped, while nothing ends
 RESULT_S = 2.0  # to fetch a result of a few bytes, before it is looked whether its worker is still there
 MOST_KILLS = 5  # of workers that a slide's steps were at, from outside and one after the other, before it is given up
 
@@ -48,6 +50,7 @@ def run_slides(
     states = [SlideState(index, job) for index, job in enumerate(jobs)]
     drive = Drive(states, work, changed, stop, say)
     drive.refuse_at_sight()
+    drive.recognise()
     if all(state.over for state in states):
         return states
     with open_client(work.settings, stop) as client:
@@ -82,6 +85,26 @@ class Drive:
                 state.fail(error)
                 self._settle(state)
 
+    def recognise(self) -> None:
+        """Slides that are done already, where that can be told without reading them: no worker is started for these."""
+        spec = spec_at_sight(self.work.settings, self.work.weights_sha256)
+        if spec is None:
+            return
+        work, model = self.work, self.work.known_model()
+        given: dict[tuple[str, int], set[str]] = defaultdict(set)  # slide_ids, by what slides might be the same
+        for state in self.states:
+            if state.over or self.stop.is_set():
+                continue
+            before = given[state.likeness]
+            try:
+                found = recognise_slide(state.job, work.out, work.settings, spec, model, work.overwrite, frozenset(before))
+            except PathovitError:  # it is looked at by a worker, and said there
+                continue
+            if found is not None:
+                self._planned(state, found)
+                self._settle(state)
+                before.add(state.slide_id)
+
     def note_progress(self, message: dict[str, int]) -> None:
         state = self.states[message["slide"]]
         if state.stage == "embedding":
@@ -93,7 +116,7 @@ class Drive:
         from distributed import as_completed
 
         running: dict[Any, tuple[SlideState, Step, str | None]] = {}
-        queue = as_completed()
+        queue, ended = as_completed(), threading.Event()
         while not self.stop.is_set():
             slots = {at: Counter(count) for at, count in slots_of(client).items()}
             while found := next_step(self.states, self.work, Free(slots, ((at, step) for _, step, at in running.values()))):
@@ -105,11 +128,13 @@ class Drive:
                 )  # fmt: skip
                 running[future] = found
                 queue.add(future)
+                future.add_done_callback(lambda future: ended.set())
                 self.changed(state)
             if not running:
                 return
-            while not queue.has_ready() and not self.stop.is_set():  # poll, so that a signal is noticed at once
-                time.sleep(0.02)
+            while not queue.has_ready() and not self.stop.is_set():
+                ended.wait(LOOK_S)
+                ended.clear()
             if self.stop.is_set():
                 client.cancel(list(running), force=True)
                 return

@@ -21,13 +21,15 @@ from pathovit.outputs.records import SlideRecord
 from pathovit.outputs.store import FeatureStore
 from pathovit.settings import Settings
 from pathovit.slides.description import SlideDescription, Survey
-from pathovit.slides.identity import FileState, slide_id
+from pathovit.slides.identity import FileState, file_state, slide_id
 from pathovit.slides.slide import Slide, open_slide
 from pathovit.slides.tiling import TileGrid, check_resolution, lay_grid
 from pathovit.slides.tissue import TissueMask, find_tissue
 
 if TYPE_CHECKING:
     from pathovit.encoders.encoder import Encoder
+    from pathovit.encoders.spec import EncoderSpec
+    from pathovit.model.card import KnownModel
     from pathovit.model.slide_model import SlideModel
 
 
@@ -58,7 +60,7 @@ class SlidePlan:
     def parts(self, part_tiles: int) -> int:
         return -(-self.survey.tiles // part_tiles)
 
-    def recipe(self, settings: Settings, encoder: Encoder) -> EmbedRecipe:
+    def recipe(self, settings: Settings, encoder: Encoder | EncoderSpec) -> EmbedRecipe:
         """The recipe of its features."""
         mpp, reader = self.description.mpp, self.description.reader
         return embed_recipe(self.sha256, mpp, reader, settings, encoder.record, encoder.recipe())
@@ -109,8 +111,8 @@ def survey_slide(job: SlideJob, settings: Settings, record: EncoderRecord, sha25
 
 
 def plan_slide(
-    job: SlideJob, out: OutFolder, settings: Settings, encoder: Encoder, model: SlideModel | None, overwrite: bool,
-    given: frozenset[str] = frozenset(),
+    job: SlideJob, out: OutFolder, settings: Settings, encoder: Encoder | EncoderSpec, model: SlideModel | KnownModel | None,
+    overwrite: bool, given: frozenset[str] = frozenset(),
 ) -> SlidePlan | Twin:  # fmt: skip
     """Plan a slide and lay out its store; a slide that is done already is recognised without looking at its pixels.
 
@@ -128,21 +130,51 @@ def plan_slide(
     if known_as in given:
         return Twin(known_as)
     overwrite = overwrite and not out.is_replaced(known_as)
-    record = None if overwrite else out.slide(known_as).record()
-    if record is not None and (job.mpp is not None or record.description.mpp_source.startswith("metadata")):
-        description = replace(record.description, mpp=job.mpp or record.description.mpp)
-        plan = SlidePlan(job, known_as, sha256, description, record.survey, state)
-        if record.recipe == plan.recipe(settings, encoder):
-            if model is not None:
-                model.check(record.recipe)
-            if _is_done(record, plan, out, settings, model):
-                return replace(plan, embedded=True, done=record)
-            if _is_whole(plan.store(out)):
-                return replace(plan, embedded=True)
+    if not overwrite and (before := _plan_of_before(job, known_as, sha256, state, out, settings, encoder)):
+        record, plan = before
+        if model is not None:
+            model.check(record.recipe)
+        if _is_done(record, plan, out, settings, model):
+            return replace(plan, embedded=True, done=record)
+        if _is_whole(plan.store(out)):
+            return replace(plan, embedded=True)
     return _lay_out(job, known_as, sha256, state, out, settings, encoder, model, overwrite)
 
 
-def _is_done(record: SlideRecord, plan: SlidePlan, out: OutFolder, settings: Settings, model: SlideModel | None) -> bool:
+def recognise_slide(
+    job: SlideJob, out: OutFolder, settings: Settings, encoder: EncoderSpec, model: KnownModel | None, overwrite: bool,
+    given: frozenset[str],
+) -> SlidePlan | Twin | None:  # fmt: skip
+    """What `plan_slide` says of a slide that is done, where that can be told without reading the slide; else None."""
+    sha256 = out.unchanged(job.path)
+    if sha256 is None:
+        return None
+    known_as, state = slide_id(job.path, sha256), file_state(job.path)
+    if known_as in given:
+        return Twin(known_as)
+    if overwrite and not out.is_replaced(known_as):
+        return None
+    if (before := _plan_of_before(job, known_as, sha256, state, out, settings, encoder)) is None:
+        return None
+    record, plan = before
+    return replace(plan, embedded=True, done=record) if _is_done(record, plan, out, settings, model) else None
+
+
+def _plan_of_before(
+    job: SlideJob, known_as: str, sha256: str, state: FileState, out: OutFolder, settings: Settings, encoder: Encoder | EncoderSpec
+) -> tuple[SlideRecord, SlidePlan] | None:  # fmt: skip
+    """The record of a slide whose features were made as they are asked for now, and the plan that they were made by."""
+    record = out.slide(known_as).record()
+    if record is None or (job.mpp is None and not record.description.mpp_source.startswith("metadata")):
+        return None
+    description = replace(record.description, mpp=job.mpp or record.description.mpp)
+    plan = SlidePlan(job, known_as, sha256, description, record.survey, state)
+    return (record, plan) if record.recipe == plan.recipe(settings, encoder) else None
+
+
+def _is_done(
+    record: SlideRecord, plan: SlidePlan, out: OutFolder, settings: Settings, model: SlideModel | KnownModel | None
+) -> bool:
     """Whether all that is asked for was made, and is there. Features are enough where no model is given."""
     if record.finish_recipe is None or not out.slide(plan.slide_id).has_all(record):
         return False
@@ -160,8 +192,8 @@ def _is_whole(store: FeatureStore) -> bool:
 
 
 def _lay_out(
-    job: SlideJob, known_as: str, sha256: str, state: FileState, out: OutFolder, settings: Settings, encoder: Encoder,
-    model: SlideModel | None, overwrite: bool,
+    job: SlideJob, known_as: str, sha256: str, state: FileState, out: OutFolder, settings: Settings,
+    encoder: Encoder | EncoderSpec, model: SlideModel | KnownModel | None, overwrite: bool,
 ) -> SlidePlan:  # fmt: skip
     """Look at the slide, and lay out its store where there is none that can go on."""
     found = survey_slide(job, settings, encoder.record, sha256)
@@ -178,7 +210,7 @@ def _lay_out(
                 "Choose another --out, or replace them with --overwrite.",
             )
         if stored is None:
-            attributes = FeatureAttributes.of_slide(slide, encoder.device.type, recipe, found.mask.downsample)
+            attributes = FeatureAttributes.of_slide(slide, encoder.recipe()["device"], recipe, found.mask.downsample)
             dtype = feature_dtype(settings, encoder.record)
             store.create(found.grid, encoder.dim, settings.embed.chunk_tiles, attributes, found.mask.kinds(), dtype)
             if overwrite:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pathovit.encoders.spec import EncoderSpec, spec_at_sight
 from pathovit.errors import InternalError, PathovitError, SettingsError, SlideError
 from pathovit.machine import give_back_memory, keep_freed_memory, quiet_libraries, share_of, use_threads
+from pathovit.model.card import KnownModel, know_model
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.records import SlideRecord
 from pathovit.run.plan import SlideJob, SlidePlan, Twin, plan_slide
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 TOPIC = "pathovit-progress"
 REPORT_EVERY_S = 0.5
+SWITCH_S = 0.0003  # after which a thread that runs Python makes room for the device: it asks at every operation
 STEP_READS = 15  # a step that reads a whole slide may take as long as so many tiles
 
 
@@ -40,6 +44,15 @@ class Work:
     model: str | None  # a model folder; None: features only
     model_sha256: str | None
     overwrite: bool
+
+    def known_model(self) -> KnownModel | None:
+        """Raises SettingsError where the model's folder holds another one than when the run began."""
+        if self.model is None:
+            return None
+        known = know_model(self.model)
+        if known.sha256 != self.model_sha256:
+            raise SettingsError(f"{self.model} on a worker is not the model of this machine. Give all machines the same files.")
+        return known
 
 
 @dataclass(frozen=True)
@@ -63,9 +76,26 @@ class Kept:
         """`workers` : that share this machine"""
         quiet_libraries()
         self.cores = share_of(workers)
+        sys.setswitchinterval(SWITCH_S)
         self._lock = threading.Lock()
         self._embedder: tuple[tuple[Settings, str], Embedder] | None = None
+        self._loading: tuple[Settings, str] | None = None
         self._model: tuple[tuple[str, str | None], SlideModel] | None = None
+
+    def spec(self, work: Work) -> EncoderSpec:
+        """What the encoder is; it is loaded beside what is planned with that, where it can be told before."""
+        spec = spec_at_sight(work.settings, work.weights_sha256)
+        if spec is None:
+            return self.embedder(work).encoder.spec
+        key = work.settings, work.weights_sha256
+        if self._loading != key:
+            self._loading = key
+            threading.Thread(target=self._load_ahead, args=(work,), daemon=True, name="loading").start()
+        return spec
+
+    def _load_ahead(self, work: Work) -> None:
+        with suppress(Exception):  # the first step that needs it tries again, and fails with it
+            self.embedder(work)
 
     def embedder(self, work: Work) -> Embedder:
         with self._lock:
@@ -116,8 +146,7 @@ def kept() -> Kept:
 
 def start(index: int, job: SlideJob, given: frozenset[str], work: Work) -> SlidePlan | Twin:
     with _limited(job.path, work):
-        encoder = kept().embedder(work).encoder
-        plan = plan_slide(job, work.out, work.settings, encoder, kept().model(work), work.overwrite, given)
+        plan = plan_slide(job, work.out, work.settings, kept().spec(work), work.known_model(), work.overwrite, given)
     give_back_memory()
     return plan
 

@@ -7,15 +7,19 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
+import cv2
+from PIL import Image, ImageDraw
+
 from pathovit import RESEARCH_USE
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.records import SlideRecord
-from pathovit.show.canvas import drawable, new_figure, own_style, save
+from pathovit.show.sheet import BLACK, WHITE, draw_text, drawable, save_sheet
 from pathovit.slides.readers import RGB
 from pathovit.slides.slide import Slide
 from pathovit.text import plain
 
 COLUMNS = 5
+PICTURE_PX, MARGIN, LINE = 240, 12, 17
 AROUND = 1.0  # tiles that are shown on every side
 
 
@@ -41,29 +45,26 @@ class AskedTile:
         return pixels
 
 
-@own_style()
 def draw_asked(path: Path, tiles: Sequence[AskedTile], pictures: Mapping[int, RGB]) -> None:
     """One picture of all tiles, in order of rank."""
-    from matplotlib.patches import Rectangle
-
     columns = min(COLUMNS, len(tiles))
     rows = ceil(len(tiles) / columns)
-    title = "Tiles whose class would help most (the square in the middle)"
-    figure = new_figure((2.4 * columns + 0.3, 2.8 * rows + 0.9), title, RESEARCH_USE)
-    for axes, tile in zip(
-        figure.subplots(rows, columns, squeeze=False).flat, [*tiles, *[None] * (rows * columns - len(tiles))], strict=True
-    ):
-        axes.set_axis_off()
-        if tile is None:
-            continue
-        picture = pictures[tile.rank]
-        height, width = picture.shape[:2]
-        axes.imshow(picture, interpolation="antialiased")
-        edge = AROUND / (1 + 2 * AROUND)
-        box = (edge * width, edge * height), width / (1 + 2 * AROUND), height / (1 + 2 * AROUND)
-        for colour, line in (("black", 2.2), ("white", 1.0)):
-            axes.add_patch(Rectangle(*box, fill=False, edgecolor=colour, linewidth=line))
+    step = PICTURE_PX + MARGIN
+    top = 2 * MARGIN + 18
+    sheet = Image.new("RGB", (max(columns * step + MARGIN, 560), top + rows * (step + 2 * LINE) + LINE), WHITE)
+    draw = ImageDraw.Draw(sheet)
+    draw_text(draw, (sheet.width / 2, MARGIN), "Tiles whose class would help most (the square in the middle)", 16, "mt")
+    draw_text(draw, (sheet.width / 2, sheet.height - 4), RESEARCH_USE, 11, "mb")
+    for number, tile in enumerate(tiles):
+        left, y = MARGIN + number % columns * step, top + number // columns * (step + 2 * LINE)
         why = "unlike what was shown" if tile.unlike > 1 else f"unsure: {tile.unsure:.0%}"
         name = drawable(plain(tile.record.description.file), tile.record.slide_id)
-        axes.set_title(f"{tile.rank}  {name[:26]}\n{why}", fontsize=7, parse_math=False)
-    save(figure, path)
+        draw_text(draw, (left, y), f"{tile.rank}  {name[:26]}", 12)
+        draw_text(draw, (left, y + LINE), why, 12)
+        y += 2 * LINE
+        picture = cv2.resize(pictures[tile.rank], (PICTURE_PX, PICTURE_PX), interpolation=cv2.INTER_AREA)
+        sheet.paste(Image.fromarray(picture), (left, y))
+        edge, side = AROUND / (1 + 2 * AROUND) * PICTURE_PX, PICTURE_PX / (1 + 2 * AROUND)
+        for colour, width in ((BLACK, 4), (WHITE, 2)):
+            draw.rectangle((left + edge, y + edge, left + edge + side, y + edge + side), outline=colour, width=width)
+    save_sheet(sheet, path)

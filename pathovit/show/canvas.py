@@ -1,11 +1,10 @@
-"""Pictures by matplotlib, whatever the user's own settings of it are. The one door to matplotlib."""
+"""Figures of a study by matplotlib, whatever the user's own settings of it are. The one door to matplotlib."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,23 +46,3 @@ def save(figure: Any, path: Path) -> None:
         buffer, format="png", pil_kwargs={"compress_level": 3}, metadata={"Software": "pathovit", "Comment": RESEARCH_USE}
     )
     write_atomically(path, buffer.getvalue())
-
-
-@cache
-def font_file() -> str:
-    """Where the font lies."""
-    from matplotlib.font_manager import fontManager
-
-    return str(fontManager.findfont(FONT))
-
-
-@cache
-def _font() -> Any:
-    from matplotlib.font_manager import get_font
-
-    return get_font(font_file())
-
-
-def drawable(text: str, instead: str) -> str:
-    """The text, if the font has all of its characters; else what can stand for it. A row of boxes names nothing."""
-    return text if all(_font().get_char_index(ord(c)) for c in text if not c.isspace()) else instead

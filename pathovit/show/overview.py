@@ -2,37 +2,54 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 
 from pathovit import RESEARCH_USE
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.records import TopTile
 from pathovit.settings import HeatmapSettings
-from pathovit.show.canvas import drawable, new_figure, own_style, save
 from pathovit.show.heatmap import Heatmap
 from pathovit.show.ome_tiff import write_ome_tiff
 from pathovit.show.paint import Layer, legend_colour, paint
 from pathovit.show.qupath import Area, dissolve, write_geojson
+from pathovit.show.sheet import (
+    BLACK,
+    DARK,
+    WHITE,
+    Panel,
+    draw_lines,
+    draw_text,
+    draw_upwards,
+    drawable,
+    font,
+    save_sheet,
+    shown_at,
+    wrapped,
+)  # fmt: skip
 from pathovit.show.top_tiles import save_top_tiles
 from pathovit.show.views import Kinds, View
 from pathovit.slides.description import SlideDescription, Survey
+from pathovit.slides.readers import RGB
 from pathovit.slides.slide import Slide
 from pathovit.text import plain, say_left_out
 
 if TYPE_CHECKING:
     from pathovit.model.prediction import SlidePrediction
 
-OUTLINE_PX = 900  # longer side of the mask that is outlined
 AVERAGE = 0.5  # tile score above which measurements and risks are painted
 NAMED_AREAS, LEAST_SHARE = 6, 0.02  # regions whose area is written beside them, and of the largest that they must have
+TALL_PX, LEAST_TALL_PX, WIDE_PX = 760, 300, 1100  # of a picture: of the only one, of each of several, of a wide one's width
+MARGIN, GAP, LINE, LEAST_WIDTH = 14, 16, 21, 760
+TITLE_PX, WORDS_PX, FOOTER_PX, AREA_PX = 17, 14, 12, 12
+RAMP_PX, RAMP_WIDTH, CHIP_PX, NAMED_WIDTH, NAME_LETTERS = 24, 116, 14, 220, 22
 SCALE_BARS_UM = (20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000)
 
 
@@ -118,7 +135,6 @@ class Said:
     warning: str
 
 
-@own_style()
 def draw_overview(
     path: Path,
     views: Sequence[View],
@@ -131,36 +147,75 @@ def draw_overview(
     said: Said,
 ) -> None:
     """Slide and slide with what was found, side by side (above each other for one wide view); a row for every view."""
+    save_sheet(compose(views, heatmap, layer, regions, kinds, about, score, said)[0], path)
+
+
+def compose(
+    views: Sequence[View], heatmap: Heatmap, layer: Layer, regions: Sequence[Area], kinds: Kinds, about: About, score: str, said: Said
+) -> tuple[Image.Image, list[Panel]]:  # fmt: skip
+    """The sheet, and its panels: row by row the slide, and the slide with what was found."""
+    rows = _rows(views)
+    legend = NAMED_WIDTH if layer.floor is None else RAMP_WIDTH
+    width = max(2 * MARGIN + max(_width(row) for row in rows) + legend, LEAST_WIDTH)
+    title, footer = _words(about, heatmap, layer, said, width - 2 * MARGIN)
+    top = MARGIN + len(title) * LINE + MARGIN // 2
+    tall = sum(_height(row) for row in rows) + GAP * (len(rows) - 1)
+    sheet = Image.new("RGB", (width, top + tall + MARGIN + len(footer) * LINE), WHITE)
+    draw = ImageDraw.Draw(sheet)
+    for number, (line, px) in enumerate(title):
+        draw_text(draw, (width / 2, MARGIN + number * LINE), line, px, "mt")
+    for number, line in enumerate(footer):
+        draw_text(draw, (width / 2, top + tall + MARGIN // 2 + number * LINE), line, FOOTER_PX, "mt", colour=DARK)
+    panels, y = [], top
+    for row in rows:
+        x = MARGIN + max(0, (width - legend - 2 * MARGIN - _width(row)) // 2)
+        for view in row:
+            panels.append(Panel(view, x, y))
+            x += view.picture.shape[1] + GAP
+        y += _height(row) + GAP
+    for bare, found in zip(panels[::2], panels[1::2], strict=True):
+        picture = bare.view.picture.copy()
+        _outline_left_out(picture, bare, kinds)
+        sheet.paste(Image.fromarray(picture), (bare.left, bare.top))
+        _scale_bar(draw, bare, about.description.mpp[0])
+        picture = paint(found.view, heatmap, layer)
+        draw_lines(picture, _rings(found, regions), DARK, 1)
+        sheet.paste(Image.fromarray(picture), (found.left, found.top))
+        _name_areas(draw, found, regions)
+    _legend(sheet, (width - legend + GAP // 2, top, tall), layer, score)
+    return sheet, panels
+
+
+def _words(about: About, heatmap: Heatmap, layer: Layer, said: Said, width: int) -> tuple[list[tuple[str, int]], list[str]]:
+    """Lines of the title with their size, and of the footer."""
+    figures = f"{said.headline}    tissue {about.survey.tissue_mm2:.1f} mm²    {about.survey.tiles:,} tiles"
+    words = [(_name(about), TITLE_PX), (figures, TITLE_PX), (said.warning, WORDS_PX)]
+    title = [(line, px) for text, px in words if text for line in wrapped(text, px, width)]
+    return title, wrapped(_footer(about, heatmap, layer), FOOTER_PX, width)
+
+
+def _rows(views: Sequence[View]) -> list[list[View]]:
+    """Views as large as they are shown, twice each: beside each other, or the one wide view below itself."""
     height, width = max((view.picture.shape[:2] for view in views), key=lambda shape: shape[0] / shape[1])
-    wide = len(views) == 1 and width > 1.5 * height
-    tall = 6.5 if len(views) == 1 else max(2.5, 6.5 / len(views) ** 0.5)
-    panel = (9.0, 9.0 * height / width) if wide else (tall * width / height, tall)
-    panel = (max(panel[0], 4.0), max(panel[1], 2.2))
-    rows, columns = (2, 1) if wide else (len(views), 2)
-    size = (columns * panel[0] + 1.6, rows * panel[1] + 1.3)
-    figure = new_figure(size, _title(about, said, size[0]), _footer(about, heatmap, layer))
-    panels = figure.subplots(rows, columns, squeeze=False)
-    pairs = [(panels[0, 0], panels[1, 0])] if wide else [tuple(row) for row in panels]
-    for view, pair in zip(views, pairs, strict=True):
-        for axes, picture in zip(pair, (view.picture, paint(view, heatmap, layer)), strict=True):
-            whole = cv2.cvtColor(picture, cv2.COLOR_RGB2RGBA)  # of three channels matplotlib makes four of 64 bits
-            axes.imshow(whole, extent=view.extent, interpolation="antialiased")
-            axes.set_axis_off()
-        _outline_left_out(pair[0], kinds)
-        _name_areas(pair[1], regions, view)
-        for axes in pair:
-            axes.set_xlim(view.extent[0], view.extent[1])
-            axes.set_ylim(view.extent[2], view.extent[3])
-        _scale_bar(pair[0], view.extent, about.description.mpp[0])
-    _legend(figure, panels, layer, score)
-    save(figure, path)
+    if len(views) == 1 and width > 1.5 * height:
+        shown = shown_at(views[0], max(1, round(WIDE_PX * height / width)))
+        return [[shown], [shown]]
+    tall = round(TALL_PX if len(views) == 1 else max(LEAST_TALL_PX, TALL_PX / len(views) ** 0.5))
+    shown_views = [shown_at(view, tall) for view in views]
+    return [[view, view] for view in shown_views]
 
 
-def _title(about: About, said: Said, inches: float) -> str:
+def _width(row: Sequence[View]) -> int:
+    return sum(int(view.picture.shape[1]) for view in row) + GAP * (len(row) - 1)
+
+
+def _height(row: Sequence[View]) -> int:
+    return max(int(view.picture.shape[0]) for view in row)
+
+
+def _name(about: About) -> str:
     file = plain(about.description.file)
-    file = drawable(file if len(file) <= 90 else f"{file[:60]}...{file[-25:]}", about.slide_id)
-    title = f"{file}\n{said.headline}    tissue {about.survey.tissue_mm2:.1f} mm²    {about.survey.tiles:,} tiles"
-    return title + (f"\n{_wrapped(said.warning, inches)}" if said.warning else "")
+    return drawable(file if len(file) <= 90 else f"{file[:60]}...{file[-25:]}", about.slide_id)
 
 
 def _footer(about: About, heatmap: Heatmap, layer: Layer) -> str:
@@ -176,67 +231,84 @@ def _footer(about: About, heatmap: Heatmap, layer: Layer) -> str:
     return "  ".join(said)
 
 
-def _legend(figure: Any, panels: NDArray[Any], layer: Layer, score: str) -> None:
-    """Colours as they look on tissue. A ramp stands beside all panels: beside one of them it would take its room from that one alone."""
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import ListedColormap, Normalize
-    from matplotlib.patches import Patch
-
+def _legend(sheet: Image.Image, room: tuple[int, int, int], layer: Layer, score: str) -> None:
+    """Colours as they look on tissue, in a room of so many pixels: left, top, height. A ramp stands beside all panels."""
+    left, top, tall = room
+    draw = ImageDraw.Draw(sheet)
     if layer.floor is None:
-        patches = [Patch(facecolor=legend_colour(layer, place, 1.0), label=name) for place, name in enumerate(layer.names)]
-        figure.legend(handles=patches, loc="outside right center", fontsize=9, frameon=False, title=score, title_fontsize=9)
+        draw_text(draw, (left, top), score, WORDS_PX)
+        for place, name in enumerate(layer.names):
+            y = top + (place + 1) * (CHIP_PX + 8)
+            draw.rectangle(
+                (left, y, left + 2 * CHIP_PX, y + CHIP_PX), fill=_bytes(legend_colour(layer, place, 1.0)), outline=DARK
+            )
+            draw_text(draw, (left + 2 * CHIP_PX + 8, y + CHIP_PX / 2), name[:NAME_LETTERS], WORDS_PX, "lm")
         return
-    ramp = ListedColormap([legend_colour(layer, 0, step) for step in np.linspace(0, 1, 64)])
-    colours = ScalarMappable(Normalize(min(layer.floor, 0.999), 1), ramp)
-    bar = figure.colorbar(colours, ax=list(panels.flat), fraction=0.04, pad=0.02, aspect=30)
-    bar.set_label(f"{score}; below {layer.floor:g} nothing is painted")
+    lowest = min(layer.floor, 0.999)
+    steps = [_bytes(legend_colour(layer, 0, step)) for step in np.linspace(1, 0, tall)]
+    ramp = np.repeat(np.array(steps, np.uint8)[:, None], RAMP_PX, 1)
+    sheet.paste(Image.fromarray(ramp), (left, top))
+    draw.rectangle((left, top, left + RAMP_PX, top + tall - 1), outline=BLACK)
+    for tick in ticks(lowest, 1.0, most=max(2, tall // 100)):
+        height = top + (1 - tick) / (1 - lowest) * (tall - 1)
+        draw.line((left + RAMP_PX, height, left + RAMP_PX + 5, height), fill=BLACK)
+        draw_text(draw, (left + RAMP_PX + 9, height), f"{tick:g}", WORDS_PX, "lm")
+    words = f"{score}; below {layer.floor:g} nothing is painted"
+    px = next((px for px in range(WORDS_PX, 7, -1) if font(px).getlength(words) <= tall), 8)
+    lines = wrapped(words, px, max(tall, 200))
+    for number, line in enumerate(lines):
+        draw_upwards(sheet, (left + RAMP_PX + 56 + number * (px + 3), top + tall // 2), line, px)
 
 
-def _name_areas(axes: Any, regions: Sequence[Area], view: View) -> None:
-    """Regions outlined, and the areas of the largest beside them."""
-    from matplotlib.collections import LineCollection
-    from matplotlib.patheffects import withStroke
+def ticks(low: float, high: float, most: int) -> list[float]:
+    """Round numbers from low to high, at most so many and one."""
+    step = next(
+        (step for step in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5, 1.0) if (high - low) / step <= most), high - low
+    )  # fmt: skip
+    first = int(np.ceil(low / step - 1e-9))
+    return [round(place * step, 6) for place in range(first, int(np.floor(high / step + 1e-9)) + 1)]
 
-    rings = [np.asarray(ring.coords) for region in regions for ring in (region.shape.exterior, *region.shape.interiors)]
-    axes.add_collection(LineCollection(rings, colors="0.15", linewidths=0.5))
-    left, right, bottom, top = view.extent
-    edge = [withStroke(linewidth=2.2, foreground="white")]
+
+def _bytes(colour: tuple[float, float, float]) -> tuple[int, int, int]:
+    red, green, blue = (round(255 * value) for value in colour)
+    return red, green, blue
+
+
+def _rings(panel: Panel, regions: Sequence[Area]) -> list[NDArray[np.float64]]:
+    return [panel.at(np.asarray(ring.coords)) for area in regions for ring in (area.shape.exterior, *area.shape.interiors)]
+
+
+def _name_areas(draw: ImageDraw.ImageDraw, panel: Panel, regions: Sequence[Area]) -> None:
+    """The areas of the largest regions, beside them."""
+    left, right, bottom, top = panel.view.extent
     for region in regions[:NAMED_AREAS]:
         at = region.shape.representative_point()
         if region.mm2 >= LEAST_SHARE * regions[0].mm2 and left <= at.x <= right and top <= at.y <= bottom:
             area = f"{region.mm2:.2g} mm²" if region.mm2 < 10 else f"{region.mm2:.0f} mm²"
-            axes.text(at.x, at.y, area, fontsize=7, ha="center", va="center", path_effects=edge)
+            x, y = panel.at(np.array([[at.x, at.y]]))[0]
+            half = font(AREA_PX).getlength(area) / 2 + 2
+            x = min(max(x, half - panel.left), draw.im.size[0] - panel.left - half)  # a narrow slide, and its edge
+            draw_text(draw, (panel.left + x, panel.top + y), area, AREA_PX, "mm", halo=2)
 
 
-def _wrapped(text: str, inches: float) -> str:
-    return "\n".join(textwrap.wrap(text, max(40, int(inches * 12))))
-
-
-def _outline_left_out(axes: Any, kinds: Kinds) -> None:
+def _outline_left_out(picture: RGB, panel: Panel, kinds: Kinds) -> None:
     """White lines with a dark edge, seen on glass and on tissue."""
     left_out = kinds.left_out()
     if not left_out.any():
         return
-    factor = max(left_out.shape) / OUTLINE_PX
-    size = (left_out.shape[1], left_out.shape[0])
-    small = (max(2, round(size[0] / factor)), max(2, round(size[1] / factor))) if factor > 1 else size
-    mask = cv2.resize(left_out.view(np.uint8) * 255, small, interpolation=cv2.INTER_AREA)
-    mask = np.pad(mask, 1)
-    x = (np.arange(-1, small[0] + 1) + 0.5) * size[0] / small[0] * kinds.downsample[0]
-    y = (np.arange(-1, small[1] + 1) + 0.5) * size[1] / small[1] * kinds.downsample[1]
-    for colour, line_width in (("black", 2.0), ("white", 0.9)):
-        axes.contour(x, y, mask, levels=[127], colors=colour, linewidths=line_width)
+    edges, _ = cv2.findContours(left_out.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    lines = [panel.at((edge[:, 0].astype(np.float64) + 0.5) * kinds.downsample) for edge in edges]
+    for colour, width in ((BLACK, 3), (WHITE, 1)):
+        draw_lines(picture, lines, colour, width)
 
 
-def _scale_bar(axes: Any, extent: tuple[float, float, float, float], mpp: float) -> None:
+def _scale_bar(draw: ImageDraw.ImageDraw, panel: Panel, mpp: float) -> None:
     """A round length of about a fifth of the width, lower left; black with a white edge, seen on any ground."""
-    from matplotlib.patheffects import withStroke
-
-    left, right, bottom, top = extent
+    left, right, _, _ = panel.view.extent
     length_um = max((bar for bar in SCALE_BARS_UM if bar <= (right - left) * mpp / 4), default=SCALE_BARS_UM[0])
-    x, y = left + 0.03 * (right - left), bottom - 0.035 * (bottom - top)
-    edge = [withStroke(linewidth=5, foreground="white")]
-    axes.plot([x, x + length_um / mpp], [y, y], color="black", linewidth=3, solid_capstyle="butt", path_effects=edge)
+    long = length_um / mpp * panel.width / (right - left)
+    x, y = panel.left + 0.03 * panel.width, panel.top + panel.height - max(10, 0.035 * panel.height)
+    draw.rectangle((x - 2, y - 2, x + long + 2, y + 5), fill=WHITE)
+    draw.rectangle((x, y, x + long, y + 3), fill=BLACK)
     label = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um} µm"
-    edge = [withStroke(linewidth=2.5, foreground="white")]
-    axes.text(x, y - 0.012 * (bottom - top), label, fontsize=9, va="bottom", path_effects=edge)
+    draw_text(draw, (x, y - 6), label, WORDS_PX, "lb", halo=2)

@@ -62,11 +62,13 @@ def paint(view: View, heatmap: Heatmap, layer: Layer) -> RGB:
     strength = np.where(inside, layer.strength[np.ix_(rows, columns)], np.nan)
     which = layer.which[np.ix_(rows, columns)]
     colours = np.array([layer.colour(place) for place in range(len(layer.names))], np.float32)
-    lab = cv2.cvtColor(view.picture.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
     painted = np.isfinite(strength)
-    lab[painted] = _tint(np.asarray(lab[painted], np.float32), colours[which[painted]], strength[painted].astype(np.float32))
-    drawn = (cv2.cvtColor(lab, cv2.COLOR_LAB2RGB).clip(0, 1) * 255).round().astype(np.uint8)
-    drawn = np.where(painted[..., None], drawn, view.picture)
+    drawn = view.picture.copy()
+    if painted.any():  # the rest, which is most of a slide, is not turned into another space of colours and back
+        lab = cv2.cvtColor(drawn[painted][None].astype(np.float32) / 255, cv2.COLOR_RGB2LAB)[0]
+        tinted = _tint(np.asarray(lab, np.float32), colours[which[painted]], strength[painted].astype(np.float32))
+        rgb = cv2.cvtColor(tinted[None].astype(np.float32), cv2.COLOR_LAB2RGB)[0]
+        drawn[painted] = (rgb.clip(0, 1) * 255).round().astype(np.uint8)
     for cells, pattern in ((heatmap.unread, STRIPES), (heatmap.untaught, DOTS)):
         if cells.any():
             shape = [-(-length // len(pattern)) for length in inside.shape]

@@ -11,6 +11,7 @@ import colorsys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -55,7 +56,7 @@ def write_geojson(
     squares, overlapping, (x, y) = tile_squares(stored), overlap(stored), offset(stored)
     features: list[Feature] = []
     if len(stored.xy) <= max_tiles:
-        features += _tiles(stored, squares, scores, layers, name)
+        features += _tiles(stored, scores, layers, name)
     else:
         features += _bands(squares, overlapping, scores, name)
     for mark, tiles in marked.items():
@@ -179,12 +180,22 @@ def tile_edges(stored: SlideFeatures) -> NDArray[np.float64]:
 
 
 def _tiles(
-    stored: SlideFeatures, squares: NDArray[Any], scores: NDArray[np.float32], layers: dict[str, NDArray[np.float32]], name: str
+    stored: SlideFeatures, scores: NDArray[np.float32], layers: dict[str, NDArray[np.float32]], name: str
 ) -> Iterator[Feature]:
-    for index in np.flatnonzero(stored.ok):
-        numbers = {f"{name} score": float(scores[index])}
-        numbers |= {layer: float(values[index]) for layer, values in layers.items() if np.isfinite(values[index])}
-        yield _feature(stored.slide_id, squares[index], "tile", None, None, numbers)
+    """Many: so by plain numbers, where geometry would take a second for 10,000."""
+    edges = tile_edges(stored) - np.tile(offset(stored), 2)
+    measured = {f"{name} score": scores, **layers}
+    values = np.stack([np.asarray(found, np.float64) for found in measured.values()], 1).tolist()
+    for index in np.flatnonzero(stored.ok).tolist():
+        left, top, right, bottom = edges[index].tolist()
+        ring = ((right, top), (right, bottom), (left, bottom), (left, top), (right, top))
+        numbers = {name: value for name, value in zip(measured, values[index], strict=True) if isfinite(value)}
+        yield {
+            "type": "Feature",
+            "id": _identity(stored.slide_id, "tile", None, f"POLYGON (({', '.join(f'{x:.0f} {y:.0f}' for x, y in ring)}))"),
+            "geometry": {"type": "Polygon", "coordinates": (ring,)},
+            "properties": {"objectType": "tile", "measurements": numbers},
+        }
 
 
 def _bands(squares: NDArray[Any], overlapping: bool, scores: NDArray[np.float32], name: str) -> Iterator[Feature]:
@@ -210,6 +221,10 @@ def _feature(
     properties: dict[str, object] = {"objectType": kind, "measurements": numbers}
     if name is not None:
         properties |= {"name": name, "classification": {"name": name, "color": colour}, "isLocked": locked}
-    shape = mapping(geometry)
-    identity = uuid.uuid5(uuid.NAMESPACE_OID, f"{slide_id} {kind} {name} {geometry.wkt}")
-    return {"type": "Feature", "id": str(identity), "geometry": shape, "properties": properties}
+    identity = _identity(slide_id, kind, name, geometry.wkt)
+    return {"type": "Feature", "id": identity, "geometry": mapping(geometry), "properties": properties}
+
+
+def _identity(slide_id: str, kind: str, name: str | None, wkt: str) -> str:
+    """The same for the same thing, whenever it is written."""
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, f"{slide_id} {kind} {name} {wkt}"))

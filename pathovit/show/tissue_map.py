@@ -11,15 +11,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from pathovit import RESEARCH_USE
 from pathovit.files import write_atomically
 from pathovit.outputs.features import SlideFeatures
-from pathovit.show.canvas import drawable, font_file, new_figure, own_style, save
 from pathovit.show.heatmap import Heatmap
 from pathovit.show.paint import Layer, legend_colour, paint
 from pathovit.show.qupath import Area, dissolve, write_areas
+from pathovit.show.sheet import WHITE, draw_text, drawable, font, save_sheet, wrapped
 from pathovit.show.views import View
 from pathovit.slides.readers import RGB
 
@@ -28,6 +28,7 @@ NAMED_AREAS = 3  # of each kind that get its letter, the largest ones
 LEAST_CELLS = 6  # of an area with a letter
 LETTER_PX, FOOTER_PX, CHIP_PX, MARGIN_PX = 15, 18, 16, 8
 JPEG_QUALITY = 88
+EXAMPLE_PX, KIND_PX, TITLE_PX, NAME_PX = 112, 170, 18, 14  # of kinds.png
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,7 @@ def draw_tissue_map(path: Path, views: Sequence[View], found: TissueMap, areas: 
         top += picture.shape[0]
     sheet.paste(legend, (0, top))
     top += legend.height
-    ImageDraw.Draw(sheet).text(
-        (4, top + 2), f"Tissue map. {RESEARCH_USE}", fill=(60, 60, 60), font=ImageFont.truetype(font_file(), 11)
-    )
+    ImageDraw.Draw(sheet).text((4, top + 2), f"Tissue map. {RESEARCH_USE}", fill=(60, 60, 60), font=font(11))
     buffer = io.BytesIO()
     sheet.save(buffer, "JPEG", quality=JPEG_QUALITY, comment=RESEARCH_USE.encode())
     write_atomically(path, buffer.getvalue())
@@ -87,7 +86,6 @@ def draw_tissue_map(path: Path, views: Sequence[View], found: TissueMap, areas: 
 
 def _legend(found: TissueMap, width: int) -> Image.Image:
     """Kinds that are on the slide, with their colour and area; in as many lines as they need."""
-    font = ImageFont.truetype(font_file(), LETTER_PX)
     told = [
         (name, colour_of(place), area) for place, (name, area) in enumerate(zip(found.names, found.areas_mm2(), strict=False))
     ]
@@ -99,7 +97,7 @@ def _legend(found: TissueMap, width: int) -> Image.Image:
         if not area:
             continue
         text = f"{drawable(name, name[0])}  {area:.3g} mm²"
-        needed = CHIP_PX + 3 * MARGIN_PX + int(font.getlength(text))
+        needed = CHIP_PX + 3 * MARGIN_PX + int(font(LETTER_PX).getlength(text))
         if x + needed > width and lines[-1]:
             lines.append([])
             x = MARGIN_PX
@@ -111,7 +109,7 @@ def _legend(found: TissueMap, width: int) -> Image.Image:
         y = MARGIN_PX + row * (CHIP_PX + MARGIN_PX)
         for text, colour, left in line:
             draw.rectangle((left, y, left + CHIP_PX, y + CHIP_PX), fill=tuple(colour), outline=(120, 120, 120))
-            draw.text((left + CHIP_PX + MARGIN_PX, y + CHIP_PX / 2), text, fill="black", font=font, anchor="lm")
+            draw.text((left + CHIP_PX + MARGIN_PX, y + CHIP_PX / 2), text, fill="black", font=font(LETTER_PX), anchor="lm")
     return image
 
 
@@ -121,7 +119,7 @@ def _lettered(picture: RGB, view: View, found: TissueMap, areas: Sequence[Area])
     scale = picture.shape[1] / (right - left), picture.shape[0] / (bottom - top)
     tile = found.stored.tile_l0[0] * found.stored.tile_l0[1]
     image = Image.fromarray(picture)
-    draw, font = ImageDraw.Draw(image), ImageFont.truetype(font_file(), LETTER_PX)
+    draw = ImageDraw.Draw(image)
     told = dict.fromkeys(found.names, 0)
     for area in areas:
         at = area.shape.representative_point()
@@ -130,7 +128,7 @@ def _lettered(picture: RGB, view: View, found: TissueMap, areas: Sequence[Area])
             continue
         told[area.name] += 1
         place = (at.x - left) * scale[0], (at.y - top) * scale[1]
-        draw.text(place, area.name[0], fill="black", font=font, anchor="mm", stroke_width=2, stroke_fill="white")
+        draw.text(place, area.name[0], fill="black", font=font(LETTER_PX), anchor="mm", stroke_width=2, stroke_fill="white")
     return np.asarray(image)
 
 
@@ -139,33 +137,26 @@ def write_tissue_areas(path: Path, found: TissueMap, areas: Sequence[Area]) -> N
     write_areas(path, found.stored, areas, {name: colour_of(place) for place, name in enumerate(found.names)})
 
 
-@own_style()
 def draw_kinds(path: Path, names: Sequence[str], mm2: Sequence[float], examples: Mapping[int, Sequence[RGB]]) -> None:
     """kinds.png: a row for each kind, with its colour, its area over all slides, and example tiles."""
     columns = max(len(pictures) for pictures in examples.values())
     pairs = 2 if len(names) > 5 else 1
     rows = ceil(len(names) / pairs)
-    figure = new_figure(
-        (pairs * (1.5 + 1.15 * columns), 1.35 * rows + 1.0),
-        "What the tissue is made of: kinds found without a label",
-        RESEARCH_USE,
-    )
-    panels = figure.subplots(rows, pairs * (columns + 1), squeeze=False, width_ratios=([0.9] + [1.0] * columns) * pairs)
-    for axes in panels.flat:
-        axes.set_axis_off()
+    step = EXAMPLE_PX + MARGIN_PX // 2
+    wide, top = KIND_PX + columns * step + 2 * MARGIN_PX, 2 * MARGIN_PX + TITLE_PX
+    sheet = Image.new("RGB", (pairs * wide, top + rows * step + MARGIN_PX + FOOTER_PX), WHITE)
+    draw = ImageDraw.Draw(sheet)
+    draw_text(draw, (sheet.width / 2, MARGIN_PX), "What the tissue is made of: kinds found without a label", TITLE_PX, "mt")
+    draw_text(draw, (sheet.width / 2, sheet.height - MARGIN_PX / 2), RESEARCH_USE, 11, "mb")
     for place, name in enumerate(names):
-        row, first = place % rows, place // rows * (columns + 1)
-        axes = panels[row, first]
-        axes.add_patch(_patch(colour_of(place)))
-        axes.set(xlim=(0, 1), ylim=(0, 1))
-        axes.text(0.30, 0.62, name, fontsize=10, fontweight="bold", va="center", parse_math=False)
-        axes.text(0.30, 0.30, f"{mm2[place]:.3g} mm²", fontsize=8, va="center")
-        for axes, picture in zip(panels[row, first + 1 :], examples.get(place, ()), strict=False):
-            axes.imshow(cv2.cvtColor(picture, cv2.COLOR_RGB2RGBA), interpolation="antialiased")
-    save(figure, path)
-
-
-def _patch(colour: Sequence[int]) -> object:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((0.0, 0.2), 0.22, 0.6, facecolor=[value / 255 for value in colour])
+        left, y = place // rows * wide + MARGIN_PX, top + place % rows * step
+        draw.rectangle((left, y + 24, left + 26, y + EXAMPLE_PX - 24), fill=tuple(colour_of(place)))
+        for number, line in enumerate(wrapped(drawable(name, name[0]), NAME_PX, KIND_PX - 44)[:2]):
+            draw_text(draw, (left + 36, y + EXAMPLE_PX / 2 - 4 - 18 * (1 - number)), line, NAME_PX, "lm")
+        draw_text(draw, (left + 36, y + EXAMPLE_PX / 2 + 24), f"{mm2[place]:.3g} mm²", 12, "lm")
+        for number, picture in enumerate(examples.get(place, ())):
+            shown = cv2.resize(
+                picture, (EXAMPLE_PX, EXAMPLE_PX), interpolation=cv2.INTER_AREA if len(picture) > EXAMPLE_PX else cv2.INTER_CUBIC
+            )
+            sheet.paste(Image.fromarray(shown), (left + KIND_PX + number * step, y))
+    save_sheet(sheet, path)

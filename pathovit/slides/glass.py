@@ -9,7 +9,6 @@ from __future__ import annotations
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from pathovit.slides.masks import Mask, components
 from pathovit.slides.readers import RGB
@@ -92,7 +91,7 @@ def _peaks(pixels: RGB, seen: int) -> list[tuple[NDArray[np.float32], float]]:
     rest = pixels
     while len(rest) >= GLASS_SHARE * seen and len(found) < MOST_PEAKS:
         brightness = rest.astype(np.uint16).sum(-1)
-        counts = ndimage.gaussian_filter1d(np.bincount(brightness, minlength=766).astype(float), 4.5)
+        counts = smoothed(np.bincount(brightness, minlength=766), 4.5)
         near = np.abs(brightness.astype(np.int16) - int(counts.argmax())) <= 3 * SMOOTH
         if near.sum() < GLASS_SHARE * seen:
             break
@@ -101,11 +100,18 @@ def _peaks(pixels: RGB, seen: int) -> list[tuple[NDArray[np.float32], float]]:
     return sorted(found, key=lambda peak: -float(peak[0].sum()))
 
 
+def smoothed(counts: NDArray[np.int64], sigma: float) -> NDArray[np.float64]:
+    """Counts (n,) under a Gaussian that is cut off at four sigma; beyond the ends they are mirrored."""
+    reach = int(4 * sigma + 0.5)
+    weight = np.exp(-0.5 * np.square(np.arange(-reach, reach + 1) / sigma))
+    return np.convolve(np.pad(counts.astype(np.float64), reach, "symmetric"), weight / weight.sum(), "valid")
+
+
 def _mode(pixels: RGB) -> NDArray[np.float32]:
     """The most frequent value (3,) of each channel of pixels (n, 3)."""
     modes = []
     for channel in range(3):
-        counts = ndimage.gaussian_filter1d(np.bincount(pixels[:, channel], minlength=256).astype(float), 1.5)
+        counts = smoothed(np.bincount(pixels[:, channel], minlength=256), 1.5)
         modes.append(int(counts.argmax()))
     return np.asarray(modes, np.float32)
 

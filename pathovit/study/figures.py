@@ -16,7 +16,8 @@ from pathovit.model.slide_model import SlideModel
 from pathovit.model.targets import Kind
 from pathovit.model.targets.classes import Classes
 from pathovit.model.targets.survival import Survival
-from pathovit.show.canvas import drawable, new_figure, own_style, save
+from pathovit.show.canvas import new_figure, own_style, save
+from pathovit.show.sheet import drawable
 from pathovit.study.cohort import Bag
 from pathovit.study.evaluation import Answers
 from pathovit.study.localisation import tile_scores

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pathovit.errors import SettingsError
 from pathovit.files import to_json, tried_again, write_atomically
-from pathovit.model.taught import Lattice
+from pathovit.model.lattice import Lattice
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.recipe import Values, differing
 from pathovit.study.kind_names import NAMES, read_names, write_names
@@ -34,6 +34,7 @@ FORMAT = 1
 KINDS, MOST_KINDS = 8, 12
 REACH = 0.7  # of the mean over neighbours, in tiles
 AXES = 24  # principal axes of all tiles
+ATTEMPTS, ROUNDS, STILL = 4, 300, 1e-3  # of k-means: beginnings, rounds, and how far a centre still moves at the end
 FLOOR = 0.05  # of the largest spread: directions in which tiles hardly differ are not blown up
 TILES_A_SLIDE, TILES = 2000, 60_000  # looked at in fitting
 UNLIKE_RATE = 0.01  # of the tiles that groups were found in, which lie too far from all of them
@@ -171,18 +172,17 @@ def neighbourhood(stored: SlideFeatures) -> Floats:
     found = np.full(stored.features.shape, np.nan, np.float32)
     ok = stored.ok
     if ok.any():
-        lattice = Lattice(torch.from_numpy(stored.centres_um()[ok]), stored.pitch_um)
-        found[ok] = lattice.mean(torch.from_numpy(stored.features[ok].astype(np.float32)), REACH).numpy()
+        found[ok] = Lattice(stored.centres_um()[ok], stored.pitch_um).mean(stored.features[ok].astype(np.float32), REACH)
     return found
 
 
 def _groups(seen: Floats, count: int, seed: int) -> tuple[Floats, Floats]:
     """Centres (count, A) of groups, the largest first, and the distance (n,) of each tile from its own."""
-    from sklearn.cluster import KMeans
-
-    found = KMeans(count, n_init=4, random_state=seed).fit(seen)
-    order = np.argsort(-np.bincount(found.labels_, minlength=count), kind="stable")
-    centres = np.asarray(found.cluster_centers_[order], np.float32)
+    cv2.setRNGSeed(seed)
+    until = cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, ROUNDS, STILL
+    _, label, found = cv2.kmeans(np.ascontiguousarray(seen), count, None, until, ATTEMPTS, cv2.KMEANS_PP_CENTERS)  # type: ignore[call-overload]  # None is right: there are no labels yet
+    order = np.argsort(-np.bincount(label[:, 0], minlength=count), kind="stable")
+    centres = np.asarray(found[order], np.float32)
     return centres, _nearest(seen, centres)[1]
 
 

@@ -20,10 +20,11 @@ from pathovit.errors import SettingsError
 from pathovit.model.calibration import Calibration
 from pathovit.model.card import TAUGHT, ModelCard
 from pathovit.model.judged import LeftOutFigures
+from pathovit.model.lattice import Lattice
 from pathovit.model.metrics import auroc
 from pathovit.model.slide_model import SlideModel
 from pathovit.model.targets import Target
-from pathovit.model.taught import AXES, REACHES, Lattice, TaughtHead
+from pathovit.model.taught import AXES, REACHES, TaughtHead
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.recipe import differing
@@ -179,12 +180,12 @@ def _gather(lessons: Sequence[Lesson]) -> tuple[Paint, Spread]:
     every = max(1, sum(len(lesson.stored.xy) for lesson in lessons) // SPREAD_TILES)
     for number, lesson in enumerate(lessons):
         stored, ok = lesson.stored, lesson.stored.ok
-        features = torch.from_numpy(stored.features[ok].astype(np.float32))
-        lattice = Lattice(torch.from_numpy(stored.centres_um()[ok]), stored.pitch_um)
+        features = stored.features[ok].astype(np.float32)
+        lattice = Lattice(stored.centres_um()[ok], stored.pitch_um)
         means = [lattice.mean(features, reach) for reach in REACHES]
-        samples.append(np.stack([mean[::every].numpy() for mean in means], 1))
+        samples.append(np.stack([mean[::every] for mean in means], 1))
         painted = np.flatnonzero(lesson.labels.known[ok])
-        here = np.stack([mean[painted].numpy() for mean in means], 1)
+        here = np.stack([mean[painted] for mean in means], 1)
         place = np.stack([lattice.column, lattice.row], 1)[painted]
         count = len(painted)
         found.append(

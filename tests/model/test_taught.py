@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pathovit.model.taught import REACHES, Lattice, TaughtHead
+from pathovit.model.lattice import Lattice
+from pathovit.model.taught import REACHES, TaughtHead
 from pathovit.settings import AggregatorConfig
 
 PITCH = 96.0
@@ -35,7 +36,8 @@ def test_a_mean_over_neighbours_is_a_gaussian_over_the_tiles_that_there_are(bag:
     weight = torch.exp(-away.square().sum(-1) / (2 * reach**2))
     weight[away.abs().amax(-1) > -(-5 * reach // 2)] = 0
     expected = (weight.float() @ features) / weight.float().sum(1, keepdim=True)
-    torch.testing.assert_close(Lattice(xy_um, PITCH).mean(features, reach), expected, atol=1e-5, rtol=1e-4)
+    found = torch.from_numpy(Lattice(xy_um.numpy(), PITCH).mean(features.numpy(), reach))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_evidence_is_linear_in_the_means_and_adds_up_to_the_logits(bag: Bag) -> None:
@@ -43,8 +45,8 @@ def test_evidence_is_linear_in_the_means_and_adds_up_to_the_logits(bag: Bag) -> 
     network.weight.normal_()
     network.bias.normal_()
     found = network(*bag)
-    lattice = Lattice(*bag[1:])
-    means = [lattice.mean(bag[0], reach) for reach in REACHES]
+    lattice = Lattice(bag[1].numpy(), bag[2])
+    means = [torch.from_numpy(lattice.mean(bag[0].numpy(), reach)) for reach in REACHES]
     torch.testing.assert_close(
         found.evidence, sum(mean @ part for mean, part in zip(means, network.weight, strict=True)), atol=1e-4, rtol=1e-4
     )

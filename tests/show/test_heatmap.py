@@ -2,7 +2,6 @@
 
 import csv
 import json
-import warnings
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 from made import made_features, made_record
+from PIL import ImageDraw
 from shapely.geometry import shape
 
 from pathovit.files import csv_table
@@ -21,13 +21,14 @@ from pathovit.geometry import Box
 from pathovit.outputs.features import SlideFeatures, TileVerdict
 from pathovit.outputs.records import Answer, Outcome, SlideRecord
 from pathovit.settings import TileSpec
-from pathovit.show.canvas import drawable
+from pathovit.show import overview
 from pathovit.show.h5 import write_clam, write_trident
 from pathovit.show.heatmap import Heatmap
 from pathovit.show.ome_tiff import halve, write_ome_tiff
-from pathovit.show.overview import About, Said, draw_overview
+from pathovit.show.overview import About, Said, compose
 from pathovit.show.paint import Layer
 from pathovit.show.qupath import dissolve, write_geojson
+from pathovit.show.sheet import drawable, font
 from pathovit.show.table import Contents, table
 from pathovit.show.views import Kinds, View, scanned_parts
 from pathovit.slides.description import SlideDescription, Survey
@@ -249,11 +250,11 @@ def test_letters_that_the_font_lacks_are_not_drawn_as_boxes() -> None:
     assert drawable("肿瘤.svs", "a-1") == "a-1"
 
 
-@pytest.mark.parametrize("size", [(60, 400), (300, 300)])
+@pytest.mark.parametrize("size", [(60, 400), (300, 300), (400, 90)])
 def test_panels_of_an_overview_are_aligned_and_everything_on_it_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
 ) -> None:
-    """Wide slides have their panels above each other; ink is outlined; no warning is made."""
+    """Wide slides have their panels above each other; ink is outlined, the scale bar is seen on black, all words are on the sheet."""
     slide, scores, _ = planted("plain")
     height, width = size
     what = np.ones(size, np.uint8)
@@ -263,31 +264,49 @@ def test_panels_of_an_overview_are_aligned_and_everything_on_it_is_seen(
     description = SlideDescription("肿瘤.svs", "made", (1, 1), (0.5, 0.5), "manifest", "direct")
     about = About("slide-1", description, Survey(1.0, len(scores), left_out_mm2={"ink": 0.3}))
     heatmap = heat(slide, scores)
-    figures: list[Any] = []
-    monkeypatch.setattr("pathovit.show.overview.save", lambda figure, path: figures.append(figure))
-    with warnings.catch_warnings(action="error"):
-        draw_overview(
-            tmp_path / "o.png",
-            [view],
-            heatmap,
-            Layer.of_scores("tumour", heatmap.layers[0], 0.5),
-            dissolve(slide, scores >= 0.5, "tumour", scores),
-            Kinds(what, (l0, l0)),
-            about,
-            "tile score",
-            Said("unsure", "x" * 300),
-        )
-        (figure,) = figures
-        figure.canvas.draw()
-    first, second = (axes.get_window_extent() for axes in figure.axes[:2])
+    words: list[str] = []
+    draw_text = overview.draw_text
+
+    def noted(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, px: int, anchor: str = "lt", **more: Any) -> None:
+        words.append(text)
+        box = draw.textbbox(at, text, font=font(px), anchor=anchor)
+        assert box[0] >= 0, text
+        assert box[1] >= 0, text
+        assert box[2] <= draw.im.size[0], text
+        assert box[3] <= draw.im.size[1], text
+        draw_text(draw, at, text, px, anchor, **more)
+
+    monkeypatch.setattr(overview, "draw_text", noted)
+    hot = dissolve(slide, scores >= 0.5, "tumour", scores)
+    layer = Layer.of_scores("tumour", heatmap.layers[0], 0.5)
+    sheet, (bare, found) = compose(
+        [view], heatmap, layer, hot, Kinds(what, (l0, l0)), about, "tile score", Said("unsure", "x" * 300)
+    )
     if width > 1.5 * height:
-        assert (first.x0, first.x1) == pytest.approx((second.x0, second.x1), abs=0.5)
+        assert (bare.left, bare.width) == (found.left, found.width)
+        assert found.top >= bare.top + bare.height
     else:
-        assert (first.y0, first.y1) == pytest.approx((second.y0, second.y1), abs=0.5)
-    assert figure.get_suptitle().startswith("slide-1")
-    assert "Outlined: left out (0.3 mm² ink)" in figure.get_supxlabel()
-    bar = figure.axes[0].lines[0]
-    assert bar.get_path_effects()  # a white edge: black alone is not seen on black
+        assert (bare.top, bare.height) == (found.top, found.height)
+        assert found.left >= bare.left + bare.width
+    assert words[0] == "slide-1"  # no character of the name can be drawn
+    assert any("Outlined: left out (0.3 mm² ink)" in text for text in words)
+    assert sum(text.count("x") for text in words if set(text) == {"x"}) == 300
+    pixels = np.asarray(sheet)
+    ours = pixels[bare.top : bare.top + bare.height, bare.left : bare.left + bare.width]
+    lines = (ours > 120).all(-1)
+    ink = bare.at(np.array([[10 * l0, 10 * l0], [40 * l0, 20 * l0]]))
+    inside = lines[round(ink[0, 1]) - 2 : round(ink[1, 1]) + 3, round(ink[0, 0]) - 2 : round(ink[1, 0]) + 3]
+    assert inside.any(0).mean() > 0.9  # a white line around it
+    lines[: round(ink[1, 1]) + 4] = False
+    assert lines.any()  # the scale bar has a white edge: black alone is not seen on black
+
+
+@pytest.mark.parametrize(
+    ("low", "expected"),
+    [(0.5, [0.5, 0.6, 0.7, 0.8, 0.9, 1.0]), (0.93, [0.94, 0.96, 0.98, 1.0]), (0.0, [0, 0.2, 0.4, 0.6, 0.8, 1])],
+)
+def test_ticks_are_round_numbers(low: float, expected: list[float]) -> None:
+    assert overview.ticks(low, 1.0, 5) == pytest.approx(expected)
 
 
 def test_only_what_was_scanned_is_shown() -> None:

@@ -1,0 +1,63 @@
+"""What an encoder is on this machine, before it is loaded: all that a recipe says of it. Needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pathovit.encoders.records import RECORDS, EncoderRecord
+from pathovit.machine import device_at_sight, precision_at_sight
+from pathovit.settings import Settings
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """An encoder for tiles of one size, on one kind of device."""
+
+    record: EncoderRecord
+    weights_sha256: str
+    tile_px: int  # what it takes
+    model_px: int  # what the model sees; tiles are resized if it differs
+    engine: str  # torch or openvino
+    precision: str  # float32, bfloat16, int8
+    device: str  # cpu, cuda, mps
+
+    @property
+    def dim(self) -> int:
+        return self.record.dim
+
+    def recipe(self) -> dict[str, Any]:
+        """What determines the bits of a feature, besides the tile; and the device, for the record."""
+        return {
+            "encoder": self.record.name,
+            "weights_sha256": self.weights_sha256,
+            "dim": self.dim,
+            "tile_px": self.tile_px,
+            "model_px": self.model_px,
+            "pool": self.record.pool,
+            "mean": list(self.record.mean),
+            "std": list(self.record.std),
+            "engine": self.engine,
+            "precision": self.precision,
+            "device": self.device,
+        }
+
+
+def sides(record: EncoderRecord, tile_px: int | None) -> tuple[int, int]:
+    """Side of the tiles that an encoder takes, and of what its model sees."""
+    side = tile_px or record.tile_px
+    return side, side if side % record.multiple_px == 0 else record.tile_px
+
+
+def spec_at_sight(settings: Settings, weights_sha256: str) -> EncoderSpec | None:
+    """What `load_encoder` will load; None where torch has to be asked: for a GPU, and for names that our table does not have."""
+    embed = settings.embed
+    record = RECORDS.get(embed.encoder)
+    device = "cpu" if embed.engine == "openvino" else device_at_sight(settings.run.device)
+    if record is None or device is None:
+        return None
+    prefers_fp32 = record.prefers_fp32 and embed.engine == "torch"
+    precision = precision_at_sight(embed.precision, prefers_fp32)
+    if precision is None:
+        return None
+    return EncoderSpec(record, weights_sha256, *sides(record, settings.tiles.tile_px), embed.engine, precision, device)
