@@ -27,11 +27,18 @@ def main() -> None:
     """Entry point: errors become one line on stderr and the exit code of the design."""
     from pathovit.text import plain
 
-    import_module(f"pathovit.cli.{ALONE.get(sys.argv[1] if sys.argv[1:] else '', 'commands')}")  # which registers itself
+    alone = ALONE.get(sys.argv[1] if sys.argv[1:] else "")
+    import_module(f"pathovit.cli.{alone or 'commands'}")  # which registers itself
 
     os.environ.pop("MPLBACKEND", None)  # of a notebook around us: our pictures are files
     try:
         app()
+    except SystemExit as ended:
+        if alone and isinstance(ended.code, int):
+            from pathovit.cli.run import leave
+
+            leave(ended.code)
+        raise
     except PathovitError as error:
         sys.stderr.write(f"pathovit: {plain(str(error))}\n")
         sys.exit(error.exit_code)

@@ -100,7 +100,7 @@ def demo(folder: Annotated[Path, typer.Argument(help="Where to put slides and re
             path.parent.mkdir(parents=True, exist_ok=True)
             maker.make_slide(path.parent, spec)
     matched = match_model(options.merge_settings(None), encoder_given=False, model_given=False)
-    carry_out(find_jobs(slides), folder / "out", matched, False, False)
+    sys.exit(carry_out(find_jobs(slides), folder / "out", matched, False, False))
 
 
 def slide_maker() -> Any:

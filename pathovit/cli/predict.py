@@ -85,4 +85,4 @@ def heatmap(
     jobs = asked.jobs()
     settings = asked.settings(last_settings(features))
     matched = match_model(settings, encoder_given=True, model_given="model" in asked.given, say=options.note)
-    carry_out(jobs, features, matched, False, False)
+    sys.exit(carry_out(jobs, features, matched, False, False))

@@ -50,7 +50,7 @@ def run(
         from pathovit.cli.info import show_plan
 
         sys.exit(show_plan(jobs, matched.settings, as_json))
-    carry_out(jobs, out, matched, overwrite, as_json)
+    sys.exit(carry_out(jobs, out, matched, overwrite, as_json))
 
 
 @app.command()
@@ -64,11 +64,11 @@ def embed(
     """Slide files to stored features, without a slide model: what `pathovit train` learns from."""
     from pathovit.run.folder import Matched
 
-    carry_out(asked.jobs(), out, Matched(asked.settings(), None), overwrite, as_json)
+    sys.exit(carry_out(asked.jobs(), out, Matched(asked.settings(), None), overwrite, as_json))
 
 
-def carry_out(jobs: Sequence[SlideJob], out: Path, matched: Matched, overwrite: bool, as_json: bool) -> NoReturn:
-    """Run all jobs into a folder with progress on stderr, say what came of it, and end with its exit code."""
+def carry_out(jobs: Sequence[SlideJob], out: Path, matched: Matched, overwrite: bool, as_json: bool) -> int:
+    """Run all jobs into a folder with progress on stderr, and say what came of it; returns the exit code."""
     from pathovit.cli.progress import Progress
     from pathovit.outputs.folder import OutFolder
     from pathovit.outputs.lease import lease
@@ -84,7 +84,9 @@ def carry_out(jobs: Sequence[SlideJob], out: Path, matched: Matched, overwrite: 
         if as_json:
             slides = [_as_json(state) for state in result.states]
             typer.echo(json.dumps({"exit_code": result.exit_code, "out": str(out), "slides": slides}, indent=1))
-    leave(result.exit_code)
+        if result.exit_code in SIGNALS.values():
+            leave(result.exit_code)
+        return result.exit_code
 
 
 def _as_json(state: SlideState) -> dict[str, object]:

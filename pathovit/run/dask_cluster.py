@@ -6,13 +6,11 @@ its workers die of is kept, so that a slide is not blamed for what was done to i
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -22,34 +20,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pathovit.errors import SettingsError
+from pathovit.run.dask_settings import QUIET, SILENT_S, own_configuration
 from pathovit.run.schedule import SLOTS
 from pathovit.run.watchdog import TOOK_TOO_LONG
 from pathovit.settings import Settings
 
-SILENT_S = 30  # after which a worker that sends no heartbeat is replaced; looked for as often
 START_S = 300  # that workers have to start
 WORKER_NAME = "Dask Worker process"  # how Dask calls the processes of workers
-QUIET = {  # no chatter, no web routes; a worker near its limit goes on (its nanny ends it at 95 %), for a paused one never wakes
-    "DASK_LOGGING__DISTRIBUTED": "error",
-    "DASK_DISTRIBUTED__WORKER__HTTP__ROUTES": "[]",
-    "DASK_DISTRIBUTED__WORKER__MEMORY__SPILL": "False",
-    "DASK_DISTRIBUTED__WORKER__MEMORY__TARGET": "False",
-    "DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE": "False",
-}
-CALM = {  # what Dask does many times a second beside its work: on two cores it costs a tenth of one
-    "distributed.worker.profile.enabled": False,
-    "distributed.admin.tick.interval": "1s",
-    "distributed.admin.system-monitor.interval": "5s",
-    "distributed.admin.system-monitor.gil.enabled": False,
-    "distributed.scheduler.work-stealing": False,
-}
-FORKS = sys.platform == "linux"  # elsewhere the system's own libraries do not bear it
-AHEAD = "pathovit.run.ahead"
-# Of the process that workers are forked from. Its folder is the user's, and a file there called like a module is none.
-BEFORE_FORK = {
-    "MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
-    "PYTHONSAFEPATH": "1",
-}  # fmt: skip
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 
 
@@ -127,25 +104,6 @@ def open_client(settings: Settings, stop: threading.Event) -> Iterator[Any | Non
                 stack.pop_all()  # nothing is left to be closed in order
 
 
-def _import_ahead() -> None:
-    """Have a process import what workers need while this one starts the scheduler (see ahead.py); workers are forked from it."""
-    if not FORKS:
-        return
-    from multiprocessing import forkserver
-
-    before = {name: os.environ.get(name) for name in BEFORE_FORK}
-    os.environ.update(BEFORE_FORK)
-    try:
-        forkserver.set_forkserver_preload([AHEAD])
-        forkserver.ensure_running()
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
 def _leave_lost_folder() -> None:
     """Workers start in the folder of this process; where that has been deleted they could not. All our paths are absolute by now."""
     try:
@@ -183,43 +141,6 @@ def _quiet(logger: str) -> Iterator[None]:
         yield
     finally:
         found.setLevel(before)
-
-
-@contextmanager
-def own_configuration() -> Iterator[None]:
-    """Dask's defaults and ours: the user's files and variables are for the user's own clusters."""
-    theirs = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("DASK_") or name == "MPLBACKEND"}
-    os.environ.update(QUIET)  # before Dask is imported, and inherited by the workers
-    _import_ahead()
-    try:
-        try:
-            import dask
-            import distributed  # brings its defaults
-        except ValueError as error:  # a file of settings that is no YAML
-            raise SettingsError(f"Dask's own settings cannot be read: {error}. Correct that file, or move it away.") from error
-        before = copy.deepcopy(dask.config.config)
-        dask.config.refresh(paths=[], env=QUIET)
-        dask.config.set(
-            {
-                "distributed.scheduler.allowed-failures": 0,
-                "distributed.scheduler.http.routes": [],
-                "distributed.scheduler.worker-ttl": f"{SILENT_S}s",
-                # Of several arenas only the first can hold large tensors, and the encoder's thread must not be given another.
-                "distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1,
-                **CALM,
-                "distributed.worker.multiprocessing-method": "forkserver" if FORKS else "spawn",
-            }
-        )
-        distributed.utils._forkserver_preload_set = True  # it would have every package imported that Dask knows
-        try:
-            yield
-        finally:
-            dask.config.config.clear()
-            dask.config.config.update(before)
-    finally:
-        for name in QUIET:
-            os.environ.pop(name, None)
-        os.environ.update(theirs)
 
 
 class _Background:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from pathovit.outputs.folder import OutFolder
-from pathovit.run.dask_cluster import Death, _cause, own_configuration
+from pathovit.run.dask_cluster import Death, _cause
+from pathovit.run.dask_settings import own_configuration
 from pathovit.run.drive import MOST_KILLS, Drive, run_slides
 from pathovit.run.plan import SlideJob
 from pathovit.run.schedule import SLOTS, Free, SlideState, Step, next_step
