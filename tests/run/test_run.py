@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,26 @@ def test_the_same_command_again_does_nothing_twice(finished: Path, slides: list[
     assert done.returncode == 0
     assert all(slide["skipped"] for slide in json.loads(done.stdout)["slides"])
     assert before == {p: p.stat().st_mtime_ns for p in finished.glob("slides/**/*") if p.is_file()}
+
+
+ALONE = """
+import sys
+from pathlib import Path
+from pathovit import run_folder
+found = run_folder([Path(p) for p in sys.argv[2:]], sys.argv[1], say=print)
+assert all(state.skipped for state in found.states), found.failures
+heavy = {"torch", "distributed", "timm", "zarr", "scipy", "sklearn", "matplotlib"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def test_a_finished_batch_is_recognised_without_workers_and_without_torch(finished: Path, slides: list[Path]) -> None:
+    again = pathovit("run", *slides, "--out", finished)
+    assert again.returncode == 0, again.stderr
+    assert "workers are ready" not in again.stderr
+    assert again.stderr.count("done already") == 3
+    done = subprocess.run([sys.executable, "-c", ALONE, finished, *slides], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_stored_byte_is_checked(finished: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import uuid
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import tifffile
 from made import made_features, made_record
 from PIL import ImageDraw
-from shapely.geometry import shape
+from shapely.geometry import mapping, shape
 
 from pathovit.files import csv_table
 from pathovit.geometry import Box
@@ -27,7 +28,7 @@ from pathovit.show.heatmap import Heatmap
 from pathovit.show.ome_tiff import halve, write_ome_tiff
 from pathovit.show.overview import About, Said, compose
 from pathovit.show.paint import Layer
-from pathovit.show.qupath import dissolve, write_geojson
+from pathovit.show.qupath import dissolve, tile_squares, write_geojson
 from pathovit.show.sheet import drawable, font
 from pathovit.show.table import Contents, table
 from pathovit.show.views import Kinds, View, scanned_parts
@@ -139,6 +140,18 @@ def test_a_solid_hot_area_is_one_region_at_any_pixel_size(mpp: float, tmp_path: 
     slide.xy[:] = np.rint(np.stack([columns.ravel(), rows.ravel()], -1) * side)
     scores[:] = 0.9
     assert export(tmp_path, slide, scores, 20_000) == 1
+
+
+def test_tiles_are_written_as_shapely_would_with_the_same_identity(tmp_path: Path) -> None:
+    """They are written without geometry, for speed; a tile keeps its UUID from one version to the next."""
+    slide, scores, _ = planted("bounds")
+    write_geojson(tmp_path / "a.geojson", slide, scores, {}, "tumour", regions=[], marked={}, max_tiles=10_000)
+    tiles = json.loads((tmp_path / "a.geojson").read_text())["features"]
+    squares = tile_squares(slide)
+    assert len(tiles) == len(squares)
+    for tile, square in zip(tiles, squares, strict=True):
+        assert tile["id"] == str(uuid.uuid5(uuid.NAMESPACE_OID, f"{slide.slide_id} tile None {square.wkt}"))
+        assert tile["geometry"] == json.loads(json.dumps(mapping(square)))
 
 
 def test_geojson_keeps_qupaths_rules(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from pathovit.errors import NoTissueError
 from pathovit.settings import TissueSettings
+from pathovit.slides.glass import smoothed
 from pathovit.slides.slide import open_slide
 from pathovit.slides.tissue import KINDS, Segments, find_tissue, read_overview, segment
 
@@ -278,3 +279,9 @@ def test_a_small_biopsy_on_much_padding_is_neither_grey_nor_inverted(tmp_path: P
     with open_slide(path) as slide:
         mask = find_tissue(slide, TissueSettings())
     assert mask.area_mm2 == pytest.approx(0.32**2, rel=0.2)
+
+
+@pytest.mark.parametrize("sigma", [1.5, 4.5])
+def test_counts_are_smoothed_as_scipy_does(sigma: float) -> None:
+    counts = np.random.default_rng(0).integers(0, 1000, 300)
+    assert smoothed(counts, sigma) == pytest.approx(ndimage.gaussian_filter1d(counts.astype(float), sigma))
