@@ -242,7 +242,13 @@ def _legend(sheet: Image.Image, room: tuple[int, int, int], layer: Layer, score:
             draw.rectangle(
                 (left, y, left + 2 * CHIP_PX, y + CHIP_PX), fill=_bytes(legend_colour(layer, place, 1.0)), outline=DARK
             )
-            draw_text(draw, (left + 2 * CHIP_PX + 8, y + CHIP_PX / 2), name[:NAME_LETTERS], WORDS_PX, "lm")
+            draw_text(
+                draw,
+                (left + 2 * CHIP_PX + 8, y + CHIP_PX / 2),
+                name if len(name) <= NAME_LETTERS else f"{name[: NAME_LETTERS - 1]}…",
+                WORDS_PX,
+                "lm",
+            )
         return
     lowest = min(layer.floor, 0.999)
     steps = [_bytes(legend_colour(layer, 0, step)) for step in np.linspace(1, 0, tall)]
