@@ -315,3 +315,17 @@ def test_every_record_of_a_run_follows_its_published_schema(finished: Path) -> N
         validator = Draft202012Validator(json.loads((schemas / f"{name}.schema.json").read_text("utf-8")))
         for file in files:
             validator.validate(json.loads(file.read_bytes()))
+
+
+def test_a_file_of_the_user_that_is_called_like_a_module_is_not_run(squares: Path, tmp_path: Path) -> None:
+    """Workers are forked from a process that begins in the folder of the command."""
+    script = Path(sys.executable).with_name("pathovit")
+    if not script.is_file():
+        pytest.skip("pathovit is not installed as a command here")
+    (tmp_path / "here").mkdir()
+    for name in ("torch", "distributed", "numpy", "random"):
+        (tmp_path / "here" / f"{name}.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w').close()\nraise SystemExit(1)\n")
+    call = [str(script), "embed", str(squares), "--out", str(tmp_path / "out")]
+    done = subprocess.run(call, cwd=tmp_path / "here", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "run").exists()
