@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from functools import cache
 
 from pathovit import __version__
 
@@ -17,6 +18,11 @@ STEP_VERSIONS = {"tissue": 3, "tiling": 4, "embedding": 3, "aggregator": 2, "tra
 
 def versions() -> dict[str, str]:
     """Versions of pathovit, Python and the libraries that shape a result."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str]:
     found = {"pathovit": __version__, "python": platform.python_version(), "platform": platform.platform()}
     for name in LIBRARIES:
         try:

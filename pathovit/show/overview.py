@@ -49,7 +49,7 @@ NAMED_AREAS, LEAST_SHARE = 6, 0.02  # regions whose area is written beside them,
 TALL_PX, LEAST_TALL_PX, WIDE_PX = 760, 300, 1100  # of a picture: of the only one, of each of several, of a wide one's width
 MARGIN, GAP, LINE, LEAST_WIDTH = 14, 16, 21, 760
 TITLE_PX, WORDS_PX, FOOTER_PX, AREA_PX = 17, 14, 12, 12
-RAMP_PX, RAMP_WIDTH, CHIP_PX, NAMED_WIDTH, NAME_LETTERS = 24, 116, 14, 220, 22
+RAMP_PX, RAMP_STEPS, RAMP_WIDTH, CHIP_PX, NAMED_WIDTH, NAME_LETTERS = 24, 64, 116, 14, 220, 22
 SCALE_BARS_UM = (20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000)
 
 
@@ -251,8 +251,8 @@ def _legend(sheet: Image.Image, room: tuple[int, int, int], layer: Layer, score:
             )
         return
     lowest = min(layer.floor, 0.999)
-    steps = [_bytes(legend_colour(layer, 0, step)) for step in np.linspace(1, 0, tall)]
-    ramp = np.repeat(np.array(steps, np.uint8)[:, None], RAMP_PX, 1)
+    steps = np.array([[_bytes(legend_colour(layer, 0, step))] for step in np.linspace(1, 0, RAMP_STEPS)], np.uint8)
+    ramp = cv2.resize(steps, (RAMP_PX, tall), interpolation=cv2.INTER_LINEAR)
     sheet.paste(Image.fromarray(ramp), (left, top))
     draw.rectangle((left, top, left + RAMP_PX, top + tall - 1), outline=BLACK)
     for tick in ticks(lowest, 1.0, most=max(2, tall // 100)):
