@@ -180,9 +180,10 @@ def _groups(seen: Floats, count: int, seed: int) -> tuple[Floats, Floats]:
     """Centres (count, A) of groups, the largest first, and the distance (n,) of each tile from its own."""
     cv2.setRNGSeed(seed)
     until = cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, ROUNDS, STILL
-    _, label, found = cv2.kmeans(np.ascontiguousarray(seen), count, None, until, ATTEMPTS, cv2.KMEANS_PP_CENTERS)  # type: ignore[call-overload]  # None is right: there are no labels yet
+    label = np.zeros((len(seen), 1), np.int32)  # it is filled in
+    _, _, found = cv2.kmeans(np.ascontiguousarray(seen), count, label, until, ATTEMPTS, cv2.KMEANS_PP_CENTERS)
     order = np.argsort(-np.bincount(label[:, 0], minlength=count), kind="stable")
-    centres = np.asarray(found[order], np.float32)
+    centres = np.asarray(found, np.float32)[order]
     return centres, _nearest(seen, centres)[1]
 
 
