@@ -46,13 +46,17 @@ class Work:
     overwrite: bool
 
     def known_model(self) -> KnownModel | None:
-        """Raises SettingsError where the model's folder holds another one than when the run began."""
+        """Its model, as far as it is known without loading it. Raises SettingsError, as `require_model` does."""
         if self.model is None:
             return None
         known = know_model(self.model)
-        if known.sha256 != self.model_sha256:
-            raise SettingsError(f"{self.model} on a worker is not the model of this machine. Give all machines the same files.")
+        self.require_model(known.sha256)
         return known
+
+    def require_model(self, sha256: str) -> None:
+        """Raises SettingsError where the model's folder holds another one than when the run began."""
+        if sha256 != self.model_sha256:
+            raise SettingsError(f"{self.model} on a worker is not the model of this machine. Give all machines the same files.")
 
 
 @dataclass(frozen=True)
@@ -130,10 +134,7 @@ class Kept:
             key = work.model, work.model_sha256
             if self._model is None or self._model[0] != key:
                 model = load_model(work.model)
-                if model.sha256 != work.model_sha256:
-                    raise SettingsError(
-                        f"{work.model} on a worker is not the model of this machine. Give all machines the same files."
-                    )
+                work.require_model(model.sha256)
                 self._model = key, model
             return self._model[1]
 
