@@ -19,11 +19,19 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
 import tifffile
+
+from pathovit.bench.memory import peak_memory
+from pathovit.outputs.store import covered_s
+
+if TYPE_CHECKING:
+    from pathovit.run.folder import RunResult
 
 Figures = dict[str, float]
 TINY_PX = 1200
@@ -36,25 +44,21 @@ def as_child() -> None:
 
     goodbye = command._say_goodbye
 
-    def note(result: object) -> None:
-        states = result.states  # type: ignore[attr-defined]
+    def note(result: RunResult) -> None:
+        states = result.states
         spans = [span for state in states for span in state.spans]
         found = {"tiles": sum(state.tiles for state in states), "failed": sum(state.stage == "failed" for state in states)}
         if spans:
-            found |= {"first": min(begun for begun, _ in spans), "last": max(ended for _, ended in spans), "busy": covered(spans)}
+            found |= {
+                "first": min(begun for begun, _ in spans),
+                "last": max(ended for _, ended in spans),
+                "busy": covered_s(spans),
+            }
         Path(os.environ["SMALL_SLIDES_NOTE"]).write_text(json.dumps(found))
         goodbye(result)
 
     command._say_goodbye = note
     app()
-
-
-def covered(spans: list[tuple[float, float]]) -> float:
-    total, end = 0.0, 0.0
-    for begun, ended in sorted(spans):
-        total += max(0.0, ended - max(begun, end))
-        end = max(end, ended)
-    return total
 
 
 def command(slides: list[Path], out: Path, *options: str) -> tuple[list[str], dict[str, str], Path]:
@@ -66,19 +70,22 @@ def command(slides: list[Path], out: Path, *options: str) -> tuple[list[str], di
 
 def one_command(slides: list[Path], out: Path, *options: str) -> Figures:
     call, environment, note = command(slides, out, *options)
-    seen: Figures = {}
+    seconds: dict[int, float] = {}
     ended, began = threading.Event(), time.time()
     with subprocess.Popen(call, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:
-        watching = threading.Thread(target=watch, args=(child.pid, seen, ended))
+        watching = threading.Thread(target=watch, args=(child.pid, seconds, ended))
         watching.start()
-        _, said = child.communicate()
-        wall = time.time() - began
+        with peak_memory(child.pid) as peak:
+            _, said = child.communicate()
+            wall = time.time() - began
         ended.set()
         watching.join()
     if child.returncode not in (0, 3) or not note.is_file():
         raise SystemExit(said)
     found = json.loads(note.read_text())
-    figures = {"wall": wall, **seen, "tiles": found["tiles"], "failed": found["failed"]}
+    figures = {
+        "wall": wall, "core-seconds": sum(seconds.values()), "peak MB": peak[0] / 1e6, "tiles": found["tiles"], "failed": found["failed"],
+    }  # fmt: skip
     if "first" in found:
         figures |= {
             "start": found["first"] - began, "embedding": found["last"] - found["first"], "busy": found["busy"], "after": began + wall - found["last"],
@@ -86,24 +93,13 @@ def one_command(slides: list[Path], out: Path, *options: str) -> Figures:
     return figures
 
 
-def watch(pid: int, seen: dict[str, float], ended: threading.Event) -> None:
-    """The most that all processes together hold for themselves, and the core-seconds of all there ever were."""
-    seconds: dict[int, float] = {}
+def watch(pid: int, seconds: dict[int, float], ended: threading.Event) -> None:
+    """Core-seconds of a process and of all that it starts, by process; those that have ended keep theirs."""
     while not ended.wait(0.1):
-        held = 0
-        try:
-            processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-        except psutil.Error:
-            continue
-        for one in processes:
-            try:
-                held += one.memory_full_info().pss
+        with suppress(psutil.Error):  # one has ended meanwhile
+            for one in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
                 times = one.cpu_times()
-            except psutil.Error:  # it has ended
-                continue
-            seconds[one.pid] = times.user + times.system
-        seen["peak MB"] = max(seen.get("peak MB", 0.0), held / 1e6)
-        seen["core-seconds"] = sum(seconds.values())
+                seconds[one.pid] = times.user + times.system
 
 
 def two_at_once(slides: list[Path], work: Path) -> float:
