@@ -39,8 +39,8 @@ def own_configuration() -> Iterator[None]:
     """Dask's defaults and ours: the user's files and variables are for the user's own clusters."""
     theirs = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("DASK_") or name == "MPLBACKEND"}
     os.environ.update(QUIET)  # before Dask is imported, and inherited by the workers
-    import_ahead()
     try:
+        import_ahead()
         try:
             import dask
             import distributed  # brings its defaults

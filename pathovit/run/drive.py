@@ -87,7 +87,9 @@ class Drive:
 
     def recognise(self) -> None:
         """Slides that are done already, where that can be told without reading them: no worker is started for these."""
-        spec = spec_at_sight(self.work.settings, self.work.weights_sha256)
+        run = self.work.settings.run
+        elsewhere = run.scheduler or run.scheduler_file  # other machines may have other devices
+        spec = None if elsewhere else spec_at_sight(self.work.settings, self.work.weights_sha256)
         if spec is None:
             return
         work, model = self.work, self.work.known_model()

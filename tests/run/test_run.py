@@ -8,6 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,15 @@ from made_slides import squares_picture, write_tiff, zero_tiles
 from PIL import Image
 
 from pathovit.cli import commands as _registered  # noqa: F401
+from pathovit.encoders.check import check_weights
+from pathovit.model.card import know_model
+from pathovit.outputs.folder import OutFolder
+from pathovit.run.drive import Drive
+from pathovit.run.folder import match_model
+from pathovit.run.plan import SlideJob
+from pathovit.run.schedule import SlideState
+from pathovit.run.worker import Work
+from pathovit.settings import Settings
 
 
 def test_a_run_leaves_every_product_of_the_design(finished: Path) -> None:
@@ -329,3 +340,17 @@ def test_a_file_of_the_user_that_is_called_like_a_module_is_not_run(squares: Pat
     done = subprocess.run(call, cwd=tmp_path / "here", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("scheduler", "recognised"), [(None, 3), ("tls://elsewhere:8786", 0)])
+def test_what_workers_of_another_machine_would_do_is_not_guessed(
+    finished: Path, slides: list[Path], scheduler: str | None, recognised: int
+) -> None:
+    """They may have a GPU, and so another precision."""
+    matched = match_model(Settings(), False, False)
+    settings = replace(matched.settings, run=replace(matched.settings.run, scheduler=scheduler))
+    model = know_model("reference")
+    work = Work(OutFolder(finished), settings, check_weights(settings), "reference", model.sha256, overwrite=False)
+    states = [SlideState(index, SlideJob(path)) for index, path in enumerate(slides)]
+    Drive(states, work, lambda state: None, threading.Event(), print).recognise()
+    assert sum(state.over for state in states) == recognised
