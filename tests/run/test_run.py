@@ -7,9 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
-import threading
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +19,6 @@ from made_slides import squares_picture, write_tiff, zero_tiles
 from PIL import Image
 
 from pathovit.cli import commands as _registered  # noqa: F401
-from pathovit.encoders.check import check_weights
-from pathovit.model.card import know_model
-from pathovit.outputs.folder import OutFolder
-from pathovit.run.drive import Drive
-from pathovit.run.folder import match_model
-from pathovit.run.plan import SlideJob
-from pathovit.run.schedule import SlideState
-from pathovit.run.worker import Work
-from pathovit.settings import Settings
 
 
 def test_a_run_leaves_every_product_of_the_design(finished: Path) -> None:
@@ -123,26 +111,6 @@ def test_the_same_command_again_does_nothing_twice(finished: Path, slides: list[
     assert done.returncode == 0
     assert all(slide["skipped"] for slide in json.loads(done.stdout)["slides"])
     assert before == {p: p.stat().st_mtime_ns for p in finished.glob("slides/**/*") if p.is_file()}
-
-
-ALONE = """
-import sys
-from pathlib import Path
-from pathovit import run_folder
-found = run_folder([Path(p) for p in sys.argv[2:]], sys.argv[1], say=print)
-assert all(state.skipped for state in found.states), found.failures
-heavy = {"torch", "distributed", "timm", "zarr", "scipy", "sklearn", "matplotlib"} & set(sys.modules)
-assert not heavy, heavy
-"""
-
-
-def test_a_finished_batch_is_recognised_without_workers_and_without_torch(finished: Path, slides: list[Path]) -> None:
-    again = pathovit("run", *slides, "--out", finished)
-    assert again.returncode == 0, again.stderr
-    assert "workers are ready" not in again.stderr
-    assert again.stderr.count("done already") == 3
-    done = subprocess.run([sys.executable, "-c", ALONE, finished, *slides], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 def test_every_stored_byte_is_checked(finished: Path, tmp_path: Path) -> None:
@@ -326,31 +294,3 @@ def test_every_record_of_a_run_follows_its_published_schema(finished: Path) -> N
         validator = Draft202012Validator(json.loads((schemas / f"{name}.schema.json").read_text("utf-8")))
         for file in files:
             validator.validate(json.loads(file.read_bytes()))
-
-
-def test_a_file_of_the_user_that_is_called_like_a_module_is_not_run(squares: Path, tmp_path: Path) -> None:
-    """Workers are forked from a process that begins in the folder of the command."""
-    script = Path(sys.executable).with_name("pathovit")
-    if not script.is_file():
-        pytest.skip("pathovit is not installed as a command here")
-    (tmp_path / "here").mkdir()
-    for name in ("torch", "distributed", "numpy", "random"):
-        (tmp_path / "here" / f"{name}.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w').close()\nraise SystemExit(1)\n")
-    call = [str(script), "embed", str(squares), "--out", str(tmp_path / "out")]
-    done = subprocess.run(call, cwd=tmp_path / "here", capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(("scheduler", "recognised"), [(None, 3), ("tls://elsewhere:8786", 0)])
-def test_what_workers_of_another_machine_would_do_is_not_guessed(
-    finished: Path, slides: list[Path], scheduler: str | None, recognised: int
-) -> None:
-    """They may have a GPU, and so another precision."""
-    matched = match_model(Settings(), False, False)
-    settings = replace(matched.settings, run=replace(matched.settings.run, scheduler=scheduler))
-    model = know_model("reference")
-    work = Work(OutFolder(finished), settings, check_weights(settings), "reference", model.sha256, overwrite=False)
-    states = [SlideState(index, SlideJob(path)) for index, path in enumerate(slides)]
-    Drive(states, work, lambda state: None, threading.Event(), print).recognise()
-    assert sum(state.over for state in states) == recognised
