@@ -18,6 +18,7 @@ from pathovit.errors import SettingsError
 if TYPE_CHECKING:
     import torch
 
+SPARE_BYTES = 640 * 2**20  # that a process may hold for its next tensors
 MANY_TILES = 2000  # of a bag, from which on several threads are faster (docs/benchmarks.md)
 
 
@@ -105,8 +106,11 @@ def keep_freed_memory() -> None:
 
 
 def give_back_memory() -> None:
-    """Give what is free back to the system, after a step that needed much more than those that follow."""
-    if libc := _glibc():
+    """Give what is free back to the system, after a step that needed much more than those that follow.
+
+    Little is kept: the next tensors would have to ask for it again, page by page.
+    """
+    if (libc := _glibc()) and _spare_bytes(libc) > SPARE_BYTES:
         libc.malloc_trim(0)
 
 
@@ -114,6 +118,21 @@ def step_back() -> None:
     """Let other threads go before this one: an encoder on several cores waits for the slowest of them."""
     if sys.platform == "linux":  # where a thread has a priority of its own
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+
+
+class _Mallinfo2(ctypes.Structure):
+    """What glibc says of its memory: mallinfo2(3)."""
+
+    _fields_ = tuple((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"))  # fmt: skip
+
+
+def _spare_bytes(libc: ctypes.CDLL) -> float:
+    """About how much memory this process holds and has no use for; an older glibc does not say."""
+    if not hasattr(libc, "mallinfo2"):
+        return float("inf")
+    libc.mallinfo2.restype = _Mallinfo2
+    _, resident, of_files, *_ = (int(pages) * os.sysconf("SC_PAGESIZE") for pages in Path("/proc/self/statm").read_text().split())
+    return float(resident - of_files - libc.mallinfo2().uordblks)
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -178,16 +178,24 @@ class FeatureStore:
 
     def shape(self) -> tuple[int, int, int]:
         """Tiles, dimensions, and tiles per chunk."""
-        features = self._array(self._group("r"), "features")
+        return self._shape(self._group("r"))
+
+    def _shape(self, group: zarr.Group) -> tuple[int, int, int]:
+        features = self._array(group, "features")
         return features.shape[0], features.shape[1], features.chunks[0]
 
     def attributes(self) -> FeatureAttributes:
-        return self._understood(lambda: FeatureAttributes.from_attributes(self._group("r").attrs))
+        return self._attributes(self._group("r"))
+
+    def _attributes(self, group: zarr.Group) -> FeatureAttributes:
+        return self._understood(lambda: FeatureAttributes.from_attributes(group.attrs))
 
     def grid(self) -> TileGrid:
         """The grid that was laid when the store was made."""
-        self._check_chunks(("xy", "coverage"))
-        group = self._group("r")
+        return self._grid(self._group("r"))
+
+    def _grid(self, group: zarr.Group) -> TileGrid:
+        self._check_chunks(group, ("xy", "coverage"))
         xy, coverage = self._read(group, "xy"), self._read(group, "coverage")
         return self._understood(
             lambda: TileGrid.from_attributes(group.attrs, np.asarray(xy, np.int64), np.asarray(coverage, np.float32))
@@ -300,19 +308,21 @@ class FeatureStore:
         StoreError : a chunk is missing or fails its checksum
         """
         group = self._group("r")
-        self._check_chunks(ARRAYS)
+        self._check_chunks(group, ARRAYS)
         try:
             features, verdict = self._read(group, "features"), self._read(group, "verdict")
-            grid = self.grid()
+            grid = self._grid(group)
         except StoreError:
             raise
         except Exception as error:  # codecs raise their own kinds; whatever it is, the stored bytes are wrong
             raise StoreError(self.path, f"its stored features are damaged ({error}). Run again with --overwrite.") from error
-        return SlideFeatures(self.folder.slide_id, grid, np.asarray(features), np.asarray(verdict, np.uint8), self.attributes())
+        return SlideFeatures(
+            self.folder.slide_id, grid, np.asarray(features), np.asarray(verdict, np.uint8), self._attributes(group)
+        )
 
-    def _check_chunks(self, names: tuple[str, ...]) -> None:
+    def _check_chunks(self, group: zarr.Group, names: tuple[str, ...]) -> None:
         """A missing chunk would be read as fill values, without a word."""
-        tiles, _, size = self.shape()
+        tiles, _, size = self._shape(group)
         for name in names:
             for chunk in range(-(-tiles // size)):
                 file = self.zarr_path / name / "c" / str(chunk)

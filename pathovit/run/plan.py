@@ -54,6 +54,7 @@ class SlidePlan:
     description: SlideDescription
     survey: Survey
     state: FileState  # of the slide's files when they were looked at first
+    compared: frozenset[int] | None = None  # see Slide.compared
     embedded: bool = False  # all features are on disk, and have been checked
     done: SlideRecord | None = None  # if all products are on disk
 
@@ -71,7 +72,7 @@ class SlidePlan:
     def open(self, settings: Settings) -> Slide:
         """The slide again, as it was planned."""
         return open_slide(
-            self.job.path, self.description.mpp, self.description.mpp_source, self.sha256, settings.embed.reader
+            self.job.path, self.description.mpp, self.description.mpp_source, self.sha256, settings.embed.reader, self.compared
         )  # fmt: skip
 
 
@@ -198,7 +199,7 @@ def _lay_out(
     """Look at the slide, and lay out its store where there is none that can go on."""
     found = survey_slide(job, settings, encoder.record, sha256)
     with found.slide as slide:
-        plan = SlidePlan(job, known_as, sha256, slide.description, found.survey, state)
+        plan = SlidePlan(job, known_as, sha256, slide.description, found.survey, state, slide.compared)
         store, recipe = plan.store(out), plan.recipe(settings, encoder)
         if model is not None:
             model.check(recipe)

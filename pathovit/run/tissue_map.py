@@ -13,13 +13,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
 from pathovit.errors import NoSlidesError, PathovitError, SettingsError, SlideError
 from pathovit.files import csv_table, to_json, write_atomically
+from pathovit.machine import allowed_cores
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.records import SlideRecord
@@ -36,8 +39,32 @@ from pathovit.tables import Say
 FOLDER = "tissue"
 FITTED_SLIDES = 200  # that kinds are found on, at most
 EXAMPLES, FROM_ONE_SLIDE = 6, 2  # tiles shown of each kind
+MOST_AT_ONCE = 4  # maps that are drawn side by side: each holds the features of a slide
+NOTE_VERSION = 2
+T = TypeVar("T")
 OnSlide = Callable[[int, int], None]
-Mapped: TypeAlias = tuple[SlideRecord, list[float]]  # and the mm2 of each kind on it; of none, last
+
+
+@dataclass(frozen=True)
+class Note:
+    """What is known of a map that was drawn."""
+
+    mark: str  # what it was drawn from
+    mm2: list[float]  # of each kind; of none, last
+    nearest: list[list[tuple[int, float]]]  # of each kind the tiles most like it, and how unlike they are
+
+    @classmethod
+    def of(cls, folder: Path, record: SlideRecord) -> Note | None:
+        """None where there is none, or it is damaged."""
+        try:
+            found = json.loads((folder / ".drawn" / f"{record.slide_id}.json").read_bytes())
+            nearest = [[(int(tile), float(unlike)) for tile, unlike in tiles] for tiles in found["nearest"]]
+            return cls(str(found["mark"]), [float(area) for area in found["mm2"]], nearest)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+Mapped: TypeAlias = tuple[SlideRecord, Note]
 
 
 def map_tissue(
@@ -66,13 +93,12 @@ def map_tissue(
     if before is not None and not stale and (folder / "kinds.png").is_file():
         return kinds
     kinds.save(folder)
-    for number, record in enumerate(stale, start=1):
-        try:
-            _draw(out, record, kinds, folder, say)
-        except (SlideError, SettingsError) as error:
-            say(f"{record.description.file}: no tissue map ({error})")
-        on_slide(number, len(stale))
-    mapped = [(record, mm2) for record in records if (mm2 := _noted(folder, record))]
+    with ThreadPoolExecutor(min(MOST_AT_ONCE, allowed_cores()), thread_name_prefix="tissue") as pool:
+        for number, said in enumerate(pool.map(lambda record: _drawn(out, record, kinds, folder), stale), start=1):
+            if said:
+                say(said)
+            on_slide(number, len(stale))
+    mapped = [(record, note) for record in records if (note := Note.of(folder, record))]
     _write_areas(folder, mapped, kinds)
     _show_kinds(out, folder, mapped, kinds, say)
     return kinds
@@ -90,61 +116,53 @@ def _found(out: OutFolder, records: Sequence[SlideRecord], before: TissueKinds |
     return before.grown([_read(out, record) for record in added]) if added else before
 
 
-def _map(out: OutFolder, record: SlideRecord, kinds: TissueKinds) -> TissueMap:
-    stored = _read(out, record)
-    kind, unlike = kinds.tell(stored)
-    return TissueMap(stored, kind, unlike, _names(kinds))
-
-
 def _names(kinds: TissueKinds) -> tuple[str, ...]:
     return tuple(kinds.said(place) for place in range(len(kinds.centres)))
 
 
-def _draw(out: OutFolder, record: SlideRecord, kinds: TissueKinds, folder: Path, say: Say) -> None:
+def _drawn(out: OutFolder, record: SlideRecord, kinds: TissueKinds, folder: Path) -> str:
+    """Draw one slide; returns what must be said of it."""
+    try:
+        return _draw(out, record, kinds, folder)
+    except (SlideError, SettingsError) as error:
+        return f"{record.description.file}: no tissue map ({error})"
+
+
+def _draw(out: OutFolder, record: SlideRecord, kinds: TissueKinds, folder: Path) -> str:
     """Picture and areas of one slide; the note comes last."""
-    found = _map(out, record, kinds)
+    stored = _read(out, record)
+    found = TissueMap(stored, *kinds.tell(stored), _names(kinds))
     areas = found.areas()
-    if views := load_views(out.slide(record.slide_id).path, record.views):
+    views = load_views(out.slide(record.slide_id).path, record.views)
+    if views:
         draw_tissue_map(folder / f"{record.slide_id}.jpg", views, found, areas)
-    else:
-        say(f"{record.description.file}: no picture of it is stored, so that its tissue map is in numbers alone")
     write_tissue_areas(folder / f"{record.slide_id}.geojson", found, areas)
-    note = {"mark": _mark(out, record, kinds), "mm2": found.areas_mm2()}
-    write_atomically(folder / ".drawn" / f"{record.slide_id}.json", to_json(note))
+    note = Note(
+        _mark(out, record, kinds), found.areas_mm2(), [found.nearest(place, EXAMPLES) for place in range(len(found.names))]
+    )
+    write_atomically(folder / ".drawn" / f"{record.slide_id}.json", to_json(asdict(note)))
+    return "" if views else f"{record.description.file}: no picture of it is stored, so that its tissue map is in numbers alone"
 
 
 def _mark(out: OutFolder, record: SlideRecord, kinds: TissueKinds) -> str:
     """What a map is drawn from."""
     sealed = out.slide(record.slide_id).features_record()
     files = dict(sorted(sealed.files.items())) if sealed else {}
-    return hashlib.sha256(json.dumps([files, kinds.digest]).encode()).hexdigest()
-
-
-def _note(folder: Path, record: SlideRecord) -> dict[str, object]:
-    """What is known of a map that was drawn; nothing where there is none, or it is damaged."""
-    try:
-        found = json.loads((folder / ".drawn" / f"{record.slide_id}.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _noted(folder: Path, record: SlideRecord) -> list[float]:
-    mm2 = _note(folder, record).get("mm2")
-    return [float(area) for area in mm2] if isinstance(mm2, list) else []
+    return hashlib.sha256(json.dumps([files, kinds.digest, NOTE_VERSION]).encode()).hexdigest()
 
 
 def _is_drawn(out: OutFolder, record: SlideRecord, kinds: TissueKinds, folder: Path) -> bool:
     """Whether its map is there, of these features and kinds; nothing of the slide is read for that."""
     pictures = [folder / f"{record.slide_id}.geojson", *([folder / f"{record.slide_id}.jpg"] if record.views else [])]
-    return all(file.is_file() for file in pictures) and _note(folder, record).get("mark") == _mark(out, record, kinds)
+    note = Note.of(folder, record)
+    return all(file.is_file() for file in pictures) and note is not None and note.mark == _mark(out, record, kinds)
 
 
 def _write_areas(folder: Path, mapped: Sequence[Mapped], kinds: TissueKinds) -> None:
     columns = [*(f"{name} mm2" for name in _names(kinds)), "none of these mm2"]
     rows: list[dict[str, object]] = []
-    for record, mm2 in mapped:
-        known = {column: round(area, 4) for column, area in zip(columns, mm2, strict=True)}
+    for record, note in mapped:
+        known = {column: round(area, 4) for column, area in zip(columns, note.mm2, strict=True)}
         rows.append({"slide_id": record.slide_id, "file": record.description.file, **known})
     write_atomically(folder / "areas.csv", csv_table(["slide_id", "file", *columns], rows))
 
@@ -152,46 +170,47 @@ def _write_areas(folder: Path, mapped: Sequence[Mapped], kinds: TissueKinds) -> 
 def _show_kinds(out: OutFolder, folder: Path, mapped: Sequence[Mapped], kinds: TissueKinds, say: Say) -> None:
     """kinds.png, with tiles from slides that are at hand."""
     files = files_at_hand(out)
-    at_hand = _evenly([record for record, _ in mapped if record.sha256 in files])
-    maps = [_map(out, record, kinds) for record in at_hand]
+    at_hand = _evenly([one for one in mapped if one[0].sha256 in files])
     pictures: dict[int, dict[int, RGB]] = {}
     wanted: dict[int, list[tuple[int, int, int]]] = {}
-    for place, tiles in _examples(kinds, maps).items():
+    for place, tiles in _examples(len(kinds.centres), [note for _, note in at_hand]).items():
         for rank, (number, index) in enumerate(tiles):
             wanted.setdefault(number, []).append((place, rank, index))
     for number, places in wanted.items():
-        record, description = at_hand[number], at_hand[number].description
+        record, _ = at_hand[number]
+        description = record.description
         try:
+            grid = FeatureStore(out.slide(record.slide_id), Path(description.file)).grid()
             with open_slide(files[record.sha256], description.mpp, description.mpp_source, record.sha256) as slide:
                 for place, rank, index in places:
-                    if (tile := read_tile(slide, maps[number].stored.grid, index)) is not None:
+                    if (tile := read_tile(slide, grid, index)) is not None:
                         pictures.setdefault(place, {})[rank] = tile
         except PathovitError as error:
             say(f"{description.file}: no example tiles of it ({error})")
     if not pictures:
         say("no slide is where it was, so that kinds.png is as it was drawn before, or missing")
         return
-    total = np.sum([mm2 for _, mm2 in mapped], axis=0)
+    total = np.sum([note.mm2 for _, note in mapped], axis=0)
     shown = {place: [tiles[rank] for rank in sorted(tiles)] for place, tiles in pictures.items()}
     draw_kinds(folder / "kinds.png", _names(kinds), list(total), shown)
 
 
-def _evenly(records: Sequence[SlideRecord]) -> list[SlideRecord]:
+def _evenly(some: Sequence[T]) -> list[T]:
     """At most as many as kinds are found on."""
-    if not records:
+    if not some:
         return []
-    places = np.linspace(0, len(records) - 1, min(FITTED_SLIDES, len(records))).round().astype(int)
-    return [records[place] for place in np.unique(places)]
+    places = np.linspace(0, len(some) - 1, min(FITTED_SLIDES, len(some))).round().astype(int)
+    return [some[place] for place in np.unique(places)]
 
 
-def _examples(kinds: TissueKinds, maps: Sequence[TissueMap]) -> dict[int, list[tuple[int, int]]]:
-    """Of each kind the tiles that are most like it, as (number of the map, tile), from different slides where there are some."""
+def _examples(kinds: int, notes: Sequence[Note]) -> dict[int, list[tuple[int, int]]]:
+    """Of each kind the tiles that are most like it, as (number of the note, tile), from different slides where there are some."""
     found = {}
-    for place in range(len(kinds.centres)):
-        near = []
-        for number, one in enumerate(maps):
-            tiles = np.flatnonzero(one.kind == place)
-            best = tiles[np.argsort(one.unlike[tiles], kind="stable")][:EXAMPLES]
-            near += [(rank // FROM_ONE_SLIDE, float(one.unlike[tile]), number, int(tile)) for rank, tile in enumerate(best)]
+    for place in range(kinds):
+        near = [
+            (rank // FROM_ONE_SLIDE, unlike, number, tile)
+            for number, note in enumerate(notes)
+            for rank, (tile, unlike) in enumerate(note.nearest[place])
+        ]
         found[place] = [(number, tile) for _, _, number, tile in sorted(near)[:EXAMPLES]]
     return found

@@ -7,6 +7,7 @@ and blue of H&E also to eyes that confuse red and green; an answer that should n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ from pathovit.slides.readers import RGB
 
 Floats = NDArray[np.float32]
 Places = NDArray[np.int64]
+Cell = TypeVar("Cell", np.float32, np.bool_)
 # a and b of CIELAB at full strength; how much of the slide's own colour gives way at the threshold, and at full strength
 GOLD, BLUE, TEAL, VERMILION, OLIVE, INDIGO, GREY = (22, 75), (8, -55), (-38, -8), (55, 45), (-18, 50), (40, -65), (0, 0)
 COLOURS = (GOLD, BLUE, TEAL, VERMILION, OLIVE, INDIGO, (62, -10), (-20, -35), (-52, 42), (20, 32), (28, -28), (-28, 14))
@@ -58,22 +60,25 @@ class Layer:
 
 def paint(view: View, heatmap: Heatmap, layer: Layer) -> RGB:
     """The view, painted; striped where tissue could not be read, dotted where it is unlike all that was taught."""
-    rows, columns, inside = _cells_under(view, heatmap)
-    strength = np.where(inside, layer.strength[np.ix_(rows, columns)], np.nan)
-    which = layer.which[np.ix_(rows, columns)]
-    colours = np.array([layer.colour(place) for place in range(len(layer.names))], np.float32)
-    painted = np.isfinite(strength)
+    under = _cells_under(view, heatmap)
     drawn = view.picture.copy()
-    if painted.any():  # the rest, which is most of a slide, is not turned into another space of colours and back
-        lab = cv2.cvtColor(drawn[painted][None].astype(np.float32) / 255, cv2.COLOR_RGB2LAB)[0]
-        tinted = _tint(np.asarray(lab, np.float32), colours[which[painted]], strength[painted].astype(np.float32))
-        rgb = cv2.cvtColor(tinted[None].astype(np.float32), cv2.COLOR_LAB2RGB)[0]
-        drawn[painted] = (rgb.clip(0, 1) * 255).round().astype(np.uint8)
+    if layer.cells.any():
+        strength = np.nan_to_num(layer.strength)
+        colours = np.array([layer.colour(place) for place in range(len(layer.names))], np.float32)
+        weight, aim = _pull(colours[layer.which], strength)
+        painted = under.pixels(layer.cells)
+        gives_way, stays = under.pixels(weight), under.pixels(1 - weight)
+        light, *hues = cv2.split(cv2.cvtColor(drawn, cv2.COLOR_RGB2LAB))
+        for place, hue in enumerate(hues):  # whole numbers, of which 128 is grey
+            aimed = cv2.multiply(under.pixels(aim[..., place] + 128), gives_way)
+            hues[place] = cv2.add(cv2.multiply(hue, stays, dtype=cv2.CV_32F), aimed, dtype=cv2.CV_8U)
+        tinted = cv2.cvtColor(cv2.merge([light, *hues]), cv2.COLOR_LAB2RGB)
+        cv2.copyTo(tinted, painted.view(np.uint8), drawn)
     for cells, pattern in ((heatmap.unread, STRIPES), (heatmap.untaught, DOTS)):
         if cells.any():
-            shape = [-(-length // len(pattern)) for length in inside.shape]
-            marked = np.tile(pattern, shape)[: inside.shape[0], : inside.shape[1]]
-            drawn[inside & cells[np.ix_(rows, columns)] & marked] = MARK
+            shape = [-(-length // len(pattern)) for length in drawn.shape[:2]]
+            marked = np.tile(pattern, shape)[: drawn.shape[0], : drawn.shape[1]]
+            drawn[under.pixels(cells) & marked] = MARK
     return drawn
 
 
@@ -86,13 +91,29 @@ def legend_colour(layer: Layer, which: int, strength: float) -> tuple[float, flo
 
 def _tint(lab: Floats, colour: Floats, strength: Floats) -> Floats:
     """(n, 3) of CIELAB with another hue, and the light that they had."""
-    weight = (WEIGHTS[0] + (WEIGHTS[1] - WEIGHTS[0]) * strength)[:, None]
-    aim = colour * (PALE + (1 - PALE) * strength)[:, None]
-    return np.concatenate([lab[:, :1], lab[:, 1:] + weight * (aim - lab[:, 1:])], 1)
+    weight, aim = _pull(colour, strength)
+    return np.concatenate([lab[:, :1], lab[:, 1:] + weight[:, None] * (aim - lab[:, 1:])], 1)
 
 
-def _cells_under(view: View, heatmap: Heatmap) -> tuple[Places, Places, NDArray[np.bool_]]:
-    """Row and column of the cell under each row and column of pixels, and which pixels lie on any."""
+def _pull(colour: Floats, strength: Floats) -> tuple[Floats, Floats]:
+    """How much of the slide's own hue gives way (...), and to which one (..., 2)."""
+    return WEIGHTS[0] + (WEIGHTS[1] - WEIGHTS[0]) * strength, colour * (PALE + (1 - PALE) * strength)[..., None]
+
+
+@dataclass(frozen=True)
+class Under:
+    """Which cell lies under each row and column of pixels; -1 where none does."""
+
+    rows: Places  # (height,)
+    columns: Places  # (width,)
+
+    def pixels(self, cells: NDArray[Cell]) -> NDArray[Cell]:
+        """What cells (rows, columns) hold, pixel by pixel (height, width); 0 where none lies."""
+        framed = np.pad(cells, ((0, 1), (0, 1)))  # so that -1 is none
+        return np.ascontiguousarray(framed[:, self.columns][self.rows])
+
+
+def _cells_under(view: View, heatmap: Heatmap) -> Under:
     height, width = view.picture.shape[:2]
     left, right, bottom, top = view.extent
     x = left + (np.arange(width) + 0.5) * (right - left) / width
@@ -100,5 +121,4 @@ def _cells_under(view: View, heatmap: Heatmap) -> tuple[Places, Places, NDArray[
     column = np.floor((x - heatmap.origin[0]) / heatmap.cell_l0[0]).astype(np.int64)
     row = np.floor((y - heatmap.origin[1]) / heatmap.cell_l0[1]).astype(np.int64)
     rows, columns = heatmap.layers.shape[1:]
-    inside = ((row >= 0) & (row < rows))[:, None] & ((column >= 0) & (column < columns))[None]
-    return row.clip(0, rows - 1), column.clip(0, columns - 1), inside
+    return Under(np.where((row >= 0) & (row < rows), row, -1), np.where((column >= 0) & (column < columns), column, -1))

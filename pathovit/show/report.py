@@ -6,12 +6,14 @@ import base64
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from pathovit.files import write_atomically
+from pathovit.machine import allowed_cores
 from pathovit.outputs.folder import OutFolder, SlideFolder
 from pathovit.outputs.records import SlideRecord, TopTile
 from pathovit.outputs.runs import RunRecord, all_runs
@@ -98,7 +100,7 @@ def write_report(out: OutFolder, found: Contents, record: RunRecord) -> Path:
         rows=rows,
         with_answers=bool(answered),
         numbers=names[names.index("answer") + 1 : names.index("novelty")] if answered else [],
-        sections=[_section(out.slide(record.slide_id), record, found, kinds) for record in shown],
+        sections=_sections(out, shown, found, kinds),
         kinds=kinds.examples(),
         shown=chosen,
         left_out=len(answered) - len(shown),
@@ -117,6 +119,12 @@ def _cards(record: RunRecord) -> list[tuple[str, object]]:
     for name, values in record.settings.items():
         lines += [(f"{name}.{key}", Path(str(value)).name) for key, value in values.items()]  # folders can name patients
     return lines + [(f"version of {key}", value) for key, value in record.versions.items()]
+
+
+def _sections(out: OutFolder, shown: Sequence[SlideRecord], found: Contents, kinds: Kinds) -> list[Section]:
+    """Side by side: most of the time goes into pictures."""
+    with ThreadPoolExecutor(allowed_cores()) as pool:
+        return list(pool.map(lambda record: _section(out.slide(record.slide_id), record, found, kinds), shown))
 
 
 def _section(folder: SlideFolder, record: SlideRecord, found: Contents, kinds: Kinds) -> Section:

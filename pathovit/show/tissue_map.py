@@ -47,6 +47,12 @@ class TissueMap:
         kinds = self.kind[self.stored.ok]
         return [float((kinds == place).sum() * tile) for place in [*range(len(self.names)), -1]]
 
+    def nearest(self, place: int, count: int) -> list[tuple[int, float]]:
+        """The tiles that are most like a kind, and how unlike they are."""
+        tiles = np.flatnonzero(self.kind == place)
+        best = tiles[np.argsort(self.unlike[tiles], kind="stable")][:count]
+        return [(int(tile), float(self.unlike[tile])) for tile in best]
+
     def areas(self) -> list[Area]:
         """Connected areas, the largest first."""
         near = np.nan_to_num(1 - self.unlike)

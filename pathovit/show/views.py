@@ -88,7 +88,7 @@ def scanned_parts(slide: Slide, kinds: Kinds) -> list[Box]:
 def thumbnail(slide: Slide, box: Box, longer_px: int) -> View:
     """A part of the slide at about `longer_px` on its longer side."""
     mpp = max(box.width, box.height) * max(slide.mpp) / longer_px
-    picture, _, _, scale, corner = read_part(slide, mpp, box)
+    picture, _, _, scale, corner = read_part(slide, mpp, box, to_look_at=True)
     if max(picture.shape) > longer_px:
         factor = max(picture.shape) / longer_px
         size = max(1, round(picture.shape[1] / factor)), max(1, round(picture.shape[0] / factor))

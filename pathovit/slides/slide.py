@@ -76,6 +76,11 @@ class Slide:
         return self._sha256 or content_sha256(self.path)
 
     @property
+    def compared(self) -> frozenset[int] | None:
+        """Levels whose compressed tiles were found to be the pixels of OpenSlide; None where it has no such tiles."""
+        return frozenset(self.compressed.levels) if self.compressed else None
+
+    @property
     def id(self) -> str:
         """Its slide_id, by the digest of its content."""
         return slide_id(self.path, self.sha256)
@@ -162,7 +167,7 @@ class Slide:
 
 def open_slide(
     path: str | Path, mpp: float | XY | None = None, mpp_source: str = "option --mpp", sha256: str | None = None,
-    reader: str = "auto",
+    reader: str = "auto", compared: frozenset[int] | None = None,
 ) -> Slide:  # fmt: skip
     """Open a slide and describe it.
 
@@ -175,6 +180,7 @@ def open_slide(
     reader : "auto" reads compressed tiles directly where that gives OpenSlide's pixels; "direct" always; "openslide" only on levels
         that OpenSlide would interpolate, so that a slide has one set of pixels, and to find damage that it overlooks;
         "device" marks slides whose JPEG tiles the encoder's device is to decode (here they are read as ever)
+    compared : what `Slide.compared` was when this very file was opened before: it is not found out again
 
     Raises
     ------
@@ -192,7 +198,7 @@ def open_slide(
         _refuse_huge(path, source.sizes[0], pixel_size)
         bounds, has_bounds = _find_bounds(properties, source.sizes[0])
         levels, remarks = describe_levels(source.sizes, pixel_size)
-        tiles = _open_tiles(path, source, levels) if vendor in PLAIN_PYRAMIDS else None
+        tiles = _open_tiles(path, source, levels, compared) if vendor in PLAIN_PYRAMIDS else None
         if reader == "direct" and tiles is None:
             raise SlideOpenError(path, "it does not hold its pyramid as plain tiles. Use --reader auto.")
         if vendor == "generic-tiff" and tiles is not None:
@@ -244,12 +250,20 @@ def _interpolates(source: PixelSource, level: Level) -> bool:
     return isinstance(source, OpenSlideSource) and source.interpolates(level.index, level.downsample)
 
 
-def _open_tiles(path: Path, source: PixelSource, levels: tuple[Level, ...]) -> CompressedTiles | None:
+def _open_tiles(
+    path: Path, source: PixelSource, levels: tuple[Level, ...], compared: frozenset[int] | None
+) -> CompressedTiles | None:
     """The slide's compressed tiles, if it has any and they are read as OpenSlide reads them; levels that are not are left out."""
     located = locate_tiles(path, source.sizes)
     if 0 not in located:
         return None
     tiles = CompressedTiles(path, located)
+    if compared:
+        for index in set(located) - compared:
+            del located[index]
+        for index in located:
+            tiles.judge_ends(index)
+        return tiles
 
     def read(level: int, x: int, y: int, width: int, height: int) -> RGB | None:
         try:

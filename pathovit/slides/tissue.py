@@ -25,11 +25,12 @@ from pathovit.errors import NoTissueError, ResolutionError, TileReadError
 from pathovit.geometry import XY, Box, area_mm2
 from pathovit.machine import allowed_cores
 from pathovit.settings import TissueSettings
-from pathovit.slides.glass import DARKEST, SAMPLE_PX, filled_in, find_glass, optical_density, texture_of, unlike
+from pathovit.slides.glass import DARKEST, SAMPLE_PX, extremes, filled_in, find_glass, optical_density, texture_of, unlike
 from pathovit.slides.ink import find_pen
 from pathovit.slides.levels import Level
 from pathovit.slides.masks import Mask, components, grown, opened, within, without_small
 from pathovit.slides.readers import RGB
+from pathovit.slides.readers.compressed import SCALES
 from pathovit.slides.slide import Slide
 
 BAND_PX = 2048  # side of the blocks in which a level is read: bounds the memory
@@ -130,7 +131,8 @@ def _refuse_grey(slide: Slide, overview: RGB, alive: Mask, least_px: float) -> N
         return
     step = max(1, len(pixels) // SAMPLE_PX)
     sample = pixels[::step].astype(np.int16)
-    spread, brightness = sample.max(-1) - sample.min(-1), sample.max(-1)
+    darkest, brightness = extremes(sample)
+    spread = brightness - darkest
     coloured = int((spread > COLOURLESS).sum()) * step
     if coloured < least_px and np.ptp(np.percentile(brightness, [1, 99])) > 4 * COLOURLESS:
         raise NoTissueError(
@@ -157,8 +159,13 @@ def read_overview(slide: Slide, mpp: float) -> tuple[RGB, Mask, Mask, XY]:
     return picture, scanned, unread, scale
 
 
-def read_part(slide: Slide, mpp: float, box: Box) -> tuple[RGB, Mask, Mask, XY, XY]:
-    """The same of a rectangle of level-0 pixels, as far as pixels of the overview go; last, its level-0 corner."""
+def read_part(slide: Slide, mpp: float, box: Box, to_look_at: bool = False) -> tuple[RGB, Mask, Mask, XY, XY]:
+    """The same of a rectangle of level-0 pixels, as far as pixels of the overview go; last, its level-0 corner.
+
+    Parameters
+    ----------
+    to_look_at : compressed tiles may be decoded smaller, in a third of the time: no mask is to be made of it
+    """
     level = slide.best_level((mpp, mpp), tolerance=0.0, exact=False)
     shrink = max(1, round(mpp / max(level.mpp)))
     scale = level.downsample[0] * shrink, level.downsample[1] * shrink
@@ -172,7 +179,6 @@ def read_part(slide: Slide, mpp: float, box: Box) -> tuple[RGB, Mask, Mask, XY, 
             f"its overview at {mpp:g} um would have {shape[1]:,} x {shape[0]:,} pixels. Correct its pixel size with --mpp.",
         )
     overview = np.empty((*shape, 3), np.uint8)
-    overview[:] = slide.background
     scanned = np.zeros(shape, bool)
     unread = np.zeros(shape, bool)
     step = max(1, BAND_PX // shrink)
@@ -180,11 +186,11 @@ def read_part(slide: Slide, mpp: float, box: Box) -> tuple[RGB, Mask, Mask, XY, 
 
     def read(corner: tuple[int, int], step: int = step) -> None:
         rows, columns = (slice(at, min(at + step, side)) for at, side in zip(corner, shape, strict=True))
-        block = _read_block(slide, level, shrink, _moved(rows, first[1]), _moved(columns, first[0]), sharper)
+        block = _read_block(slide, level, shrink, _moved(rows, first[1]), _moved(columns, first[0]), sharper, to_look_at)
         if block is not None:
             overview[rows, columns], scanned[rows, columns] = block
         elif step <= SMALLEST_BLOCK:
-            unread[rows, columns] = True
+            overview[rows, columns], unread[rows, columns] = slide.background, True
         else:  # a damaged tile must not take all around it along
             half = -(-step // 2)
             for part in itertools.product(range(rows.start, rows.stop, half), range(columns.start, columns.stop, half)):
@@ -200,7 +206,7 @@ def _moved(part: slice, by: int) -> slice:
 
 
 def _read_block(
-    slide: Slide, level: Level, shrink: int, rows: slice, columns: slice, sharper: threading.Lock
+    slide: Slide, level: Level, shrink: int, rows: slice, columns: slice, sharper: threading.Lock, to_look_at: bool
 ) -> tuple[RGB, Mask] | None:
     """One block of the overview; from a sharper level where this one is damaged; None where all are."""
     height, width = rows.stop - rows.start, columns.stop - columns.start
@@ -210,14 +216,19 @@ def _read_block(
             return None
         x, y = columns.start * factor, rows.start * factor
         inside = min(width * factor, candidate.size[0] - x), min(height * factor, candidate.size[1] - y)
-        rgb = np.empty((height * factor, width * factor, 3), np.uint8)
-        rgb[:] = slide.background
+        sizes = (factor, *inside) if to_look_at else (1,)
+        scale = next(scale for scale in reversed(SCALES) if not any(length % scale for length in sizes))
         try:
             with nullcontext() if candidate is level else sharper:
-                part, scanned = slide.read_scanned(candidate, x, y, *inside)
+                part, scanned = slide.read_scanned(candidate, x, y, *inside, scale)
         except TileReadError:
             continue
-        rgb[: inside[1], : inside[0]] = part
+        decoded = factor * part.shape[1] // inside[0]  # pixels that one of the overview has; as many in both directions
+        rgb = part
+        if part.shape[:2] != (height * decoded, width * decoded):  # at the level's edge
+            rgb = np.empty((height * decoded, width * decoded, 3), np.uint8)
+            rgb[:] = slide.background
+            rgb[: part.shape[0], : part.shape[1]] = part
         small = np.asarray(cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
         if scanned is None:
             return small, np.ones((height, width), bool)
