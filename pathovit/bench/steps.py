@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pathovit.bench.memory import peak_memory
 from pathovit.bench.peers import measure_machine, measure_peer
-from pathovit.bench.timing import Measured, median_s
+from pathovit.bench.timing import NAN, Measured, Taken, median
+from pathovit.bench.whole import draw_timeline, lines_of, measure_finishing, one_run
 from pathovit.encoders.names import known_record
 from pathovit.encoders.records import EncoderRecord
-from pathovit.errors import SettingsError
 from pathovit.machine import allowed_cores, keep_freed_memory
 from pathovit.outputs.features import FeatureAttributes
 from pathovit.outputs.folder import OutFolder
@@ -34,7 +31,6 @@ from pathovit.slides.tissue import find_tissue
 
 if TYPE_CHECKING:
     from pathovit.encoders.encoder import Encoder
-    from pathovit.run.embedder import Span
 
 READ_TILES = 400  # of a slide, for one measurement of reading
 ENCODE_BATCHES = 16  # for one measurement of encoding
@@ -46,93 +42,21 @@ def bench(
     """All steps; medians of `runs`. `timeline` is the file for a picture of what the devices did."""
     keep_freed_memory()  # as the workers do; before other threads have memory of their own
     record = known_record(settings.embed.encoder)
-    done = [one_run(jobs, settings) for _ in range(runs)]  # first, while this process is as small as that of `pathovit run`
-    if timeline:
-        draw_timeline(timeline, jobs, done[-1], settings)
-    lines = summary_of(done)
-    lines += measure_planning(jobs, settings, record, runs)
+    with tempfile.TemporaryDirectory(prefix="pathovit-bench-") as folder:
+        outs = [Path(folder, str(number)) for number in range(runs)]
+        done = [one_run(jobs, settings, out) for out in outs]  # first, while this process is as small as that of `pathovit run`
+        if timeline:
+            draw_timeline(timeline, jobs, done[-1], settings)
+        lines = measure_planning(jobs, settings, record, runs)
+        lines += measure_finishing(jobs, settings, outs[-1], runs)
     found = survey_slide(jobs[0], settings, record)
     grid = found.grid
     with found.slide as slide:
         lines += measure_reading(slide, grid, settings, runs)
         if against:
-            lines += measure_peer(against, slide, grid, runs)
-        lines += measure_encoding(slide, grid, settings, runs)
-    lines += measure_machine(runs)
-    return lines
-
-
-@dataclass(frozen=True)
-class Run:
-    """What one run of all slides, by its worker processes into a folder that is thrown away, has taken."""
-
-    tiles: int
-    wall_s: float
-    start_s: float  # command to first batch
-    spans: list[list[Span]]  # of each slide, in which a device had a batch; seconds since the first began
-    peak_bytes: int
-
-    @property
-    def embedding_s(self) -> float:
-        return max(end for spans in self.spans for _, end in spans)
-
-
-def one_run(jobs: Sequence[SlideJob], settings: Settings) -> Run:
-    from pathovit.encoders.check import check_weights
-    from pathovit.run.drive import run_slides
-    from pathovit.run.worker import Work
-
-    with tempfile.TemporaryDirectory(prefix="pathovit-bench-") as out:
-        work = Work(OutFolder(Path(out)), settings, check_weights(settings), None, None, overwrite=False)
-        began = time.time()
-        with peak_memory() as peak:
-            states = run_slides(jobs, work, lambda state: None, threading.Event())
-        wall = time.time() - began
-    failed = [state for state in states if state.stage == "failed"]
-    if failed:
-        raise SettingsError(f"{failed[0].job.path.name}: {failed[0].reason} Bench with slides that can be embedded.")
-    first = min((begun for state in states for begun, _ in state.spans), default=None)
-    if first is None:
-        raise SettingsError("No tile was embedded.")
-    spans = [sorted((begun - first, ended - first) for begun, ended in state.spans) for state in states]
-    return Run(sum(state.tiles for state in states), wall, first - began, spans, peak[0])
-
-
-def summary_of(runs: Sequence[Run]) -> list[Measured]:
-    embedding = statistics.median(run.embedding_s for run in runs)
-    busy, pause = (statistics.median(found) for found in zip(*(device_use(run.spans) for run in runs), strict=True))
-    wall, nan, tiles = statistics.median(run.wall_s for run in runs), float("nan"), runs[0].tiles
-    peak_mb = max(run.peak_bytes for run in runs) / 2**20
-    return [
-        Measured(
-            "end to end", tiles / embedding, embedding, f"{tiles:,} tiles of {len(runs[0].spans)} slides, first batch to last"
-        ),
-        Measured("device busy", nan, busy, f"{busy / embedding:.1%} of that time it had a batch; longest pause {pause:.2f} s"),
-        Measured("start", nan, statistics.median(run.start_s for run in runs), "command to first batch"),
-        Measured(
-            "whole run", tiles / wall, wall, f"peak memory of all processes {peak_mb:,.0f} MB, the most of {len(runs)} runs"
-        ),
-    ]
-
-
-def device_use(spans_of_slides: Sequence[Sequence[Span]]) -> tuple[float, float]:
-    """Seconds in which at least one batch was on a device, and the longest pause between."""
-    spans = sorted(span for spans in spans_of_slides for span in spans)
-    busy, pause, end = 0.0, 0.0, spans[0][0]
-    for begun, ended in spans:
-        pause = max(pause, begun - end)
-        busy += max(0.0, ended - max(begun, end))
-        end = max(end, ended)
-    return busy, pause
-
-
-def draw_timeline(path: Path, jobs: Sequence[SlideJob], run: Run, settings: Settings) -> None:
-    from pathovit.study.figures import device_timeline
-
-    busy, pause = device_use(run.spans)
-    said = f"{settings.embed.encoder}, {run.tiles:,} tiles, {run.tiles / run.embedding_s:,.1f} tiles/s"
-    title = f"{said}; device busy {busy / run.embedding_s:.1%} of the time, longest pause {pause * 1000:.0f} ms"
-    device_timeline(path, {job.path.name: spans for job, spans in zip(jobs, run.spans, strict=True)}, title)
+            lines += measure_peer(against, slide, grid, settings.run.readers or allowed_cores(), runs)
+        encoding = measure_encoding(slide, grid, settings, runs)
+    return [*lines_of(done, encoding[0].rate), *lines, *encoding, *measure_machine(runs)]
 
 
 def measure_planning(jobs: Sequence[SlideJob], settings: Settings, record: EncoderRecord, runs: int) -> list[Measured]:
@@ -144,8 +68,8 @@ def measure_planning(jobs: Sequence[SlideJob], settings: Settings, record: Encod
                 tiles += len(lay_grid(slide, mask, tile_spec(settings, record), None, record.scaled_decoding))
         return tiles
 
-    seconds, tiles = median_s(plan, runs)
-    return [Measured("tissue and grid", tiles / seconds, seconds, "opened, segmented and tiled; digest not counted")]
+    said = f"{len(jobs)} slides opened, segmented and tiled; digest not counted"
+    return [median(plan, runs).line("tissue and grid", said)]
 
 
 def measure_reading(slide: Slide, grid: TileGrid, settings: Settings, runs: int) -> list[Measured]:
@@ -166,20 +90,14 @@ def measure_reading(slide: Slide, grid: TileGrid, settings: Settings, runs: int)
     lines = []
     threads = settings.run.readers or allowed_cores()
     for count in sorted({1, threads}):
-        seconds, tiles = median_s(read(count, slide), runs)
+        taken = median(read(count, slide), runs)
         remark = f"reader {'direct' if slide.compressed else slide.reader}, {grid.spec.tile_px} px at {grid.spec.mpp:g} um, read {grid.read_px[0]} px / {grid.read_scale}"
-        lines.append(Measured(f"read, {count} thread{'s' * (count > 1)}", tiles / seconds, seconds, remark))
+        lines.append(taken.line(f"read, {count} thread{'s' * (count > 1)}", remark))
     if slide.compressed and slide.compressed.levels.get(grid.read_level):
-        seconds, _ = median_s(lambda: decode_alone(slide, grid, some), runs)
-        rate = len(some) / seconds
-        lines.append(
-            Measured(
-                "  limit: decoder alone",
-                rate,
-                seconds,
-                f"the same compressed tiles, 1 thread; reading has {lines[0].rate / rate:.0%}",
-            )
-        )
+        taken = median(lambda: decode_alone(slide, grid, some), runs)
+        rate = len(some) / taken.seconds
+        said = f"the same compressed tiles, 1 thread; reading has {lines[0].rate / rate:.0%}"
+        lines.append(taken.line("  limit: decoder alone", said, rate))
     plain = replace(open_slide(slide.path, slide.mpp, slide.mpp_source, slide.sha256, "openslide"), compressed=None)
     with plain:
         few = some[:100]
@@ -190,9 +108,7 @@ def measure_reading(slide: Slide, grid: TileGrid, settings: Settings, runs: int)
                 resize_tile(plain.read(level, *corner(plain, grid, int(index)), *grid.read_px)[0], grid.spec.tile_px)
             return len(few)
 
-        seconds, tiles = median_s(openslide_alone, runs)
-    lines.append(Measured("  beside it: OpenSlide", tiles / seconds, seconds, "the same tiles, 1 thread"))
-    return lines
+        return [*lines, median(openslide_alone, runs).line("  beside it: OpenSlide", "the same tiles, 1 thread")]
 
 
 def decode_alone(slide: Slide, grid: TileGrid, some: np.ndarray[Any, Any]) -> int:
@@ -225,11 +141,11 @@ def measure_encoding(slide: Slide, grid: TileGrid, settings: Settings, runs: int
     encoder.embed(batch)
     loading = time.perf_counter() - loading
 
-    seconds, count = encode_alone(encoder, batch, runs)
+    alone = encode_alone(encoder, batch, runs)
     said = f"{encoder.name}, {encoder.engine}, {encoder.precision}, {encoder.device.type}, batches of {len(batch)}"
     lines = [
-        Measured("encode alone", count / seconds, seconds, said),
-        Measured("load the encoder", float("nan"), loading, "to the first features"),
+        alone.line("encode alone", said),
+        Measured("load the encoder", NAN, loading, "to the first features"),
     ]
     if slide.reader == "device":
         lines += measure_device_decoding(slide, grid, encoder, len(batch), runs)
@@ -237,8 +153,8 @@ def measure_encoding(slide: Slide, grid: TileGrid, settings: Settings, runs: int
     return lines + measure_storing(slide, grid, features, embed.chunk_tiles, runs)
 
 
-def encode_alone(encoder: Encoder, batch: np.ndarray[Any, Any], runs: int) -> tuple[float, int]:
-    """Median seconds for a number of tiles, handed to the device as a run does."""
+def encode_alone(encoder: Encoder, batch: np.ndarray[Any, Any], runs: int) -> Taken:
+    """A number of tiles, handed to the device as a run does."""
     from pathovit.run.embedder import Batch, Device
 
     nowhere = (0, np.empty((0, 0), np.float16), np.empty(0, np.uint8))
@@ -252,7 +168,7 @@ def encode_alone(encoder: Encoder, batch: np.ndarray[Any, Any], runs: int) -> tu
         return len(waiting) * len(batch)
 
     try:
-        return median_s(encode, runs)
+        return median(encode, runs)
     finally:
         device.close()
 
@@ -272,10 +188,7 @@ def measure_device_decoding(slide: Slide, grid: TileGrid, encoder: Encoder, batc
             decoder.read(slide.path, tiles[first : first + batch], grid.read_px, encoder.tile_px, lambda place: None)
         return len(tiles)
 
-    seconds, count = median_s(decode, runs)
-    return [
-        Measured("decode on the device", count / seconds, seconds, f"nvImageCodec, {encoder.device.type}, batches of {batch}")
-    ]
+    return [median(decode, runs).line("decode on the device", f"nvImageCodec, {encoder.device.type}, batches of {batch}")]
 
 
 def measure_storing(slide: Slide, grid: TileGrid, features: np.ndarray[Any, Any], chunk_tiles: int, runs: int) -> list[Measured]:
@@ -289,8 +202,7 @@ def measure_storing(slide: Slide, grid: TileGrid, features: np.ndarray[Any, Any]
             store.write_chunk(0, rows, np.zeros(len(rows), np.uint8))
             return len(rows)
 
-        seconds, count = median_s(write, runs)
-    return [Measured("store", count / seconds, seconds, "a chunk of features to disk, synced")]
+        return [median(write, runs).line("store", "a chunk of features to disk, synced")]
 
 
 def made_slide(folder: Path, maker: Any) -> SlideJob:

@@ -24,7 +24,10 @@ from pathovit.cli.app import app
 def bench(
     asked: options.Asked,
     against: Annotated[
-        str | None, typer.Option("--against", help="An installed package that reads the same tiles: lazyslide or tiatoolbox.")
+        str | None,
+        typer.Option(
+            "--against", help="An installed package that reads the same tiles: fastslide, lazyslide, microtome-wsi or tiatoolbox."
+        ),
     ] = None,
     runs: Annotated[int, typer.Option("--runs", min=1, help="Each measurement is the median of so many.")] = 5,
     timeline: Annotated[
@@ -52,9 +55,10 @@ def bench(
         typer.echo(json.dumps({"versions": versions(), "settings": settings.to_dict(), "runs": runs, "steps": rows}, indent=1))
         return
     table = Table(box=None, pad_edge=False)
-    for name in ("step", "tiles/s", "seconds", ""):
+    for name in ("step", "tiles/s", "seconds", "core-s", ""):
         table.add_column(name, justify="left" if name in ("step", "") else "right", overflow="fold")
     for line in lines:
         rate = "" if math.isnan(line.rate) else f"{line.rate:,.1f}" if line.rate < 100 else f"{line.rate:,.0f}"
-        table.add_row(line.step, rate, f"{line.seconds:.3f}", line.remark)
+        core_s = "" if math.isnan(line.core_s) else f"{line.core_s:.2f}"
+        table.add_row(line.step, rate, f"{line.seconds:.3f}", core_s, line.remark)
     Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -46,10 +46,9 @@ def embed(encoder: Encoder, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def tiles_per_second(encoder: Encoder, runs: int) -> float:
     side = encoder.tile_px
-    seconds, count = encode_alone(
+    return encode_alone(
         encoder, np.random.default_rng(0).integers(0, 256, (encoder.batch_tiles, side, side, 3), np.uint8), runs
-    )
-    return count / seconds
+    ).rate
 
 
 def cosines(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> dict[str, float]:

@@ -17,17 +17,14 @@ import shutil
 import statistics
 import subprocess
 import sys
-import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import psutil
 import tifffile
 
-from pathovit.bench.memory import peak_memory
+from pathovit.bench.usage import watched
 from pathovit.outputs.store import covered_s
 
 if TYPE_CHECKING:
@@ -70,36 +67,22 @@ def command(slides: list[Path], out: Path, *options: str) -> tuple[list[str], di
 
 def one_command(slides: list[Path], out: Path, *options: str) -> Figures:
     call, environment, note = command(slides, out, *options)
-    seconds: dict[int, float] = {}
-    ended, began = threading.Event(), time.time()
-    with subprocess.Popen(call, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:
-        watching = threading.Thread(target=watch, args=(child.pid, seconds, ended))
-        watching.start()
-        with peak_memory(child.pid) as peak:
-            _, said = child.communicate()
-            wall = time.time() - began
-        ended.set()
-        watching.join()
+    began = time.time()
+    child = subprocess.Popen(call, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    with watched(child.pid) as usage:
+        _, said = child.communicate()
+        wall = time.time() - began
     if child.returncode not in (0, 3) or not note.is_file():
         raise SystemExit(said)
     found = json.loads(note.read_text())
     figures = {
-        "wall": wall, "core-seconds": sum(seconds.values()), "peak MB": peak[0] / 1e6, "tiles": found["tiles"], "failed": found["failed"],
+        "wall": wall, "core-seconds": usage.core_s, "peak MB": usage.peak_bytes / 1e6, "tiles": found["tiles"], "failed": found["failed"],
     }  # fmt: skip
     if "first" in found:
         figures |= {
             "start": found["first"] - began, "embedding": found["last"] - found["first"], "busy": found["busy"], "after": began + wall - found["last"],
         }  # fmt: skip
     return figures
-
-
-def watch(pid: int, seconds: dict[int, float], ended: threading.Event) -> None:
-    """Core-seconds of a process and of all that it starts, by process; those that have ended keep theirs."""
-    while not ended.wait(0.1):
-        with suppress(psutil.Error):  # one has ended meanwhile
-            for one in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
-                times = one.cpu_times()
-                seconds[one.pid] = times.user + times.system
 
 
 def two_at_once(slides: list[Path], work: Path) -> float:
@@ -119,7 +102,7 @@ def encoder_alone(repeats: int) -> float:
     code = (
         "import numpy as np; from pathovit.bench.steps import encode_alone; from pathovit.encoders.load import load_encoder; "
         "from pathovit.machine import keep_freed_memory; keep_freed_memory(); e = load_encoder('reference'); b = e.buffer(e.batch_tiles); "
-        f"b[:] = np.random.default_rng(0).integers(0, 255, b.shape); e.embed(b); s, n = encode_alone(e, b, {repeats}); print(n / s)"
+        f"b[:] = np.random.default_rng(0).integers(0, 255, b.shape); e.embed(b); print(encode_alone(e, b, {repeats}).rate)"
     )
     return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
