@@ -44,7 +44,7 @@ def bench(
     record = known_record(settings.embed.encoder)
     with tempfile.TemporaryDirectory(prefix="pathovit-bench-") as folder:
         outs = [Path(folder, str(number)) for number in range(runs)]
-        done = [one_run(jobs, settings, out) for out in outs]  # first, while this process is as small as that of `pathovit run`
+        done = [one_run(jobs, settings, out) for out in outs]
         if timeline:
             draw_timeline(timeline, jobs, done[-1], settings)
         lines = measure_planning(jobs, settings, record, runs)

@@ -6,12 +6,14 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pathovit.bench.timing import NAN, Measured, median
 from pathovit.bench.usage import Usage, watched
-from pathovit.errors import SettingsError
+from pathovit.errors import InternalError, PathovitError, SettingsError
 from pathovit.outputs.folder import OutFolder
 from pathovit.run.plan import SlideJob, SlidePlan, plan_slide
 from pathovit.settings import Settings
@@ -49,24 +51,49 @@ def matched_model(settings: Settings) -> Matched:
 
 
 def one_run(jobs: Sequence[SlideJob], settings: Settings, out: Path) -> Run:
-    """Into a folder that is empty yet."""
+    """Into a folder that is empty yet, by a process of its own: what is loaded here already would be missing from its start."""
+    context = get_context("spawn")
+    answers, told = context.Pipe(duplex=False)
+    began = time.time()
+    child = context.Process(target=_run_as_child, args=(jobs, settings, out, told))
+    child.start()
+    told.close()
+    with watched(child.pid) as usage:
+        try:
+            found = answers.recv()
+        except EOFError:
+            found = InternalError("internal error: the run that was to be measured ended without a word.")
+        child.join()
+        wall = time.time() - began
+    if isinstance(found, PathovitError):
+        raise found
+    tiles, spans = found
+    first = min((begun for one in spans for begun, _ in one), default=None)
+    if first is None:
+        raise SettingsError("No tile was embedded.")
+    moved = [sorted((begun - first, ended - first) for begun, ended in one) for one in spans]
+    return Run(tiles, wall, first - began, moved, usage)
+
+
+def _run_as_child(jobs: Sequence[SlideJob], settings: Settings, out: Path, told: Connection) -> None:
+    """What the command does. Tells how many tiles there were, and when the devices had batches of each slide; or what is wrong."""
     from pathovit.outputs.lease import lease
     from pathovit.run.folder import Stop, run_jobs
 
-    folder, began = OutFolder(out), time.time()
-    with watched() as usage, lease(folder.path):
-        states = run_jobs(
-            jobs, folder, matched_model(settings), False, ("bench",), lambda state: None, lambda text: None, Stop()
-        ).states
-    wall = time.time() - began
-    failed = [state for state in states if state.stage == "failed"]
+    try:
+        with lease(out):
+            matched = matched_model(settings)
+            states = run_jobs(
+                jobs, OutFolder(out), matched, False, ("bench",), lambda state: None, lambda text: None, Stop()
+            ).states
+    except PathovitError as error:
+        told.send(error)
+        return
+    failed = [f"{state.job.path.name}: {state.reason}" for state in states if state.stage == "failed"]
     if failed:
-        raise SettingsError(f"{failed[0].job.path.name}: {failed[0].reason} Bench with slides that can be embedded.")
-    first = min((begun for state in states for begun, _ in state.spans), default=None)
-    if first is None:
-        raise SettingsError("No tile was embedded.")
-    spans = [sorted((begun - first, ended - first) for begun, ended in state.spans) for state in states]
-    return Run(sum(state.tiles for state in states), wall, first - began, spans, usage)
+        told.send(SettingsError(f"{failed[0]} Bench with slides that can be embedded."))
+        return
+    told.send((sum(state.tiles for state in states), [list(state.spans) for state in states]))
 
 
 def lines_of(runs: Sequence[Run], alone: float) -> list[Measured]:
