@@ -15,6 +15,7 @@ of that tile alone. That is what the heatmap shows; a benign slide stays cold be
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,7 @@ from pathovit.settings import AggregatorConfig
 
 WINDOW = 16  # tiles on a side
 WINDOWS_AT_ONCE = 32  # bounds the memory of attention
+ROWS_AT_ONCE = 4096  # tiles that a layer takes at once where nothing is learned
 UM_PER_UNIT = 100.0  # positions enter the network in tenths of a millimetre
 
 
@@ -59,14 +61,27 @@ class WindowLayout:
         held = torch.cat([filled.flatten() for filled in self.filled]).nonzero()[:, 0]
         self.back = held[torch.argsort(self.places[held])]  # (N,) the place of each tile
 
-    def spread(self, values: Tensor) -> list[Tensor]:
+    def spread(self, values: Tensor) -> Iterator[Tensor]:
         """(N, d) of the tiles, part by part: each (w, K, d)."""
-        parts = torch.split(values[self.places], [filled.numel() for filled in self.filled])
-        return [part.reshape(*filled.shape, -1) for part, filled in zip(parts, self.filled, strict=True)]
+        return (
+            values[places].reshape(*filled.shape, -1) for places, filled in zip(self.split_places(), self.filled, strict=True)
+        )
 
-    def gather(self, parts: list[Tensor]) -> Tensor:
-        """The other way: (N, d)."""
-        return torch.cat([part.flatten(0, 1) for part in parts])[self.back]
+    def gather(self, parts: Iterable[Tensor]) -> Tensor:
+        """The other way: (N, d). Where nothing is learned no more than one part is kept beside it."""
+        if torch.is_grad_enabled():
+            return torch.cat([part.flatten(0, 1) for part in parts])[self.back]
+        found: Tensor | None = None
+        for places, filled, part in zip(self.split_places(), self.filled, parts, strict=True):
+            if found is None:
+                found = part.new_empty(len(self.window), part.shape[-1])
+            found[places[filled.flatten()]] = part[filled]
+        assert found is not None
+        return found
+
+    def split_places(self) -> tuple[Tensor, ...]:
+        """The tiles at the places of each part."""
+        return torch.split(self.places, [filled.numel() for filled in self.filled])
 
 
 def _of_like_size(tiles: Tensor) -> list[Tensor]:
@@ -101,17 +116,18 @@ class WindowAttention(nn.Module):
             self.out.weight.copy_(torch.eye(width))
 
     def forward(self, tokens: Tensor, layout: WindowLayout, xy_um: Tensor) -> Tensor:
-        parts = zip(layout.spread(self.norm(tokens)), layout.spread(xy_um), layout.filled, strict=True)
+        parts = zip(layout.spread(tokens), layout.spread(xy_um), layout.filled, strict=True)
+        mixed: Iterable[Tensor]
         if torch.is_grad_enabled() and layout.count > WINDOWS_AT_ONCE:  # computed twice rather than kept
             mixed = [checkpoint(self.attend, *part, use_reentrant=False) for part in parts]
         else:
-            mixed = [self.attend(*part) for part in parts]
-        out: Tensor = self.out(layout.gather(mixed))
-        return out
+            mixed = (self.attend(*part) for part in parts)
+        mixed = layout.gather(mixed)
+        return by_rows(self.out, mixed, into=mixed)
 
     def attend(self, tokens: Tensor, xy_um: Tensor, filled: Tensor) -> Tensor:
         """Attention within w windows of up to K tiles: (w, K, d), (w, K, 2), (w, K) -> (w, K, d)."""
-        qkv = self.qkv(tokens).float()  # (w, K, 3d)
+        qkv = self.qkv(self.norm(tokens)).float()  # (w, K, 3d)
         q, k, v = split_heads(qkv, self.heads).permute(2, 0, 3, 1, 4)  # each (w, heads, K, d/heads)
         place = (xy_um - xy_um[:, :1]) / UM_PER_UNIT  # (w, K, 2), from the window's first tile
         place = place[:, None] * torch.exp(-self.log_reach)[:, None, None]  # (w, heads, K, 2), in units of the reach
@@ -145,24 +161,33 @@ class RegionAttention(nn.Module):
         self.slope = nn.Parameter(torch.linspace(-3, 1, heads))
 
     def forward(self, tokens: Tensor, layout: WindowLayout, xy_um: Tensor) -> Tensor:
-        tokens = self.norm(tokens)
-        weight = torch.exp(self.pool(tokens).clamp(-8, 8))  # (N, 1)
-        window = layout.window[:, None]
-        total = _sum_by(weight, layout)
-        region = _sum_by(weight * tokens, layout) / total  # (W, d)
-        centre = _sum_by(torch.cat([xy_um, torch.ones_like(xy_um[:, :1])], -1), layout)
+        region = _sum_by(self.weighed, tokens, layout)  # (W, d + 1)
+        region = region[:, :-1] / region[:, -1:]  # (W, d)
+        centre = _sum_by(lambda xy: torch.cat([xy, torch.ones_like(xy[:, :1])], -1), xy_um, layout)
         place = centre[:, :2] / centre[:, 2:] / (UM_PER_UNIT * WINDOW)
         distance = torch.cdist(place, place, compute_mode="donot_use_mm_for_euclid_dist").log1p()  # (W, W)
         bias = -functional.softplus(self.slope)[:, None, None] * distance
         q, k, v = split_heads(self.qkv(region), self.heads).permute(1, 2, 0, 3)  # each (heads, W, d/heads)
         mixed = functional.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=bias[None].to(q.dtype))[0]
         back: Tensor = self.out(mixed.transpose(0, 1).flatten(1))  # (W, d)
-        return back[window[:, 0]]
+        return back[layout.window]
+
+    def weighed(self, tokens: Tensor) -> Tensor:
+        """(n, d) tiles by their weight in their window; and the weight, last: (n, d + 1)."""
+        tokens = self.norm(tokens)
+        weight = torch.exp(self.pool(tokens).clamp(-8, 8))  # (n, 1)
+        return torch.cat([weight * tokens, weight], -1)
 
 
-def _sum_by(values: Tensor, layout: WindowLayout) -> Tensor:
-    """(N, d) summed within windows: (W, d)."""
-    return values.new_zeros(layout.count, values.shape[-1]).index_add_(0, layout.window, values)
+def _sum_by(layer: Callable[[Tensor], Tensor], rows: Tensor, layout: WindowLayout) -> Tensor:
+    """What a layer makes of rows (N, d), summed within windows: (W, e)."""
+    total: Tensor | None = None
+    for part, window in zip(_in_parts(rows), _in_parts(layout.window), strict=True):
+        values = layer(part)
+        total = values.new_zeros(layout.count, values.shape[-1]) if total is None else total
+        total.index_add_(0, window, values)
+    assert total is not None
+    return total
 
 
 class Block(nn.Module):
@@ -178,10 +203,37 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor, layouts: dict[int, WindowLayout], xy_um: Tensor) -> Tensor:
         layout = layouts[self.shift]
-        tokens = tokens + self.scale[0] * self.window(tokens, layout, xy_um)
-        tokens = tokens + self.scale[1] * self.region(tokens, layout, xy_um)
-        fed: Tensor = tokens + self.scale[2] * self.feed(tokens)
-        return fed
+        tokens = _added(tokens, self.scale[0], self.window(tokens, layout, xy_um))
+        tokens = _added(tokens, self.scale[1], self.region(tokens, layout, xy_um))
+        return _added(tokens, self.scale[2], by_rows(self.feed, tokens))
+
+
+def by_rows(layer: Callable[[Tensor], Tensor], rows: Tensor, into: Tensor | None = None) -> Tensor:
+    """What a layer makes of rows (N, d), a part at a time where nothing is learned: what lies between takes no room then.
+
+    Parameters
+    ----------
+    into : (N, e) that may be written over; else there is room made for what is found
+    """
+    parts = _in_parts(rows)
+    if len(parts) == 1:
+        return layer(rows)
+    for place, part in enumerate(parts):
+        found = layer(part)
+        into = found.new_empty(len(rows), *found.shape[1:]) if into is None else into
+        into[place * ROWS_AT_ONCE :][: len(part)] = found
+    assert into is not None
+    return into
+
+
+def _in_parts(rows: Tensor) -> tuple[Tensor, ...]:
+    """(N, ...) all at once where something is learned."""
+    return (rows,) if torch.is_grad_enabled() else torch.split(rows, ROWS_AT_ONCE)
+
+
+def _added(tokens: Tensor, scale: Tensor, more: Tensor) -> Tensor:
+    """tokens + scale * more; in the room of what was added, where nothing is learned."""
+    return tokens + scale * more if torch.is_grad_enabled() else more.mul_(scale).add_(tokens)
 
 
 class AdditiveHead(nn.Module):
@@ -196,10 +248,15 @@ class AdditiveHead(nn.Module):
         self.pull = nn.Parameter(torch.ones(()))  # of evidence on attention: a small tumour must not drown in its surroundings
 
     def forward(self, tokens: Tensor) -> TileEvidence:
-        evidence = self.evidence(tokens).float()  # (N, C)
-        strength = self.weight(torch.tanh(self.value(tokens)) * torch.sigmoid(self.gate(tokens)))[:, 0]
+        evidence = by_rows(self.evidence, tokens).float()  # (N, C)
+        strength = by_rows(self.strength, tokens)[:, 0]
         attention = torch.softmax(strength.float() + self.pull * evidence.max(1).values, 0)
         return TileEvidence((attention[:, None] * evidence).sum(0) + self.bias, evidence, attention, self.bias)
+
+    def strength(self, tokens: Tensor) -> Tensor:
+        """(n, 1) before the softmax."""
+        strength: Tensor = self.weight(torch.tanh(self.value(tokens)) * torch.sigmoid(self.gate(tokens)))
+        return strength
 
 
 class Aggregator(nn.Module):
@@ -243,7 +300,7 @@ class SlideTransformer(Aggregator):
         xy_um : (N, 2) tile centres in micrometres
         pitch_um : distance of neighbouring tiles
         """
-        tokens = self.dropout(self.embed(self.standardise(features)))
+        tokens = self.dropout(by_rows(lambda part: self.embed(self.standardise(part)), features))
         place = torch.round((xy_um - xy_um.min(0).values) / pitch_um).long()
         layouts = {shift: WindowLayout(place[:, 0], place[:, 1], shift) for shift in (0, WINDOW // 2)}
         near = (xy_um - xy_um.min(0).values).float()

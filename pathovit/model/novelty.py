@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pathovit.model.calibration import upper_quantile
 
 Floats = NDArray[np.float32]
+TILES_AT_ONCE = 8192
 TILES_A_SLIDE = 200  # looked at in fitting
 STRANGE_RATE = 0.05  # of the cohort's own slides, and tiles, that score above 1
 SMALLEST_LIMIT = 0.02  # of slides, in limits of tiles: a cohort of like slides must not make every new one strange
@@ -67,8 +68,11 @@ class Novelty:
 
     def tiles(self, features: NDArray[Any]) -> Floats:
         """(N,) novelty of single tiles (N, D)."""
-        away = (features.astype(np.float32) - self.centre) @ self.whiten
-        return np.asarray(np.linalg.norm(away, axis=1) / self.tile_limit, np.float32)
+        distance = np.empty(len(features), np.float32)
+        for first in range(0, len(features), TILES_AT_ONCE):
+            part = slice(first, first + TILES_AT_ONCE)
+            distance[part] = np.linalg.norm((features[part].astype(np.float32) - self.centre) @ self.whiten, axis=1)
+        return np.asarray(distance / self.tile_limit, np.float32)
 
     def slide(self, features: NDArray[Any]) -> float:
         """Novelty of a slide from its tiles (N, D), less what the mean of so few tiles strays by chance."""

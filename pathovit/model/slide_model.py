@@ -74,7 +74,7 @@ class SlideModel:
     def look(self, features: torch.Tensor, xy_um: torch.Tensor, pitch_um: float) -> Seen:
         """What the network makes of a bag of tiles (N, D), all of them read."""
         with torch.inference_mode():
-            found = self.network(features.float(), xy_um, pitch_um)
+            found = self.network(features, xy_um, pitch_um)
         logits, evidence, bias = (
             tensor.detach().numpy().astype(np.float64) / self.calibration.temperature
             for tensor in (found.logits, found.evidence, found.bias)
@@ -98,7 +98,7 @@ class SlideModel:
         ok = stored.ok
         if not ok.any():
             raise SettingsError(f"{stored.slide_id}: not one of its tiles could be read.")
-        features = stored.features[ok].astype(np.float32)
+        features = stored.features if ok.all() else stored.features[ok]  # which copies them
         bag = torch.from_numpy(features), torch.from_numpy(stored.centres_um()[ok]), stored.pitch_um
         seen = self.look(*bag)
         chances = self.target.kind.probabilities(seen.logits)

@@ -37,14 +37,27 @@ def test_windows_are_packed_and_no_tile_is_lost() -> None:
     _, xy = bag(600)
     place = (xy / PITCH).long()
     layout = WindowLayout(place[:, 0], place[:, 1], 8)
-    places = layout.spread(torch.arange(600)[:, None])
+    places = list(layout.spread(torch.arange(600)[:, None]))
     held = torch.cat([tiles[..., 0][filled] for tiles, filled in zip(places, layout.filled, strict=True)])
     assert sorted(held.tolist()) == list(range(600))
     assert torch.equal(layout.gather(places), torch.arange(600)[:, None])
+    with torch.inference_mode():
+        assert torch.equal(layout.gather(places), torch.arange(600)[:, None])
     for part, filled in zip(places, layout.filled, strict=True):
         for tiles, there in zip(part[..., 0], filled, strict=True):
             windows = (place[tiles[there]] + 8) // 16
             assert len(torch.unique(windows, dim=0)) == 1
+
+
+def test_an_answer_in_parts_is_that_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where something is learned all tiles are taken at once."""
+    monkeypatch.setattr(aggregator, "ROWS_AT_ONCE", 64)
+    features, xy = bag(333)
+    whole = network()(features, xy, PITCH)
+    with torch.inference_mode():
+        parts = network()(features, xy, PITCH)
+    for name in ("logits", "evidence", "attention"):
+        assert torch.allclose(getattr(whole, name), getattr(parts, name), atol=1e-5), name
 
 
 def test_packing_does_not_change_attention() -> None:
