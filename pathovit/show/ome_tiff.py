@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import uuid
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -30,6 +32,7 @@ def write_ome_tiff(path: Path, heatmap: Heatmap, trial: str = "") -> None:
     layers = len(names)
     metadata = {
         "axes": "CYX",
+        "UUID": f"urn:uuid:{_identity(pyramid[0])}",
         "Name": "pathovit heatmap",
         "Description": f"{RESEARCH_USE} {trial and f'This is {trial}. '}Level-0 origin {heatmap.origin}, cell {heatmap.cell_l0} level-0 pixels.",
         "PhysicalSizeX": width_um,
@@ -59,6 +62,11 @@ def write_ome_tiff(path: Path, heatmap: Heatmap, trial: str = "") -> None:
                 **options,
             )
     write_atomically(path, buffer.getvalue())
+
+
+def _identity(layers: NDArray[np.float32]) -> uuid.UUID:
+    """The same for the same heatmap, so that its file has the same bytes whenever it is written."""
+    return uuid.uuid5(uuid.NAMESPACE_OID, hashlib.sha256(layers.tobytes()).hexdigest())
 
 
 def read_ome_tiff(path: Path) -> tuple[tuple[str, ...], NDArray[np.float32]]:

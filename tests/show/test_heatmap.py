@@ -115,6 +115,8 @@ def test_ome_tiff_is_a_pyramid_of_means_that_skips_what_was_not_read(tmp_path: P
         assert [level.shape[-2:] for level in levels] == [(88, 120), (44, 60)]
         assert np.nanmax(levels[1].asarray()) == pytest.approx(0.8)  # not 0.2: three unread neighbours do not count as cold
     assert np.isnan(halve(np.full((1, 4, 4), np.nan, np.float32))).all()
+    write_ome_tiff(tmp_path / "again.ome.tiff", big)
+    assert (tmp_path / "again.ome.tiff").read_bytes() == (tmp_path / "h.ome.tiff").read_bytes()
 
 
 @pytest.mark.parametrize("case", CASES)
