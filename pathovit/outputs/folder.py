@@ -213,6 +213,12 @@ class OutFolder:
                 continue
         return found
 
+    def sweep(self) -> None:
+        """Remove what killed runs had half written. Its lease must be held; slide folders are swept when they are written again."""
+        for name in (".", "tissue", "tissue/.drawn", ".runs", ".fingerprints", ".outcomes"):
+            for stale in (self.path / name).glob(".*.partial"):
+                stale.unlink(missing_ok=True)
+
     # An --overwrite that was interrupted goes on where it stopped
 
     def begin_replacing(self, key: str) -> bool:

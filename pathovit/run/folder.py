@@ -153,6 +153,7 @@ def run_jobs(
     ------
     PathovitError : what no slide can get past; what was finished before is shown, and the record of the run before stays
     """
+    out.sweep()
     settings, model = _with_whole_paths(matched.settings), matched.model
     weights_sha256 = check_weights(settings)
     card = read_card(model)[1] if model is not None else None

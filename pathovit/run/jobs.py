@@ -33,7 +33,7 @@ def find_jobs(
     if not slides:
         rows = [replace(row, slide=existing_slide(row), in_folder=True) for row in rows]
     found: dict[Path, Path] = {}
-    for path in find_slides(slides or [row.slide for row in rows]):
+    for path in find_slides(slides or [row.slide for row in rows], say):
         found.setdefault(path.resolve(), path)
     given = list(found.values())
     told = rows_of_slides(rows, given, manifest, say) if manifest else {}

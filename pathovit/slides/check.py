@@ -45,7 +45,10 @@ def check_kind(path: Path) -> None:
             raise SlideOpenError(path, "there is no such file. Check the path; a link may point nowhere.")
         found = tried_again(path.stat)
         if stat.S_ISDIR(found.st_mode):
-            raise SlideOpenError(path, "this is a folder. Give a slide file.")
+            remedy = (
+                "Give a slide file." if any(path.iterdir()) else "There is nothing in it: copy the slide again from its source."
+            )
+            raise SlideOpenError(path, f"this is a folder. {remedy}")
         if not stat.S_ISREG(found.st_mode):
             raise SlideOpenError(path, "not a regular file (a pipe, socket or device). Give a slide file.")
         if kind := NOT_SLIDES.get(path.suffix.lower()):

@@ -9,22 +9,28 @@ from pathlib import Path
 from pathovit.errors import NoSlidesError
 from pathovit.files import FLAT_SUFFIXES, SLIDE_SUFFIXES
 from pathovit.slides.identity import dicom_series
+from pathovit.tables import Say
 
 OWN_OUTPUTS = {"run.json", "slide.json"}
 OWN_PICTURES = "heatmap.ome.tiff"  # is no slide
 
 
-def find_slides(paths: Iterable[Path]) -> list[Path]:
+def find_slides(paths: Iterable[Path], say: Say = lambda text: None) -> list[Path]:
     """Slide files under the given files and folders, sorted within a folder, each once.
 
-    Files named one by one are taken whatever their suffix (`check.py` says what is wrong with them). Of a DICOM
-    series, which is many files, the first stands for all.
+    Files named one by one are taken whatever their suffix (`check.py` says what is wrong with them), and so are empty
+    folders that are named like slides. Of a DICOM series, which is many files, the first stands for all.
+
+    Parameters
+    ----------
+    say : called with a sentence for every folder that was given and holds no slide, where others do
 
     Raises
     ------
     NoSlidesError : nothing was found
     """
     found: dict[Path, None] = {}
+    without: list[Path] = []
     asked = list(paths)
     if not any(path.exists() or path.is_symlink() for path in asked):
         raise NoSlidesError(
@@ -32,7 +38,10 @@ def find_slides(paths: Iterable[Path]) -> list[Path]:
         )
     for path in asked:
         if path.is_dir():
-            found.update(dict.fromkeys(_slides_in(path)))
+            inside = dict.fromkeys(_slides_in(path))
+            found.update(inside)
+            if not inside:
+                without.append(path)
         else:
             found[path] = None
     slides = _one_file_per_series(found)
@@ -43,6 +52,8 @@ def find_slides(paths: Iterable[Path]) -> list[Path]:
         raise NoSlidesError(
             f"No slide found in {names}. Give slide files ({', '.join(SLIDE_SUFFIXES)}) or a folder of them.{hint}"
         )
+    for folder in without:
+        say(f"{folder}: no slide in this folder")
     return slides
 
 
@@ -57,6 +68,8 @@ def _slides_in(folder: Path) -> Iterator[Path]:
                 folders.clear()
                 continue
             files = [name for name in files if name != OWN_PICTURES]
+        if not files and not folders and Path(root).name.lower().endswith(SLIDE_SUFFIXES):
+            yield Path(root)  # what is left of a slide: it is to have a row
         mirax_data = {Path(name).stem for name in files if name.lower().endswith(".mrxs")}
         folders[:] = sorted(name for name in folders if name not in mirax_data and not name.endswith(".zarr"))
         for name in sorted(files):

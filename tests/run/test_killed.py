@@ -104,6 +104,8 @@ def test_a_run_killed_at_any_point_goes_on_to_the_same_bytes(slides: list[Path],
         assert process.poll() is None, "the run was over before it was killed"
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+    for half in (out / ".report.html.12345678.partial", out / ".fingerprints/.a.json.12345678.partial"):
+        half.write_bytes(b"half")
     process = start(slides, out)
     assert process.wait(timeout=300) == 0
     require_same(tmp_path / "calm" / "out", out, expected)

@@ -81,6 +81,18 @@ def test_our_own_outputs_are_not_slides(tmp_path: Path) -> None:
     assert [p.name for p in find_slides([tmp_path])] == ["a.svs"]
 
 
+def test_what_is_left_of_a_slide_has_a_row_and_a_folder_without_any_is_said(tmp_path: Path) -> None:
+    for name in ("given", "given/rest.svs", "rest.ndpi", "nothing"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "given" / "a.svs").touch()
+    said: list[str] = []
+    found = find_slides([tmp_path / "given", tmp_path / "rest.ndpi", tmp_path / "nothing"], said.append)
+    assert [p.name for p in found] == ["a.svs", "rest.svs", "rest.ndpi"]
+    assert said == [f"{tmp_path / 'nothing'}: no slide in this folder"]
+    with pytest.raises(SlideOpenError, match="There is nothing in it: copy the slide again"):
+        check_kind(tmp_path / "rest.ndpi")
+
+
 def test_no_slide_found_says_where(tmp_path: Path) -> None:
     with pytest.raises(NoSlidesError, match=tmp_path.name):
         find_slides([tmp_path])
