@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from pathovit.errors import SettingsError, WeightsError
+from pathovit.files import file_sha256
 from pathovit.model.calibration import Calibration
+from pathovit.model.contract import TAUGHT, Fault, parsed, require
 from pathovit.model.targets import Target
 from pathovit.outputs.recipe import EmbedRecipe, Values
 from pathovit.settings import AggregatorConfig
 
 REFERENCE = "reference"  # the bundled model
-TAUGHT = "taught"  # kind of a model that was taught on painted tiles
 
 BUNDLED = Path(__file__).parent / "bundled"
 NEEDED = ("config", "encoder", "target", "calibration", "weights_sha256")
@@ -99,18 +100,35 @@ def read_card(folder: str | Path) -> tuple[Path, ModelCard]:
     if not card_path.is_file():
         raise WeightsError(f"{path}: not a model folder (model.json is missing). Make one with: pathovit train LABELS.csv")
     try:
-        values = json.loads(card_path.read_text("utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{card_path}: damaged ({error}). Train the model again.") from error
-    missing = [key for key in NEEDED if key not in values]
-    if missing:
-        raise WeightsError(f"{card_path}: of another version ({', '.join(missing)} missing). Train the model again.")
-    card = ModelCard(values)
+        values = parsed(card_path.read_bytes())
+        missing = [key for key in NEEDED if key not in values]
+        if missing:
+            raise Fault(f"of another version ({', '.join(missing)} missing)")
+        require(values)
+    except Fault as fault:
+        raise WeightsError(f"{card_path}: {fault}. Train the model again.") from fault
+    except OSError as error:
+        raise WeightsError(f"{card_path}: cannot be read ({error.strerror}).") from error
+    return path.resolve(), ModelCard(values)
+
+
+def require_weights(folder: Path, card: ModelCard) -> Path:
+    """The model's weights, if they are those that its card was written for; nothing is loaded.
+
+    Raises
+    ------
+    WeightsError : missing, or others
+    """
+    weights = folder / "model.safetensors"
     try:
-        _ = card.config, card.target, card.calibration, card.trained
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise WeightsError(f"{card_path}: of another version ({error}). Train the model again.") from error
-    return path.resolve(), card
+        digest = file_sha256(weights)
+    except OSError as error:
+        raise WeightsError(f"{weights}: missing, or it cannot be read ({error.strerror}). Train the model again.") from error
+    if digest != card.values["weights_sha256"]:
+        raise WeightsError(
+            f"{weights}: its SHA-256 is not the one in model.json; one of the two was changed. Train the model again."
+        )
+    return weights
 
 
 @dataclass(frozen=True)

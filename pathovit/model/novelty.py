@@ -87,9 +87,17 @@ class Novelty:
 
     @classmethod
     def from_tensors(cls, found: dict[str, Any]) -> Novelty | None:
-        """The other way; None if there are none. Models of before measured slides in the spread of tiles."""
-        before = {"slide_centres": found["centre"][None], "slide_whiten": found["whiten"]} if found else {}
-        return cls(**(before | found)) if found else None
+        """The other way; None if there are none. Raises KeyError, TypeError or ValueError where they are others. Models of before measured slides in the spread of tiles."""
+        if not found:
+            return None
+        before = {"slide_centres": found["centre"][None], "slide_whiten": found["whiten"]}
+        novelty = cls(**(before | found))
+        groups, dim = novelty.slide_centres.shape
+        square = (dim, dim)
+        shapes = [values.shape for values in asdict(novelty).values()]
+        if shapes != [(dim,), square, (groups, dim), square, (), (), ()]:
+            raise ValueError(f"shapes {shapes}")
+        return novelty
 
 
 def _whitening(sample: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

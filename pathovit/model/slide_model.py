@@ -19,7 +19,7 @@ from pathovit.files import file_sha256
 from pathovit.model.aggregator import Aggregator
 from pathovit.model.baselines import make_aggregator
 from pathovit.model.calibration import Calibration
-from pathovit.model.card import ModelCard, check_recipe, model_digest, read_card
+from pathovit.model.card import ModelCard, check_recipe, model_digest, read_card, require_weights
 from pathovit.model.novelty import Novelty
 from pathovit.model.prediction import Answered, SlidePrediction
 from pathovit.model.targets import Target
@@ -169,21 +169,26 @@ def _spread(values: Floats | NDArray[np.float32], ok: NDArray[np.bool_]) -> NDAr
 def load_model(folder: str | Path) -> SlideModel:
     """A slide model from its folder (model.safetensors, model.json); "reference" is the bundled one."""
     path, card = read_card(folder)
-    weights_path = path / "model.safetensors"
-    network = TaughtHead(card.config) if card.is_taught else make_aggregator(card.config)
+    weights_path = require_weights(path, card)
+    make = TaughtHead if card.is_taught else make_aggregator
     tensors = read_safetensors(weights_path)
-    digest = file_sha256(weights_path)
-    if digest != card.values["weights_sha256"]:
-        raise WeightsError(
-            f"{weights_path}: its SHA-256 is not the one in model.json; one of the two was changed. Train the model again."
-        )
-    novelty = Novelty.from_tensors(
-        {k.removeprefix("novelty."): v.numpy() for k, v in tensors.items() if k.startswith("novelty.")}
-    )
+    with torch.device("meta"):  # room is made for a network only if its weights are there
+        expected = {name: tensor.shape for name, tensor in make(card.config).state_dict().items()}
+    given = {name: tensor.shape for name, tensor in tensors.items() if not name.startswith("novelty.")}
+    if other := sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name)):
+        said = f"{other[0]} is {tuple(given.get(other[0], ()))} and not {tuple(expected.get(other[0], ()))}"
+        raise WeightsError(f"{weights_path}: does not fit model.json ({len(other)} of its tensors; {said}).")
+    known = {k.removeprefix("novelty."): v.numpy() for k, v in tensors.items() if k.startswith("novelty.")}
     try:
-        network.load_state_dict({k: v for k, v in tensors.items() if not k.startswith("novelty.")})
-    except RuntimeError as error:
-        raise WeightsError(f"{weights_path}: does not fit model.json ({str(error).splitlines()[0]}).") from error
+        novelty = Novelty.from_tensors(known)
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{weights_path}: what it holds of novelty is damaged ({error}). Train the model again.") from error
+    if novelty and len(novelty.centre) != card.config.feature_dim:
+        raise WeightsError(
+            f"{weights_path}: its novelty is of {len(novelty.centre)} features, and model.json has {card.config.feature_dim}."
+        )
+    network = make(card.config)
+    network.load_state_dict({name: tensors[name] for name in given})
     return SlideModel(network.eval(), card.target, card.calibration, novelty, card, model_digest(card), path.name)
 
 

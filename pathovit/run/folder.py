@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pathovit.encoders.check import check_weights
 from pathovit.errors import InternalError, NoSlidesError, PathovitError, SettingsError, SlideError, StorageError
-from pathovit.model.card import NO_EVIDENCE, REFERENCE, Trained, model_digest, read_card
+from pathovit.model.card import NO_EVIDENCE, REFERENCE, Trained, model_digest, read_card, require_weights
 from pathovit.outputs.folder import OutFolder, Refused
 from pathovit.outputs.lease import lease
 from pathovit.outputs.records import SlideRecord, SlideVerdict
@@ -115,6 +115,7 @@ def match_model(settings: Settings, encoder_given: bool, model_given: bool, say:
         )
         return Matched(settings, None)
     folder, card = read_card(settings.heatmap.model)
+    require_weights(folder, card)  # before anything is begun with it
     if card.config.kind in NO_EVIDENCE:
         raise SettingsError(
             f"{settings.heatmap.model}: a {card.config.kind} model says nothing of single tiles, so there is no heatmap to draw. "

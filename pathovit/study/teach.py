@@ -18,7 +18,8 @@ from scipy.optimize import minimize
 from pathovit import RESEARCH_USE
 from pathovit.errors import SettingsError
 from pathovit.model.calibration import Calibration
-from pathovit.model.card import TAUGHT, ModelCard
+from pathovit.model.card import ModelCard
+from pathovit.model.contract import TAUGHT
 from pathovit.model.judged import LeftOutFigures
 from pathovit.model.lattice import Lattice
 from pathovit.model.metrics import auroc
