@@ -27,6 +27,7 @@ from pathovit.errors import StoreError
 from pathovit.files import file_sha256, fsync, storage_errors, tried_again, write_atomically
 from pathovit.outputs.features import FeatureAttributes, SlideFeatures, TileVerdict
 from pathovit.outputs.folder import SlideFolder
+from pathovit.outputs.foreign import ARRAYS, refuse_foreign
 from pathovit.outputs.recipe import EmbedRecipe
 from pathovit.outputs.records import FeaturesRecord
 from pathovit.slides.tiling import TileGrid
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Span = tuple[float, float]
-ARRAYS = ("features", "xy", "coverage", "verdict")
-CODECS = {"bytes", "zstd"}  # of our own stores
 TISSUE_CHUNK = (1024, 1024)
 
 
@@ -135,31 +134,10 @@ class FeatureStore:
             temporary.rename(self.zarr_path)
             fsync(folder)
 
-    def _refuse_foreign(self) -> None:
-        """Look at a store before a byte of it is decoded: a codec of an older format can run code of its writer's choice."""
-        for about in [self.zarr_path / "zarr.json", *(self.zarr_path / name / "zarr.json" for name in (*ARRAYS, "tissue"))]:
-            if not about.is_file():
-                continue
-            try:
-                found = json.loads(tried_again(about.read_bytes))
-                codecs = {codec["name"] for codec in found.get("codecs", [])}
-                known = found["zarr_format"] == 3 and codecs <= CODECS and not found.get("consolidated_metadata")
-            except (ValueError, KeyError, TypeError):
-                known = False
-            if not known:
-                raise StoreError(
-                    self.path, f"{self.zarr_path} was not written by pathovit, and is not read. Embed the slide again."
-                )
-        for folder in (self.zarr_path, *(self.zarr_path / name for name in (*ARRAYS, "tissue"))):
-            if any((folder / older).exists() for older in (".zgroup", ".zarray", ".zattrs", ".zmetadata")):
-                raise StoreError(
-                    self.path, f"{self.zarr_path} holds a store of Zarr 2, which is not read. Embed the slide again."
-                )
-
     def _group(self, mode: str) -> zarr.Group:
         import zarr
 
-        self._refuse_foreign()
+        refuse_foreign(self.zarr_path, self.path)
         try:
             return tried_again(lambda: zarr.open_group(self.zarr_path, mode=mode))
         except (OSError, ValueError, KeyError) as error:
