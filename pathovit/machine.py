@@ -18,7 +18,7 @@ from pathovit.errors import SettingsError
 if TYPE_CHECKING:
     import torch
 
-SPARE_BYTES = 640 * 2**20  # that a process may hold for its next tensors
+SPARE_BYTES = 384 * 2**20  # that a process may hold for its next tensors
 MANY_TILES = 2000  # of a bag, from which on several threads are faster (docs/benchmarks.md)
 
 
