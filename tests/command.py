@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PATHOVIT = [sys.executable, "-c", "from pathovit.cli import main; main()"]
+PATHOVIT = [sys.executable, "-c", "from pathovit.__main__ import main; main()"]
 
 
 def pathovit(*arguments: object, timeout: float = 300, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

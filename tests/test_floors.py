@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pathovit"
 # From the ground up: what a module imports lies before it, or in its own room.
-GROUND = ("errors", "text", "files", "geometry", "machine", "tables", "manifest", "settings")
+GROUND = ("errors", "signals", "text", "files", "geometry", "machine", "tables", "manifest", "settings")
 ROOMS = (*GROUND, "slides", "encoders", "outputs", "model", "show", "study", "run", "review", "bench", "cli", "__main__")
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if not {"__pycache__", "node_modules"} & set(path.parts))
 MOST_LINES = 350

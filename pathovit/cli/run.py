@@ -17,14 +17,13 @@ import typer
 from pathovit import RESEARCH_USE
 from pathovit.cli import options
 from pathovit.cli.app import app
+from pathovit.signals import CODES
 from pathovit.text import counted, duration, plain
 
 if TYPE_CHECKING:
     from pathovit.run.folder import Matched, RunResult, Stop
     from pathovit.run.plan import SlideJob
     from pathovit.run.schedule import SlideState
-
-SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
 
 
 @app.command()
@@ -84,7 +83,7 @@ def carry_out(jobs: Sequence[SlideJob], out: Path, matched: Matched, overwrite: 
         if as_json:
             slides = [_as_json(state) for state in result.states]
             typer.echo(json.dumps({"exit_code": result.exit_code, "out": str(out), "slides": slides}, indent=1))
-        if result.exit_code in SIGNALS.values():
+        if result.exit_code in CODES.values():
             leave(result.exit_code)
         return result.exit_code
 
@@ -128,7 +127,7 @@ def _say_goodbye(result: RunResult) -> None:
         if state.internal:
             say(state.reason + "\n")
     say(_said_unsure(states))
-    if result.exit_code in SIGNALS.values():
+    if result.exit_code in CODES.values():
         say("Interrupted. The same command goes on where it stopped.\n")
     table = "Predictions" if any(state.done and state.done.prediction for state in states) else "Table"
     out = result.out
@@ -156,14 +155,14 @@ def stoppable() -> Iterator[Stop]:
     stop = Stop()
 
     def caught(number: int, frame: object) -> None:
-        code = SIGNALS[signal.Signals(number)]
+        code = CODES[signal.Signals(number)]
         if stop.event.is_set():
             leave(code)
         stop.code = code
         stop.event.set()
         sys.stderr.write("\npathovit: stopping; what is stored stays.\n")
 
-    before = {number: signal.signal(number, caught) for number in SIGNALS}
+    before = {number: signal.signal(number, caught) for number in CODES}
     try:
         yield stop
     finally:

@@ -6,6 +6,7 @@ replaced is there at once. Nothing here may begin a thread or touch a device: ne
 
 from __future__ import annotations
 
+import gc
 import signal
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the process that has workers, which ends them
@@ -20,3 +21,6 @@ import pathovit.run.embed  # noqa: E402
 import pathovit.run.finish  # noqa: E402
 import pathovit.run.worker  # noqa: E402
 import pathovit.show.overview  # noqa: E402, F401
+
+gc.collect()
+gc.freeze()  # what a collection does not look at, it does not write to: workers go on sharing these pages
