@@ -133,10 +133,11 @@ def save_sheet(sheet: Image.Image, path: Path) -> None:
 def to_png(picture: RGB, words: Mapping[str, str]) -> bytes:
     """A PNG file: each row as what differs from the one above, packed by libdeflate; a quarter of the time that libpng takes."""
     height, width = picture.shape[:2]
+    flat = picture.reshape(height, 3 * width)
     rows = np.empty((height, 1 + 3 * width), np.uint8)
     rows[:, 0] = 2  # the filter that is called "up"
-    rows[0, 1:] = picture[0].ravel()
-    np.subtract(picture[1:].reshape(height - 1, -1), picture[:-1].reshape(height - 1, -1), out=rows[1:, 1:])
+    rows[0, 1:] = flat[0]
+    np.subtract(flat[1:], flat[:-1], out=rows[1:, 1:])
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # eight bits of red, green and blue
     said = [(b"tEXt", f"{name}\0{text}".encode("latin-1")) for name, text in words.items()]
     packed = imagecodecs.deflate_encode(rows.tobytes(), level=1)
