@@ -125,6 +125,8 @@ def _drawn(out: OutFolder, record: SlideRecord, kinds: TissueKinds, folder: Path
     try:
         return _draw(out, record, kinds, folder)
     except (SlideError, SettingsError) as error:
+        for old in (f".drawn/{record.slide_id}.json", f"{record.slide_id}.jpg", f"{record.slide_id}.geojson"):
+            (folder / old).unlink(missing_ok=True)  # of other kinds, or other features: no map is better than a wrong one
         return f"{record.description.file}: no tissue map ({error})"
 
 

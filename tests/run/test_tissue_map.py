@@ -68,6 +68,17 @@ def test_a_lost_picture_is_drawn_again_and_it_alone(out: Path) -> None:
     assert [path.stat().st_mtime_ns for path in others] == times
 
 
+def test_a_slide_that_cannot_be_drawn_again_keeps_no_map_of_other_kinds(out: Path) -> None:
+    note = sorted((out / "tissue" / ".drawn").glob("*.json"))[0]
+    note.write_text(json.dumps({"mark": "of other kinds", "mm2": [1.0, 2.0], "nearest": [[]]}))
+    shutil.rmtree(out / "slides" / note.stem / "features.zarr" / "verdict" / "c")
+    said: list[str] = []
+    map_tissue(OutFolder(out), said.append)
+    assert [text for text in said if "no tissue map" in text and "is missing" in text]
+    assert len(areas(out)) == 2
+    assert not list((out / "tissue").rglob(f"{note.stem}.*"))
+
+
 def test_kinds_get_names_and_are_taught_from(out: Path, tmp_path: Path) -> None:
     done = pathovit("teach", out, out / "tissue" / "names.csv", "--no-maps", "--model", tmp_path / "m")
     assert done.returncode == 2
