@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from types import FrameType
@@ -17,6 +18,10 @@ def end_by_signals() -> None:
 
 def _ended(number: int, frame: FrameType | None) -> None:
     for other in CODES:
-        signal.signal(other, signal.SIG_IGN)  # once is enough: what is open is closed
+        signal.signal(other, _ended_at_once)  # what is open is closed, unless that takes too long for whoever waits
     sys.stderr.write("\npathovit: stopped.\n")
     raise SystemExit(CODES[signal.Signals(number)])
+
+
+def _ended_at_once(number: int, frame: FrameType | None) -> None:
+    os._exit(CODES[signal.Signals(number)])

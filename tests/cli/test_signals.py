@@ -36,3 +36,14 @@ def test_a_signal_while_something_is_imported_ends_with_its_code(
     assert done.returncode == CODES[number], done.stderr
     assert "Traceback" not in done.stderr
     assert "stop" in done.stderr
+
+
+def test_a_second_signal_ends_at_once_what_takes_long_to_close() -> None:
+    child = (
+        "import os, signal, time; from pathovit.signals import end_by_signals; end_by_signals()\n"
+        "try: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "finally:\n os.kill(os.getpid(), signal.SIGINT)\n time.sleep(60)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, timeout=30)
+    assert done.returncode == CODES[signal.SIGINT]
+    assert done.stderr == "\npathovit: stopped.\n"
