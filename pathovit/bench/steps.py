@@ -14,7 +14,7 @@ import numpy as np
 
 from pathovit.bench.peers import measure_machine, measure_peer
 from pathovit.bench.timing import NAN, Measured, Taken, median
-from pathovit.bench.whole import draw_timeline, lines_of, measure_finishing, one_run
+from pathovit.bench.whole import draw_timeline, lines_of, matched_model, measure_finishing, one_run
 from pathovit.encoders.names import known_record
 from pathovit.encoders.records import EncoderRecord
 from pathovit.machine import allowed_cores, keep_freed_memory
@@ -41,22 +41,24 @@ def bench(
 ) -> list[Measured]:
     """All steps; medians of `runs`. `timeline` is the file for a picture of what the devices did."""
     keep_freed_memory()  # as the workers do; before other threads have memory of their own
-    record = known_record(settings.embed.encoder)
+    matched = matched_model(settings)
+    settings, record = matched.settings, known_record(settings.embed.encoder)
     with tempfile.TemporaryDirectory(prefix="pathovit-bench-") as folder:
         outs = [Path(folder, str(number)) for number in range(runs)]
-        done = [one_run(jobs, settings, out) for out in outs]
+        done = [one_run(jobs, matched, out) for out in outs]
         if timeline:
             draw_timeline(timeline, jobs, done[-1], settings)
         lines = measure_planning(jobs, settings, record, runs)
-        lines += measure_finishing(jobs, settings, outs[-1], runs)
+        encoder, loading = load_timed(settings)
+        lines += measure_finishing(jobs, matched, encoder.spec, outs[-1], runs)
     found = survey_slide(jobs[0], settings, record)
     grid = found.grid
     with found.slide as slide:
         lines += measure_reading(slide, grid, settings, runs)
         if against:
             lines += measure_peer(against, slide, grid, settings.run.readers or allowed_cores(), runs)
-        encoding = measure_encoding(slide, grid, settings, runs)
-    return [*lines_of(done, encoding[0].rate), *lines, *encoding, *measure_machine(runs)]
+        alone, *encoding = measure_encoding(slide, grid, settings, encoder, runs)
+    return [*lines_of(done, alone.rate), *lines, alone, loading, *encoding, *measure_machine(runs)]
 
 
 def measure_planning(jobs: Sequence[SlideJob], settings: Settings, record: EncoderRecord, runs: int) -> list[Measured]:
@@ -126,31 +128,32 @@ def decode_alone(slide: Slide, grid: TileGrid, some: np.ndarray[Any, Any]) -> in
     return len(needed)
 
 
-def measure_encoding(slide: Slide, grid: TileGrid, settings: Settings, runs: int) -> list[Measured]:
+def load_timed(settings: Settings) -> tuple[Encoder, Measured]:
+    """The encoder, and what it took until it gave features: torch is loaded with it."""
+    began = time.perf_counter()
     from pathovit.encoders.load import load_encoder
 
     embed = settings.embed
-    loading = time.perf_counter()
     encoder = load_encoder(
         embed.encoder, embed.weights, settings.run.device, embed.precision, settings.tiles.tile_px, embed.engine
     )
+    blank = encoder.buffer(batch_tiles(settings, encoder))
+    blank[:] = 0
+    encoder.embed(blank)
+    return encoder, Measured("load the encoder", NAN, time.perf_counter() - began, "to the first features")
+
+
+def measure_encoding(slide: Slide, grid: TileGrid, settings: Settings, encoder: Encoder, runs: int) -> list[Measured]:
     batch = encoder.buffer(batch_tiles(settings, encoder))
     tiles = [tile for index in range(min(len(grid), len(batch))) if (tile := read_tile(slide, grid, index)) is not None]
     for row in range(len(batch)):
         batch[row] = tiles[row % len(tiles)]
-    encoder.embed(batch)
-    loading = time.perf_counter() - loading
-
-    alone = encode_alone(encoder, batch, runs)
     said = f"{encoder.name}, {encoder.engine}, {encoder.precision}, {encoder.device.type}, batches of {len(batch)}"
-    lines = [
-        alone.line("encode alone", said),
-        Measured("load the encoder", NAN, loading, "to the first features"),
-    ]
+    lines = [encode_alone(encoder, batch, runs).line("encode alone", said)]
     if slide.reader == "device":
         lines += measure_device_decoding(slide, grid, encoder, len(batch), runs)
     features = encoder.embed(batch).astype(np.float16)
-    return lines + measure_storing(slide, grid, features, embed.chunk_tiles, runs)
+    return lines + measure_storing(slide, grid, features, settings.embed.chunk_tiles, runs)
 
 
 def encode_alone(encoder: Encoder, batch: np.ndarray[Any, Any], runs: int) -> Taken:

@@ -19,6 +19,7 @@ from pathovit.run.plan import SlideJob, SlidePlan, plan_slide
 from pathovit.settings import Settings
 
 if TYPE_CHECKING:
+    from pathovit.encoders.spec import EncoderSpec
     from pathovit.run.embedder import Span
     from pathovit.run.folder import Matched
 
@@ -43,19 +44,22 @@ class Run:
 
 
 def matched_model(settings: Settings) -> Matched:
-    """The settings, with the bundled model where the bundled encoder is asked for; else features only."""
+    """The settings, with the bundled model where its encoder and its tiles are asked for; else features only."""
     from pathovit.model.card import REFERENCE
-    from pathovit.run.folder import match_model
+    from pathovit.run.folder import Matched, match_model
 
-    return match_model(settings, settings.embed.encoder != REFERENCE, False)
+    try:
+        return match_model(settings, settings.embed.encoder != REFERENCE, False)
+    except SettingsError:  # other tiles than the model was made for: their features can be measured
+        return Matched(settings, None)
 
 
-def one_run(jobs: Sequence[SlideJob], settings: Settings, out: Path) -> Run:
+def one_run(jobs: Sequence[SlideJob], matched: Matched, out: Path) -> Run:
     """Into a folder that is empty yet, by a process of its own: what is loaded here already would be missing from its start."""
     context = get_context("spawn")
     answers, told = context.Pipe(duplex=False)
     began = time.time()
-    child = context.Process(target=_run_as_child, args=(jobs, settings, out, told))
+    child = context.Process(target=_run_as_child, args=(jobs, matched, out, told))
     child.start()
     told.close()
     with watched(child.pid) as usage:
@@ -75,14 +79,13 @@ def one_run(jobs: Sequence[SlideJob], settings: Settings, out: Path) -> Run:
     return Run(tiles, wall, first - began, moved, usage)
 
 
-def _run_as_child(jobs: Sequence[SlideJob], settings: Settings, out: Path, told: Connection) -> None:
+def _run_as_child(jobs: Sequence[SlideJob], matched: Matched, out: Path, told: Connection) -> None:
     """What the command does. Tells how many tiles there were, and when the devices had batches of each slide; or what is wrong."""
     from pathovit.outputs.lease import lease
     from pathovit.run.folder import Stop, run_jobs
 
     try:
         with lease(out):
-            matched = matched_model(settings)
             states = run_jobs(
                 jobs, OutFolder(out), matched, False, ("bench",), lambda state: None, lambda text: None, Stop()
             ).states
@@ -120,19 +123,14 @@ def lines_of(runs: Sequence[Run], alone: float) -> list[Measured]:
     ]  # fmt: skip
 
 
-def measure_finishing(jobs: Sequence[SlideJob], settings: Settings, out: Path, runs: int) -> list[Measured]:
+def measure_finishing(jobs: Sequence[SlideJob], matched: Matched, encoder: EncoderSpec, out: Path, runs: int) -> list[Measured]:
     """Answer, pictures and exports of all slides of a run, once more."""
-    from pathovit.encoders.load import load_encoder
     from pathovit.model.slide_model import load_model
     from pathovit.run.finish import finish_slide
 
-    matched, folder = matched_model(settings), OutFolder(out)
-    embed, run = matched.settings.embed, matched.settings.run
-    encoder = load_encoder(
-        embed.encoder, embed.weights, run.device, embed.precision, matched.settings.tiles.tile_px, embed.engine
-    )
+    folder = OutFolder(out)
     model = load_model(matched.model) if matched.model else None
-    plans = [plan_slide(job, folder, matched.settings, encoder.spec, model, overwrite=False) for job in jobs]
+    plans = [plan_slide(job, folder, matched.settings, encoder, model, overwrite=False) for job in jobs]
 
     def finish() -> int:
         done = [plan for plan in plans if isinstance(plan, SlidePlan)]
