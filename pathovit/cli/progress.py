@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pathovit.text import duration, plain
+from pathovit.text import counted, duration, plain
 
 if TYPE_CHECKING:
     from pathovit.run.schedule import SlideState
@@ -62,7 +62,7 @@ class Progress:
         if self._live:
             self._live.__enter__()
         else:
-            self._say(f"{self.total} slide{'s' if self.total != 1 else ''}; starting workers")
+            self._say(counted(self.total, "slide"))
             threading.Thread(target=self._tick, daemon=True, name="progress").start()
         return self
 

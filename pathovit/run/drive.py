@@ -53,6 +53,7 @@ def run_slides(
     drive.recognise()
     if all(state.over for state in states):
         return states
+    say("starting workers")
     with open_client(work.settings, stop) as client:
         if client is not None:
             say("workers are ready; the first loads the encoder")

@@ -244,5 +244,5 @@ def test_a_batch_job_is_not_silent_until_its_first_slide(
         progress.changed(state)
         time.sleep(2.2)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[:2] == ["3 slides; starting workers", "workers are ready"]
+    assert lines[:2] == ["3 slides", "workers are ready"]
     assert lines[2].startswith("0 of 3 slides, 1 embedding")

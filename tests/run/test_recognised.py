@@ -35,6 +35,7 @@ assert not heavy, heavy
 def test_a_finished_batch_is_recognised_without_workers_and_without_torch(finished: Path, slides: list[Path]) -> None:
     again = pathovit("run", *slides, "--out", finished)
     assert again.returncode == 0, again.stderr
+    assert "starting workers" not in again.stderr
     assert "workers are ready" not in again.stderr
     assert again.stderr.count("done already") == 3
     done = subprocess.run([sys.executable, "-c", ALONE, finished, *slides], capture_output=True, text=True)
