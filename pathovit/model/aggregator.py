@@ -232,8 +232,10 @@ def _in_parts(rows: Tensor) -> tuple[Tensor, ...]:
 
 
 def _added(tokens: Tensor, scale: Tensor, more: Tensor) -> Tensor:
-    """tokens + scale * more; in the room of what was added, where nothing is learned."""
-    return tokens + scale * more if torch.is_grad_enabled() else more.mul_(scale).add_(tokens)
+    """tokens + scale * more; in the room of what was added, where nothing is learned and that is as precise."""
+    if torch.is_grad_enabled() or more.dtype != torch.result_type(tokens, scale):
+        return tokens + scale * more
+    return more.mul_(scale).add_(tokens)
 
 
 class AdditiveHead(nn.Module):

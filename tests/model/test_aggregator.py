@@ -60,6 +60,19 @@ def test_an_answer_in_parts_is_that_at_once(monkeypatch: pytest.MonkeyPatch) -> 
         assert torch.allclose(getattr(whole, name), getattr(parts, name), atol=1e-5), name
 
 
+@pytest.mark.parametrize("rows", [64, 4096])
+def test_in_mixed_precision_blocks_add_up_in_single(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation on a GPU runs so; its answers choose the model."""
+    monkeypatch.setattr(aggregator, "ROWS_AT_ONCE", rows)
+    features, xy = bag(333)
+    net, kinds = network(), []
+    for block in net.blocks:
+        block.register_forward_hook(lambda block, given, tokens: kinds.append(tokens.dtype))
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        net(features, xy, PITCH)
+    assert kinds == [torch.float32] * len(net.blocks)
+
+
 def test_packing_does_not_change_attention() -> None:
     """Against attention written down plainly: softmax of similarity and distance over the tiles of the same window."""
     net = network()
