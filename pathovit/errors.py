@@ -18,22 +18,35 @@ PathovitError
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from pathovit.reasons import Code
+
+PASSING = tuple(getattr(errno, name) for name in ("EIO", "ESTALE", "ETIMEDOUT", "EREMOTEIO", "ENOTCONN") if hasattr(errno, name))
+OF_ERRNO = {
+    errno.ENOENT: Code.NO_FILE,
+    errno.EACCES: Code.NO_PERMISSION,
+    errno.EPERM: Code.NO_PERMISSION,
+    errno.ENOMEM: Code.OUT_OF_MEMORY,
+}
 
 
 class PathovitError(Exception):
     """Base of all errors that a user can act on."""
 
     exit_code = 1
+    code: Code = Code.INTERNAL
 
 
 class SettingsError(PathovitError, ValueError):
     """An option, a settings file or a manifest is wrong."""
 
     exit_code = 2
+    code = Code.SETTINGS
 
 
 class WeightsError(SettingsError):
@@ -44,18 +57,21 @@ class NoSlidesError(PathovitError, FileNotFoundError):
     """No slide file was found under the given paths."""
 
     exit_code = 4
+    code = Code.NO_SLIDES
 
 
 class OutputInUseError(PathovitError, BlockingIOError):
     """Another run is writing to this output folder."""
 
     exit_code = 5
+    code = Code.IN_USE
 
 
 class StorageError(PathovitError, OSError):
     """The output cannot be written."""
 
     exit_code = 6
+    code = Code.STORAGE
 
 
 class InternalError(PathovitError):
@@ -63,17 +79,20 @@ class InternalError(PathovitError):
 
 
 class SlideError(PathovitError):
-    """One slide cannot go on; `path` names it, `reason` says why and what to do."""
+    """One slide cannot go on; `path` names it, `reason` says why and what to do, `code` is that in a word."""
 
     exit_code = 3
+    code = Code.DAMAGED
 
-    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+    def __init__(self, path: str | os.PathLike[str], reason: str, code: Code | None = None) -> None:
         super().__init__(f"{Path(path).name}: {reason}")
         self.path = Path(path)
         self.reason = reason
+        if code is not None:
+            self.code = code
 
-    def __reduce__(self) -> tuple[type[SlideError], tuple[Path, str]]:  # crosses process borders whole
-        return type(self), (self.path, self.reason)
+    def __reduce__(self) -> tuple[type[SlideError], tuple[Path, str, Code]]:  # crosses process borders whole
+        return type(self), (self.path, self.reason, self.code)
 
 
 class SlideOpenError(SlideError, OSError):
@@ -83,21 +102,31 @@ class SlideOpenError(SlideError, OSError):
 class ResolutionError(SlideError, ValueError):
     """Pixel size missing, absurd, or too coarse for the encoder."""
 
+    code = Code.WRONG_MPP
+
 
 class TileReadError(SlideError, OSError):
     """Pixels that cannot be decoded."""
+
+    code = Code.UNREADABLE
 
 
 class NoTissueError(SlideError, ValueError):
     """The slide holds nothing to analyse."""
 
+    code = Code.NO_TISSUE
+
 
 class FeatureError(SlideError, ValueError):
     """Features that are no numbers, or too large to be stored."""
 
+    code = Code.FEATURES
+
 
 class StoreError(SlideError, ValueError):
     """Stored features are damaged, or belong to another recipe."""
+
+    code = Code.STORE_DAMAGED
 
 
 @contextmanager
@@ -108,4 +137,5 @@ def slide_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     except SlideError:
         raise
     except OSError as error:
-        raise SlideOpenError(path, f"{error.strerror or error}. Check the file and the drive it lies on.") from error
+        code = Code.IO_ERROR if error.errno in PASSING else OF_ERRNO.get(error.errno or 0)
+        raise SlideOpenError(path, f"{error.strerror or error}. Check the file and the drive it lies on.", code) from error

@@ -18,13 +18,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pathovit.errors import SettingsError, StorageError
+from pathovit.errors import PASSING, SettingsError, StorageError
 from pathovit.text import plain
 
 SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".tif", ".tiff", ".dcm", ".vms", ".vmu", ".svslide", ".czi")
 FLAT_SUFFIXES = (".png", ".jpg", ".jpeg")
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO if hasattr(errno, "EREMOTEIO") else errno.EIO)
 TRIES, FIRST_PAUSE_S = 6, 0.02  # the pause doubles: 0.6 s together
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pathovit"
 # From the ground up: what a module imports lies before it, or in its own room.
-GROUND = ("errors", "signals", "text", "files", "geometry", "machine", "tables", "manifest", "settings")
+GROUND = ("reasons", "errors", "signals", "text", "files", "geometry", "machine", "tables", "manifest", "settings")
 ROOMS = (*GROUND, "slides", "encoders", "outputs", "model", "show", "study", "run", "review", "bench", "cli", "__main__")
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if not {"__pycache__", "node_modules"} & set(path.parts))
 MOST_LINES = 350
@@ -63,7 +63,7 @@ def test_no_two_modules_import_each_other() -> None:
 def test_the_top_floor_is_easily_overlooked() -> None:
     shown = [path for path in PACKAGE.iterdir() if path.name not in ("__pycache__", "py.typed", "__init__.py")]
     assert {path.stem for path in shown} == set(ROOMS)
-    assert len(shown) <= 20
+    assert len(shown) <= 21
 
 
 @pytest.mark.parametrize("folder", ["pathovit", "tests", "workflows", "sample_data"])

@@ -1,3 +1,18 @@
 """Imports every command, which registers it."""
 
-from pathovit.cli import audit, bench, encoders, export, info, maintenance, predict, review, robustness, run, teach, tissue, train  # noqa: F401
+from pathovit.cli import (  # noqa: F401
+    audit,
+    bench,
+    encoders,
+    explain,
+    export,
+    info,
+    maintenance,
+    predict,
+    review,
+    robustness,
+    run,
+    teach,
+    tissue,
+    train,
+)

@@ -18,6 +18,7 @@ from pathovit.cli.app import app
 from pathovit.encoders.names import known_record
 from pathovit.errors import SlideError
 from pathovit.geometry import XY
+from pathovit.reasons import Code
 from pathovit.settings import Settings
 from pathovit.text import duration, plain, say_left_out, size
 
@@ -59,6 +60,7 @@ class CannotBeDone:
     """A slide that cannot be done, and why."""
 
     file: str
+    code: str
     reason: str
 
 
@@ -84,10 +86,10 @@ def describe(job: SlideJob, settings: Settings) -> Preflight | CannotBeDone:
     try:
         found = survey_slide(job, settings, record)
     except SlideError as error:
-        return CannotBeDone(job.path.name, error.reason)
+        return CannotBeDone(job.path.name, error.code, error.reason)
     except MemoryError as error:
         return CannotBeDone(
-            job.path.name, f"it needs more memory than there is ({error}). Look whether its pixel size is true."
+            job.path.name, Code.OUT_OF_MEMORY, f"it needs more memory than there is ({error}). Look whether its pixel size is true."
         )  # fmt: skip
     with found.slide as slide:
         about, survey, total = slide.description, found.survey, found.grid.total

@@ -90,7 +90,7 @@ def carry_out(jobs: Sequence[SlideJob], out: Path, matched: Matched, overwrite: 
 
 def _as_json(state: SlideState) -> dict[str, object]:
     found: dict[str, object] = {
-        "file": state.job.path.name, "stage": state.stage, "skipped": state.skipped, "reason": state.reason
+        "file": state.job.path.name, "stage": state.stage, "skipped": state.skipped, "code": state.code, "reason": state.reason
     }  # fmt: skip
     if state.slide_id:
         found["slide_id"] = state.slide_id

@@ -23,6 +23,7 @@ from pathlib import Path
 from pathovit.errors import SlideError
 from pathovit.files import file_sha256, to_json, tried_again, write_atomically
 from pathovit.outputs.records import DONE, FeaturesRecord, Outcome, RecordError, SlideRecord
+from pathovit.reasons import Code
 from pathovit.slides.check import check_file
 from pathovit.slides.identity import FileState, content_sha256, file_state, require_unchanged
 
@@ -35,6 +36,7 @@ class Refused:
 
     slide_id: str
     reason: str
+    code: str = Code.STORE_DAMAGED
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,7 @@ class SlideRecord:
     top_tiles: tuple[TopTile, ...] = ()
     views: tuple[ViewFile, ...] = ()  # records of before 2026-11-25 have none
     products: Mapping[str, str] = dataclasses.field(default_factory=dict)  # file within the slide's folder -> SHA-256
+    code: str = ""  # of the reason for a verdict that is not ok; records of before 2026-11-28 have none
 
     def to_json(self) -> dict[str, Any]:
         slide = {
@@ -181,6 +182,7 @@ class SlideRecord:
             "format": FORMAT,
             "slide": slide,
             "verdict": self.verdict.value,
+            "code": self.code,
             "reason": self.reason,
             "trial": self.trial,
             "tiles": dataclasses.asdict(self.tiles),
@@ -232,6 +234,7 @@ class SlideRecord:
                 top_tiles=tuple(TopTile(**tile) for tile in found.get("top_tiles", ())),
                 views=tuple(ViewFile(view["file"], _four(view["extent"])) for view in found.get("views", ())),
                 products=dict(found["products"]),
+                code=str(found.get("code", "")),
             )
             pictures = [*(tile.file for tile in record.top_tiles), *(view.file for view in record.views)]
             if not all(is_inside(name) for name in [*record.products, *pictures]):
@@ -265,6 +268,7 @@ class Outcome:
     twin: bool = False
     patient: str | None = None
     when: str = ""  # day
+    code: str = ""  # see reasons.py; outcomes of before 2026-11-28 have none
 
     def to_json(self) -> dict[str, Any]:
         return {"research_use": RESEARCH_USE, "format": FORMAT, **dataclasses.asdict(self)}
@@ -272,7 +276,9 @@ class Outcome:
     @classmethod
     def from_json(cls, found: Any) -> Outcome:
         with reading(found, "outcome"):
-            return cls(**{field.name: found[field.name] for field in dataclasses.fields(cls)})
+            return cls(
+                **{field.name: found[field.name] for field in dataclasses.fields(cls) if field.name != "code" or "code" in found}
+            )
 
 
 class reading:  # used as a statement

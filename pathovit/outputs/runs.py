@@ -28,6 +28,7 @@ class SlideOutcome:
     stage: str
     slide_id: str
     reason: str
+    code: str = ""  # see reasons.py; records of before 2026-11-28 have none
 
 
 @dataclass(frozen=True)

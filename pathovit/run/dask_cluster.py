@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pathovit.errors import SettingsError
+from pathovit.reasons import Code
 from pathovit.run.dask_settings import QUIET, SILENT_S, own_configuration
 from pathovit.run.schedule import SLOTS
 from pathovit.run.watchdog import TOOK_TOO_LONG
@@ -36,6 +37,7 @@ class Death:
 
     cause: str
     slide: bool
+    code: Code = Code.CRASHED
 
 
 UNKNOWN = Death("its worker ended, crashed, hung or outgrew its memory", True)  # of a cluster that is not ours
@@ -52,11 +54,11 @@ def death_of(address: str, wait_s: float = 5.0) -> Death:
 
 def _cause(exitcode: int, out_of_memory: bool) -> Death:
     if out_of_memory:
-        return Death("it outgrew the memory of its worker", True)
+        return Death("it outgrew the memory of its worker", True, Code.OUT_OF_MEMORY)
     if exitcode == TOOK_TOO_LONG:
-        return Death("reading it hung", True)
+        return Death("reading it hung", True, Code.TIMEOUT)
     if exitcode < 0 and -exitcode not in CRASHES:
-        return Death(f"its worker was killed from outside ({signal.Signals(-exitcode).name})", False)
+        return Death(f"its worker was killed from outside ({signal.Signals(-exitcode).name})", False, Code.KILLED)
     how = signal.Signals(-exitcode).name if exitcode < 0 else f"exit code {exitcode}"
     return Death(f"reading it crashed ({how})", True)
 
@@ -249,7 +251,7 @@ def _watching_nanny() -> Any:
 
         async def kill(self, timeout: float = 5, reason: str = "nanny-kill") -> None:
             if self.worker_address and "ttl" in reason:  # the scheduler has not heard from it
-                deaths[self.worker_address] = Death(f"its worker did not answer for {SILENT_S} s", True)
+                deaths[self.worker_address] = Death(f"its worker did not answer for {SILENT_S} s", True, Code.TIMEOUT)
             await super().kill(timeout=timeout, reason=reason)
 
     return WatchingNanny

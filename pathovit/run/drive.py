@@ -18,6 +18,7 @@ from typing import Any
 from pathovit.encoders.spec import spec_at_sight
 from pathovit.errors import InternalError, PathovitError, SettingsError, SlideError, StorageError
 from pathovit.outputs.records import Outcome
+from pathovit.reasons import Code
 from pathovit.run.dask_cluster import Death, death_of, open_client, slots_of
 from pathovit.run.plan import SlideJob, SlidePlan, Twin, recognise_slide
 from pathovit.run.schedule import SLOTS, Free, SlideState, Step, next_step
@@ -177,13 +178,16 @@ class Drive:
                 else:
                     hand_out_again(state, step)
                 return None
-            reason = f"{death.cause} {len(state.kills)} times. Look at the machine's memory; the slide may be sound."
+            reason, code = (
+                f"{death.cause} {len(state.kills)} times. Look at the machine's memory; the slide may be sound.",
+                Code.KILLED,
+            )
         elif step.slots != SLOTS:  # it was not alone: another step may have done it
             state.suspects.append(step)
             return None
         else:
-            reason = f"{death.cause}, twice. The file may be damaged; copy or export it again."
-        return Failed(SlideError(state.job.path, reason))
+            reason, code = f"{death.cause}, twice. The file may be damaged; copy or export it again.", death.code
+        return Failed(SlideError(state.job.path, reason, code))
 
     def _tell_of(self, worker: str, state: SlideState, alone: bool = False) -> Death:
         """What a worker died of, said once."""
@@ -239,7 +243,7 @@ class Drive:
         if state.error is not None or state.twin_of is not None:
             outcome = Outcome(
                 state.job.path.name, state.reason.splitlines()[0], state.slide_id, state.twin_of is not None, state.job.patient,
-                date.today().isoformat(),
+                date.today().isoformat(), state.code,
             )  # fmt: skip
         self.work.out.settle(state.job.path, state.slide_id, outcome)
 

@@ -15,6 +15,7 @@ from pathovit.encoders.encoder import Encoder
 from pathovit.errors import SettingsError, StoreError
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.recipe import feature_dtype
+from pathovit.reasons import Code
 from pathovit.run.embedder import Embedder, Span
 from pathovit.run.plan import SlidePlan
 from pathovit.run.watchdog import OnHang
@@ -47,7 +48,9 @@ def embed_part(
     with watchdog(plan.job.path, "looking at its stored features"):
         if store.recipe() != plan.recipe(settings, embedder.encoder):
             raise StoreError(
-                plan.job.path, "its features are laid out for another recipe (another run, or a worker with another device)."
+                plan.job.path,
+                "its features are laid out for another recipe (another run, or a worker with another device).",
+                Code.OTHER_RECIPE,
             )
         committed = store.committed()
     per_part = embed.part_tiles // embed.chunk_tiles

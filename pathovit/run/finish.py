@@ -14,6 +14,7 @@ from pathovit.outputs.provenance import versions
 from pathovit.outputs.recipe import finish_recipe
 from pathovit.outputs.records import FeaturesRecord, HeatmapCheck, SlideRecord, SlideVerdict, TileCounts
 from pathovit.outputs.store import FeatureStore
+from pathovit.reasons import Code
 from pathovit.run.plan import SlidePlan
 from pathovit.settings import Settings
 from pathovit.slides.description import Survey
@@ -93,7 +94,9 @@ def _count(path: Path, stored: SlideFeatures) -> TileCounts:
     if counts.pending:
         raise StoreError(path, f"{counts.pending} tiles were never read. Run the same command again.")
     if counts.ok == 0:
-        raise StoreError(path, f"not one of its {counts.all} tiles could be read. The file is damaged; copy it again.")
+        raise StoreError(
+            path, f"not one of its {counts.all} tiles could be read. The file is damaged; copy it again.", Code.UNREADABLE
+        )
     return counts
 
 
@@ -118,6 +121,7 @@ def _describe(
         patient=plan.job.patient,
         label=plan.job.label,
         verdict=SlideVerdict.DEGRADED if degraded else SlideVerdict.OK,
+        code=Code.UNREAD_TILES if degraded else "",
         reason=_reason(stored, counts, plan.survey),
         trial=stored.trial,
         tiles=counts,

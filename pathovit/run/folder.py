@@ -190,7 +190,7 @@ def run_jobs(
     if model is not None and not stop.event.is_set():
         _map_tissue(out, say)
     code = stop.code or exit_code(states)
-    outcomes = tuple(SlideOutcome(s.job.path.name, s.stage, s.slide_id, s.reason) for s in states)
+    outcomes = tuple(SlideOutcome(s.job.path.name, s.stage, s.slide_id, s.reason, s.code) for s in states)
     record = log.end(code, time.monotonic() - began, outcomes)
     show_results(out, record)
     if overwrite and not stop.event.is_set():
@@ -225,7 +225,9 @@ def _require_rows(states: Sequence[SlideState], found: Contents) -> None:
     kept = {record.slide_id for record in found.records}
     for state in states:
         if state.twin_of is not None and state.twin_of.error is not None:
-            state.fail(SlideError(state.job.path, f"the same slide as {state.twin_of.job.path}, which failed"))
+            state.fail(
+                SlideError(state.job.path, f"the same slide as {state.twin_of.job.path}, which failed", state.twin_of.error.code)
+            )
         elif state.stage == "done" and state.slide_id not in kept:
             state.fail(
                 InternalError(

@@ -19,6 +19,7 @@ from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.recipe import EmbedRecipe, embed_recipe, feature_dtype, finish_recipe, tile_spec
 from pathovit.outputs.records import SlideRecord
 from pathovit.outputs.store import FeatureStore
+from pathovit.reasons import Code
 from pathovit.settings import Settings
 from pathovit.slides.description import SlideDescription, Survey
 from pathovit.slides.identity import FileState, file_state, slide_id
@@ -209,6 +210,7 @@ def _lay_out(
                 job.path,
                 f"{out.path} holds features of it made by another recipe ({'; '.join(stored.differences(recipe)[:4])}). "
                 "Choose another --out, or replace them with --overwrite.",
+                Code.OTHER_RECIPE,
             )
         if stored is None:
             attributes = FeatureAttributes.of_slide(slide, encoder.recipe()["device"], recipe, found.mask.downsample)

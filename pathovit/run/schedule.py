@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pathovit.errors import InternalError, PathovitError, SlideError
 from pathovit.outputs.records import SlideRecord
+from pathovit.reasons import Code
 from pathovit.run import worker
 from pathovit.run.plan import SlideJob, SlidePlan
 from pathovit.run.worker import Work
@@ -83,6 +84,13 @@ class SlideState:
         if self.error is not None:
             return self.error.reason if isinstance(self.error, SlideError) else str(self.error)
         return f"the same slide as {self.twin_of.job.path}, given twice; it is done once" if self.twin_of else ""
+
+    @property
+    def code(self) -> str:
+        """The same in a word."""
+        if self.error is not None:
+            return self.error.code
+        return Code.SAME_SLIDE if self.twin_of else self.done.code if self.done else ""
 
     def fail(self, error: PathovitError) -> None:
         self.stage, self.error = "failed", error

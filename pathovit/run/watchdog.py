@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from pathovit.errors import TileReadError
+from pathovit.reasons import Code
 
 TOOK_TOO_LONG = 75  # exit code of a worker that ends itself
 POLL_S = 1.0
@@ -63,7 +64,9 @@ class Watchdog:
                 if future.done():
                     break  # the error was the future's own
                 if late := self.overdue():
-                    raise TileReadError(path, f"{late[1]}. Look at the drive it lies on; the file may be damaged.") from None
+                    raise TileReadError(
+                        path, f"{late[1]}. Look at the drive it lies on; the file may be damaged.", Code.TIMEOUT
+                    ) from None
         return future.result()
 
     def _watch(self) -> None:

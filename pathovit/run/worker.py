@@ -20,6 +20,7 @@ from pathovit.machine import give_back_memory, keep_freed_memory, quiet_librarie
 from pathovit.model.card import KnownModel, know_model
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.records import SlideRecord
+from pathovit.reasons import Code
 from pathovit.run.plan import SlideJob, SlidePlan, Twin, plan_slide
 from pathovit.run.watchdog import Watchdog
 from pathovit.settings import Settings
@@ -199,6 +200,10 @@ def guarded(step: Callable[..., Any], path: Path, *arguments: Any) -> Ok | Faile
     except PathovitError as error:
         return Failed(error)
     except MemoryError as error:
-        return Failed(SlideError(path, f"it needs more memory than there is ({error}). Look whether its pixel size is true."))
+        return Failed(
+            SlideError(
+                path, f"it needs more memory than there is ({error}). Look whether its pixel size is true.", Code.OUT_OF_MEMORY
+            )
+        )
     except Exception as error:  # a fault of ours: this slide fails with it, and the exit code says so
         return Failed(InternalError(f"internal error: {error!r}\n{traceback.format_exc()}"))

@@ -11,6 +11,7 @@ from typing import TypeAlias
 from pathovit.files import csv_table, write_atomically
 from pathovit.outputs.folder import OutFolder, Refused
 from pathovit.outputs.records import Outcome, SlideRecord
+from pathovit.reasons import Code
 
 OLDER = "an older answer: the file has other content now"
 OF_AN_ANSWER = ("answer", "novelty", "model")  # columns that only answers have
@@ -53,13 +54,17 @@ def table(found: Contents) -> tuple[list[str], list[Row]]:
         "mpp_source",
         "minutes",
         "model",
+        "code",
         "reason",
     ]
     if not answers:
         names = [name for name in names if name not in OF_AN_ANSWER]
     done = {record.slide_id: _row(record, found.older) for record in found.records}
     rows = [*done.values(), *(_row_of_outcome(outcome, done) for outcome in found.outcomes)]
-    rows += [{"slide_id": r.slide_id, "file": r.slide_id, "verdict": "failed", "reason": r.reason} for r in found.refused]
+    rows += [
+        {"slide_id": r.slide_id, "file": r.slide_id, "verdict": "failed", "code": r.code, "reason": r.reason}
+        for r in found.refused
+    ]
     return names, sorted(
         rows, key=lambda row: (str(row["file"]).casefold(), str(row["slide_id"]))
     )  # stable: a twin comes after its first
@@ -81,6 +86,7 @@ def _row(record: SlideRecord, older: Container[str]) -> Row:
         "mpp_y": description.mpp[1],
         "mpp_source": description.mpp_source,
         "minutes": round(record.seconds / 60, 2),
+        "code": record.code,
         "reason": "; ".join(filter(None, [OLDER if record.sha256 in older else "", record.reason])),
     }
     if answer:
@@ -93,9 +99,9 @@ def _row_of_outcome(outcome: Outcome, done: dict[str, Row]) -> Row:
     earlier = f" ({outcome.when})" if outcome.when and outcome.when != date.today().isoformat() else ""
     row: Row = {"slide_id": outcome.slide_id, "file": outcome.file, "patient": outcome.patient or "", "verdict": "failed"}
     if not outcome.twin:
-        return row | {"reason": outcome.reason + earlier}
+        return row | {"code": outcome.code, "reason": outcome.reason + earlier}
     if (first := done.get(outcome.slide_id)) is None:
-        return row | {"reason": "the same slide as one that failed"}
+        return row | {"code": Code.SAME_SLIDE.value, "reason": "the same slide as one that failed"}
     said = "; ".join(filter(None, [f"the same slide as {first['file']}, done once", str(first["reason"])]))
     return first | {"file": outcome.file, "patient": outcome.patient or first["patient"], "reason": said}
 

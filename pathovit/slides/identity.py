@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pathovit.errors import SlideOpenError, slide_errors
 from pathovit.files import open_patiently, tried_again
+from pathovit.reasons import Code
 
 SERIES = 0x0020000E  # tag of SeriesInstanceUID
 
@@ -63,6 +64,7 @@ def require_unchanged(path: Path, state: FileState, sha256: str) -> FileState:
         raise SlideOpenError(
             path,
             "changed while it was read: it was replaced, or is still being copied. Run the same command again when it is whole.",
+            Code.CHANGED,
         )
     return now
 

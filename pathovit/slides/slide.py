@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pathovit.errors import ResolutionError, SlideOpenError, TileReadError
 from pathovit.files import FLAT_SUFFIXES
 from pathovit.geometry import XY, Box
+from pathovit.reasons import Code
 from pathovit.slides.check import check_file, check_picture
 from pathovit.slides.description import SlideDescription
 from pathovit.slides.identity import content_sha256, slide_id
@@ -200,7 +201,7 @@ def open_slide(
         levels, remarks = describe_levels(source.sizes, pixel_size)
         tiles = _open_tiles(path, source, levels, compared) if vendor in PLAIN_PYRAMIDS else None
         if reader == "direct" and tiles is None:
-            raise SlideOpenError(path, "it does not hold its pyramid as plain tiles. Use --reader auto.")
+            raise SlideOpenError(path, "it does not hold its pyramid as plain tiles. Use --reader auto.", Code.UNSUPPORTED)
         if vendor == "generic-tiff" and tiles is not None:
             levels, more = without_other_pictures(levels, tiles)
             remarks += more
@@ -293,7 +294,9 @@ def _find_mpp(path: Path, mpp: float | XY | None, mpp_source: str, properties: d
         x, y = properties.get("openslide.mpp-x"), properties.get("openslide.mpp-y")
         if not x or not y:
             raise ResolutionError(
-                path, "no pixel size (openslide.mpp-x is missing). Give it with --mpp, or in the mpp column of a --manifest."
+                path,
+                "no pixel size (openslide.mpp-x is missing). Give it with --mpp, or in the mpp column of a --manifest.",
+                Code.NO_MPP,
             )
         try:
             pixel_size = (float(x), float(y))

@@ -17,6 +17,7 @@ from PIL import Image
 
 from pathovit.errors import NoTissueError, ResolutionError
 from pathovit.geometry import XY, box_fraction, integral_image, l0_per_px
+from pathovit.reasons import Code
 from pathovit.settings import TileSpec
 from pathovit.slides.readers import RGB, average
 from pathovit.slides.readers.compressed import SCALES
@@ -134,6 +135,7 @@ def lay_grid(
             slide.path,
             f"a tile of {spec.tile_px * spec.mpp:.0f} um is {read_px[0]} pixels wide on its coarsest fitting level. "
             "Use smaller tiles, or a slide with more levels.",
+            Code.TOO_LARGE,
         )
     origin = (slide.bounds.x, slide.bounds.y)
     return TileGrid(spec, xy, coverage, tile_l0, stride_l0, origin, level.index, read_px, read_scale, upsampled, total)
@@ -158,6 +160,7 @@ def check_resolution(slide: Slide, spec: TileSpec) -> float:
         raise ResolutionError(
             slide.path,
             f"its sharpest level has {max(slide.mpp):g} um per pixel, and the encoder needs {spec.mpp:g}. {remedy}",
+            Code.TOO_COARSE,
         )
     return float(coarser) if coarser > 1 + spec.snap_tolerance else 1.0
 

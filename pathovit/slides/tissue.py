@@ -24,6 +24,7 @@ from skimage import measure
 from pathovit.errors import NoTissueError, ResolutionError, TileReadError
 from pathovit.geometry import XY, Box, area_mm2
 from pathovit.machine import allowed_cores
+from pathovit.reasons import Code
 from pathovit.settings import TissueSettings
 from pathovit.slides.glass import DARKEST, SAMPLE_PX, extremes, filled_in, find_glass, optical_density, texture_of, unlike
 from pathovit.slides.ink import find_pen
@@ -136,16 +137,21 @@ def _refuse_grey(slide: Slide, overview: RGB, alive: Mask, least_px: float) -> N
     coloured = int((spread > COLOURLESS).sum()) * step
     if coloured < least_px and np.ptp(np.percentile(brightness, [1, 99])) > 4 * COLOURLESS:
         raise NoTissueError(
-            slide.path, "its picture is grey: it has light and dark, and no colour. A stained slide needs its colours."
+            slide.path,
+            "its picture is grey: it has light and dark, and no colour. A stained slide needs its colours.",
+            Code.UNSUPPORTED,
         )
     if np.percentile(brightness, 99) < DARK_PICTURE:
         raise NoTissueError(
             slide.path,
             f"its picture is dark (nearly all of it below {DARK_PICTURE} of 255): fluorescence, inverted, or pixels of more than 8 bits "
             "that were cut. Stained tissue on bright glass is needed.",
+            Code.UNSUPPORTED,
         )
     if float((brightness < DARKEST).mean()) > 0.5:
-        raise NoTissueError(slide.path, "its background is black and its tissue bright: inverted, or fluorescence. Invert it.")
+        raise NoTissueError(
+            slide.path, "its background is black and its tissue bright: inverted, or fluorescence. Invert it.", Code.UNSUPPORTED
+        )
 
 
 def read_overview(slide: Slide, mpp: float) -> tuple[RGB, Mask, Mask, XY]:

@@ -201,7 +201,9 @@ def test_a_record_that_is_not_ours_is_named_and_not_read(tmp_path: Path, content
     assert reason in refused.reason
 
 
-@pytest.mark.parametrize("missing", sorted(made_record().to_json().keys() - {"research_use", "format", "top_tiles", "views"}))
+@pytest.mark.parametrize(
+    "missing", sorted(made_record().to_json().keys() - {"research_use", "format", "top_tiles", "views", "code"})
+)
 def test_a_record_that_lacks_something_is_refused_and_breaks_nothing(tmp_path: Path, missing: str) -> None:
     found = made_record().to_json()
     del found[missing]

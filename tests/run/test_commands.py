@@ -56,6 +56,7 @@ def test_every_command_of_the_readme_works_on_real_files(
         "heatmap": ["heatmap", slides[0], "--out", out, "--hot-score", 0.6],
         "export": ["export", out, "--to", "h5", "--folder", tmp_path / "h5"],
         "encoders": ["encoders"],
+        "explain": ["explain", "truncated"],
         "verify": ["verify", out],
         "doctor": ["doctor"],
         "bench": ["bench", slides[1], "--runs", 1, "--max-tiles", 8],

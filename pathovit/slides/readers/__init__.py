@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Protocol
 
@@ -10,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 RGB = NDArray[np.uint8]  # (H, W, 3)
+CUT_OFF = re.compile(
+    r"truncated|premature|unexpected end|broken png|no more data|end of file", re.IGNORECASE
+)  # decoders, of such files
 
 
 class PixelSource(Protocol):

@@ -18,6 +18,7 @@ import numpy as np
 
 from pathovit.errors import SettingsError, SlideError, TileReadError
 from pathovit.machine import allowed_cores
+from pathovit.reasons import Code
 from pathovit.slides.readers import RGB
 from pathovit.slides.readers.compressed import CodedTile, CompressedTiles, Piece
 
@@ -106,9 +107,9 @@ class DeviceDecoder:
             theirs = self._decode(path, [Piece(level, index, coded, 0, 0)]).get((path, level, index))
             difference = None if theirs is None else np.abs(theirs.cpu().numpy().astype(int) - ours).mean()
         if difference is None:
-            raise SlideError(path, "the device cannot decode its JPEG tiles. Use --reader auto.")
+            raise SlideError(path, "the device cannot decode its JPEG tiles. Use --reader auto.", Code.DEVICE)
         if difference > DEVIATION:
-            raise SlideError(path, "the device decodes its JPEG tiles otherwise than libjpeg. Use --reader auto.")
+            raise SlideError(path, "the device decodes its JPEG tiles otherwise than libjpeg. Use --reader auto.", Code.DEVICE)
 
     def forget(self) -> None:
         """Drop the decoded pieces that are kept."""

@@ -10,9 +10,10 @@ from PIL import Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-from pathovit.errors import SlideOpenError, TileReadError
+from pathovit.errors import PASSING, SlideOpenError, TileReadError
 from pathovit.files import open_patiently
-from pathovit.slides.readers import RGB, composite, without_path
+from pathovit.reasons import Code
+from pathovit.slides.readers import CUT_OFF, RGB, composite, without_path
 from pathovit.slides.readers.compressed import JPEG_2000, CompressedTiles, TiledLevel, locate_tiles
 
 MAX_FLAT_PX = 600_000_000
@@ -73,20 +74,26 @@ def _load_flat(path: Path) -> tuple[RGB, Boxes]:
             pixels, damaged = _load_tiff(path)
         else:
             pixels = _load_picture(path)
-    except SlideOpenError:
+    except (SlideOpenError, MemoryError):
         raise
     except Exception as error:  # decoders raise what they like; the file is refused with its reason
+        if isinstance(error, OSError) and error.errno in PASSING:
+            raise
+        if CUT_OFF.search(str(error)):
+            raise SlideOpenError(
+                path, f"truncated ({without_path(error, path)}). Copy it again from its source.", Code.TRUNCATED
+            ) from error
         raise SlideOpenError(
             path, f"neither OpenSlide nor the image decoders can read it ({without_path(error, path)})."
         ) from error
     if pixels.dtype != np.uint8:
-        raise SlideOpenError(path, f"its pixels are {pixels.dtype}, and 8 bits are needed. Convert it.")
+        raise SlideOpenError(path, f"its pixels are {pixels.dtype}, and 8 bits are needed. Convert it.", Code.UNSUPPORTED)
     if pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
         channels = pixels.shape[2] if pixels.ndim == 3 else 1
-        raise SlideOpenError(path, f"it has {channels} channels; a stained slide needs RGB. Convert it.")
+        raise SlideOpenError(path, f"it has {channels} channels; a stained slide needs RGB. Convert it.", Code.UNSUPPORTED)
     if pixels.shape[2] == 4:
         if not pixels[..., 3].any():
-            raise SlideOpenError(path, TRANSPARENT)
+            raise SlideOpenError(path, TRANSPARENT, Code.UNSUPPORTED)
         return composite(pixels, (255, 255, 255))[0], damaged
     return np.ascontiguousarray(pixels), damaged
 
@@ -98,7 +105,7 @@ def _load_tiff(path: Path) -> tuple[NDArray[np.uint8], Boxes]:
         page = tiff.pages.first
         _refuse_huge(path, page.imagewidth, page.imagelength)
         if page.photometric not in PLAIN_PHOTOMETRICS:
-            raise SlideOpenError(path, f"its colours are {page.photometric.name}; RGB is needed. Convert it.")
+            raise SlideOpenError(path, f"its colours are {page.photometric.name}; RGB is needed. Convert it.", Code.UNSUPPORTED)
         strict = page.is_tiled and page.compression in JPEG_2000
         located = locate_tiles(path, [(page.imagewidth, page.imagelength)]) if strict else {}
         if 0 in located:
@@ -150,15 +157,17 @@ def _load_picture(path: Path) -> NDArray[np.uint8]:
         head = file.read(25)
     kind = {b"\x89PNG": PngImageFile, b"\xff\xd8\xff": JpegImageFile}.get(head[:4] if head[:1] == b"\x89" else head[:3])
     if kind is None:
-        raise SlideOpenError(path, "it is neither a PNG nor a JPEG. Convert it.")
+        raise SlideOpenError(path, "it is neither a PNG nor a JPEG. Convert it.", Code.NOT_A_SLIDE)
     with kind(path) as image:  # Image.open would refuse it above a limit of the whole process; ours names the file and the remedy
         _refuse_huge(path, *image.size)
         if head[:4] == b"\x89PNG" and head[24] != 8 and image.mode != "P":
-            raise SlideOpenError(path, f"its pixels have {head[24]} bits a sample, and 8 are needed. Convert it.")
+            raise SlideOpenError(
+                path, f"its pixels have {head[24]} bits a sample, and 8 are needed. Convert it.", Code.UNSUPPORTED
+            )
         if image.mode in ("CMYK", "YCCK", "LAB", "HSV"):
-            raise SlideOpenError(path, f"its colours are {image.mode}; RGB is needed. Convert it.")
+            raise SlideOpenError(path, f"its colours are {image.mode}; RGB is needed. Convert it.", Code.UNSUPPORTED)
         if image.mode in ("1", "L", "LA", "I", "F", "I;16"):
-            raise SlideOpenError(path, "its pixels are grey; a stained slide needs its colours.")
+            raise SlideOpenError(path, "its pixels are grey; a stained slide needs its colours.", Code.UNSUPPORTED)
         upright = ImageOps.exif_transpose(image)
         with_alpha = "A" in upright.getbands() or "transparency" in upright.info
         return np.asarray(upright.convert("RGBA" if with_alpha else "RGB"))
@@ -181,4 +190,5 @@ def _refuse_huge(path: Path, width: int, height: int) -> None:
             path,
             f"a flat image of {width:,} x {height:,} pixels does not fit in memory. "
             "Make a pyramid of it, e.g. with `vips tiffsave --tile --pyramid`.",
+            Code.TOO_LARGE,
         )

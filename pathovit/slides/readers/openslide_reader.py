@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from pathovit.errors import SlideOpenError, TileReadError
 from pathovit.files import open_patiently
-from pathovit.slides.readers import without_path
+from pathovit.reasons import Code
+from pathovit.slides.readers import CUT_OFF, without_path
 
 OPENED_AGAIN = 6  # times: with 1 % of all reads failing, as few as four in ten attempts to open a file end well
 READ_AGAIN = 3
@@ -58,8 +59,18 @@ class OpenSlideSource:
             self._opened += 1
             return handle
         why = without_path(error, self.path)
-        remedy = "Check the drive it lies on." if "nput/output" in why else "Check that it is a whole slide image."
-        raise SlideOpenError(self.path, f"OpenSlide cannot open it ({why}). {remedy}") from error
+        failing = "nput/output" in why
+        remedy = "Check the drive it lies on." if failing else "Check that it is a whole slide image."
+        if CUT_OFF.search(why):
+            raise SlideOpenError(self.path, f"truncated ({why}). Copy it again from its source.", Code.TRUNCATED) from error
+        code = (
+            Code.IO_ERROR
+            if failing
+            else Code.NOT_A_SLIDE
+            if openslide.OpenSlide.detect_format(self.path) is None
+            else Code.DAMAGED
+        )
+        raise SlideOpenError(self.path, f"OpenSlide cannot open it ({why}). {remedy}", code) from error
 
     def interpolates(self, level: int, downsample: tuple[float, float]) -> bool:
         """Whether pixels of a level come out moved and softened: OpenSlide divides positions by its own mean downsample."""
