@@ -129,6 +129,12 @@ class StoreError(SlideError, ValueError):
     code = Code.STORE_DAMAGED
 
 
+def io_error(path: str | os.PathLike[str], error: OSError | str) -> SlideOpenError:
+    """The drive failed, and went on failing: it is no fault of the slide."""
+    said = error if isinstance(error, str) else error.strerror or str(error)
+    return SlideOpenError(path, f"{said}, again and again. Check the drive it lies on; the slide may be sound.", Code.IO_ERROR)
+
+
 @contextmanager
 def slide_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     """Put the slide's name on an operating-system error that passes through."""
@@ -137,5 +143,7 @@ def slide_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     except SlideError:
         raise
     except OSError as error:
-        code = Code.IO_ERROR if error.errno in PASSING else OF_ERRNO.get(error.errno or 0)
+        if error.errno in PASSING:
+            raise io_error(path, error) from error
+        code = OF_ERRNO.get(error.errno or 0)
         raise SlideOpenError(path, f"{error.strerror or error}. Check the file and the drive it lies on.", code) from error

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,8 +25,46 @@ from pathovit.text import plain
 SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".tif", ".tiff", ".dcm", ".vms", ".vmu", ".svslide", ".czi")
 FLAT_SUFFIXES = (".png", ".jpg", ".jpeg")
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-TRIES, FIRST_PAUSE_S = 6, 0.02  # the pause doubles: 0.6 s together
+TRIES, FIRST_PAUSE_S = 8, 0.02  # the pause doubles: 2.5 s together
+BLOCK_BYTES = 2**22
+PROBES = 1000
 T = TypeVar("T")
+
+
+_lock = threading.Lock()
+_retries = 0
+
+
+def note_retry(times: int = 1) -> None:
+    """Something was read or written again after an error that passed; here, or in a worker."""
+    global _retries
+    with _lock:
+        _retries += times
+
+
+def take_retries() -> int:
+    """How often that happened in this process since it was last asked."""
+    global _retries
+    with _lock:
+        found, _retries = _retries, 0
+    return found
+
+
+def fails_now_and_then(path: Path) -> bool:
+    """Whether single reads of a file fail: of a thousand, one at least."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        return error.errno in PASSING
+    try:
+        size = os.fstat(handle).st_size
+        for place in range(PROBES):
+            os.pread(handle, 16, size * place // PROBES)
+    except OSError as error:
+        return error.errno in PASSING
+    finally:
+        os.close(handle)
+    return False
 
 
 def tried_again(read: Callable[[], T]) -> T:
@@ -36,6 +75,7 @@ def tried_again(read: Callable[[], T]) -> T:
         except OSError as error:
             if error.errno not in PASSING or attempt == TRIES - 1:
                 raise
+        note_retry()
         time.sleep(FIRST_PAUSE_S * 2**attempt)
     raise AssertionError("every attempt returned or raised")
 
@@ -44,13 +84,26 @@ class _PatientFile(io.FileIO):
     def readinto(self, buffer: Any) -> int | None:
         return tried_again(lambda: io.FileIO.readinto(self, buffer))
 
-    def readall(self) -> bytes:
-        return tried_again(lambda: io.FileIO.readall(self))
+    def readall(self) -> bytes:  # block by block: what was read before an error is kept
+        blocks = []
+        while block := tried_again(lambda: io.FileIO.read(self, BLOCK_BYTES)):
+            blocks.append(block)
+        return b"".join(blocks)
 
 
 def open_patiently(path: Path) -> io.BufferedReader:
     """A file to read, whose single reads are tried again."""
     return io.BufferedReader(tried_again(lambda: _PatientFile(path, "rb")))
+
+
+def read_bytes(path: Path) -> bytes:
+    with open_patiently(path) as file:
+        return file.read()
+
+
+def open_text(path: Path, encoding: str = "utf-8") -> io.TextIOWrapper:
+    """A text to read, its line ends as they are."""
+    return io.TextIOWrapper(open_patiently(path), encoding, newline="")
 
 
 def read_at(file: int, length: int, offset: int) -> bytes:
@@ -90,17 +143,21 @@ def storage_errors(path: Path) -> Iterator[None]:
 def write_atomically(path: Path, content: bytes) -> None:
     """Put a file in place whole: temporary name, fsync, rename, fsync of the folder."""
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        fsync(path.parent)
+        tried_again(lambda: _put_in_place(path, content))
+
+
+def _put_in_place(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync(path.parent)
 
 
 def to_json(value: Any, indent: int | None = 1) -> bytes:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from pathovit.errors import SettingsError
+from pathovit.files import read_bytes
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,7 @@ class Settings:
 def load_settings(path: Path) -> Settings:
     """Settings from a TOML file. Unknown names are refused, and the nearest known name is offered."""
     try:
-        tables = tomllib.loads(path.read_text("utf-8"))
+        tables = tomllib.loads(read_bytes(path).decode("utf-8"))
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}. Give an existing TOML file with --settings.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -18,6 +18,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from pathovit.errors import SettingsError
+from pathovit.files import read_bytes
 
 Say = Callable[[str], None]
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
@@ -133,7 +134,7 @@ def read_table(path: Path, say: Say = lambda text: None, asked: Collection[str] 
 
 def _text(path: Path) -> str:
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}. Give an existing CSV file.") from error
     if content[:2] == b"PK":

@@ -121,6 +121,8 @@ def _say_goodbye(result: RunResult) -> None:
     for state in states:
         if state.stage == "failed":
             say(f"  failed  {plain(state.job.path.name)}: {plain(state.reason.splitlines()[0])}\n")
+    if retries := result.record.retries:
+        say(f"  {counted(retries, 'read')} failed and had to be tried again: look at the drive that slides or results lie on.\n")
     for refused in result.refused:
         say(f"  not read  {refused.slide_id}: {refused.reason}\n")
     for state in states:

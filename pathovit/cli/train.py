@@ -16,6 +16,7 @@ from pathovit.cli import options
 from pathovit.cli.app import app
 from pathovit.cli.progress import Steps
 from pathovit.errors import SettingsError
+from pathovit.files import read_bytes
 from pathovit.machine import wait_passively
 from pathovit.model.judged import SAID, Abstention, Metrics, OfSize, Pooling
 
@@ -203,7 +204,7 @@ def compare(
     cards, answers = [], []
     for folder in (a, b):
         try:
-            cards.append(json.loads((folder / "evaluation.json").read_text("utf-8")))
+            cards.append(json.loads(read_bytes(folder / "evaluation.json")))
             answers.append(read_answers(folder / "predictions.csv", Target.from_json(cards[-1]["target"])))
         except (OSError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, SettingsError):

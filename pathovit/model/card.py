@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pathovit.errors import SettingsError, WeightsError
-from pathovit.files import file_sha256
+from pathovit.files import file_sha256, read_bytes
 from pathovit.model.calibration import Calibration
 from pathovit.model.contract import TAUGHT, Fault, parsed, require
 from pathovit.model.targets import Target
@@ -100,7 +100,7 @@ def read_card(folder: str | Path) -> tuple[Path, ModelCard]:
     if not card_path.is_file():
         raise WeightsError(f"{path}: not a model folder (model.json is missing). Make one with: pathovit train LABELS.csv")
     try:
-        values = parsed(card_path.read_bytes())
+        values = parsed(read_bytes(card_path))
         missing = [key for key in NEEDED if key not in values]
         if missing:
             raise Fault(f"of another version ({', '.join(missing)} missing)")

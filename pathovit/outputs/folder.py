@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pathovit.errors import SlideError
-from pathovit.files import file_sha256, to_json, tried_again, write_atomically
+from pathovit.files import file_sha256, read_bytes, to_json, write_atomically
 from pathovit.outputs.records import DONE, FeaturesRecord, Outcome, RecordError, SlideRecord
 from pathovit.reasons import Code
 from pathovit.slides.check import check_file
@@ -60,7 +60,7 @@ class SlideFolder:
     def read(self) -> SlideRecord | Refused | None:
         """The slide's record; None if there is none; why not, where it is damaged, of another version, or speaks of another folder."""
         try:
-            found = json.loads(tried_again((self.path / DONE).read_bytes))
+            found = json.loads(read_bytes(self.path / DONE))
         except FileNotFoundError:
             return None
         except (OSError, ValueError):
@@ -87,7 +87,7 @@ class SlideFolder:
     def features_record(self) -> FeaturesRecord | None:
         """What vouches for the features: features.json, or the slide.json of a version that had none."""
         try:
-            return FeaturesRecord.from_json(json.loads(tried_again((self.path / "features.json").read_bytes)))
+            return FeaturesRecord.from_json(json.loads(read_bytes(self.path / "features.json")))
         except (OSError, ValueError):  # missing or damaged: then the other one may serve
             record = self.record()
         if record is None:
@@ -210,7 +210,7 @@ class OutFolder:
         found = []
         for path in sorted((self.path / ".outcomes").glob("*.json")):
             try:
-                found.append((path, Outcome.from_json(json.loads(tried_again(path.read_bytes)))))
+                found.append((path, Outcome.from_json(json.loads(read_bytes(path)))))
             except (OSError, ValueError):  # torn by a crash: the next run of that file writes it anew
                 continue
         return found
@@ -257,7 +257,7 @@ class Note:
     def read(cls, path: Path) -> Note | None:
         """None where there is none, or a damaged one: then the digest is computed again."""
         try:
-            found = json.loads(tried_again(path.read_bytes))
+            found = json.loads(read_bytes(path))
             state = tuple((int(size), int(time), int(inode)) for size, time, inode in found["state"])
             return cls(str(found["sha256"]), state, tuple(map(str, found.get("before", ()))))
         except (OSError, ValueError, KeyError, TypeError):

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from pathovit.errors import StoreError
-from pathovit.files import tried_again
+from pathovit.files import read_bytes
 
 ARRAYS = ("features", "xy", "coverage", "verdict")
 CODECS = {"bytes", "zstd"}  # of our own stores
@@ -20,7 +20,7 @@ def refuse_foreign(store: Path, slide: Path) -> None:
         if not about.is_file():
             continue
         try:
-            found = json.loads(tried_again(about.read_bytes))
+            found = json.loads(read_bytes(about))
             codecs = {codec["name"] for codec in found.get("codecs", [])}
             known = found["zarr_format"] == 3 and codecs <= CODECS and not found.get("consolidated_metadata")
         except (ValueError, KeyError, TypeError):

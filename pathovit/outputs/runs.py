@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pathovit import RESEARCH_USE
-from pathovit.files import to_json, tried_again, write_atomically
+from pathovit.files import read_bytes, to_json, write_atomically
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.provenance import STEP_VERSIONS, versions
 from pathovit.outputs.records import FORMAT, RecordError, reading
@@ -47,6 +47,7 @@ class RunRecord:
     seconds: float | None = None
     outcomes: tuple[SlideOutcome, ...] = ()
     error: str = ""
+    retries: int = 0  # reads and writes that had to be done again, for the drive failed now and then
     versions: Mapping[str, str] = field(default_factory=versions)
     step_versions: Mapping[str, int] = field(default_factory=lambda: dict(STEP_VERSIONS))
 
@@ -72,6 +73,7 @@ class RunRecord:
             **({"finished": ended} if self.seconds is not None else {}),
             **({"outcomes": [dataclasses.asdict(outcome) for outcome in self.outcomes]} if self.outcomes else {}),
             **({"error": self.error} if self.error else {}),
+            **({"retries": self.retries} if self.retries else {}),
             "exit_code": self.exit_code,
         }
 
@@ -92,6 +94,7 @@ class RunRecord:
                 seconds=found.get("finished", {}).get("seconds"),
                 outcomes=tuple(SlideOutcome(**outcome) for outcome in found.get("outcomes", ())),
                 error=found.get("error", ""),
+                retries=int(found.get("retries", 0)),
                 versions=dict(found["versions"]),
                 step_versions=dict(found["step_versions"]),
             )
@@ -100,7 +103,7 @@ class RunRecord:
 def last_run(out: OutFolder) -> RunRecord:
     """The newest run; raises RecordError if there is none, or it cannot be read."""
     try:
-        found = json.loads(tried_again((out.path / RUN).read_bytes))
+        found = json.loads(read_bytes(out.path / RUN))
     except (OSError, ValueError) as error:
         raise RecordError(f"{RUN} is missing or damaged") from error
     return RunRecord.from_json(found)
@@ -111,7 +114,7 @@ def all_runs(out: OutFolder) -> list[RunRecord]:
     found = []
     for path in sorted((out.path / ".runs").glob("*.json"), reverse=True):
         try:
-            found.append(RunRecord.from_json(json.loads(tried_again(path.read_bytes))))
+            found.append(RunRecord.from_json(json.loads(read_bytes(path))))
         except (OSError, ValueError):  # of another version, or torn: it is still there to be read by a person
             continue
     return found
@@ -134,13 +137,15 @@ class RunLog:
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         self._kept: Path = self.out.path / ".runs" / f"{stamp}-{time.time_ns() % 10**9:09d}-{os.getpid()}.json"
         current = self.out.path / RUN
-        self._before: bytes | None = tried_again(current.read_bytes) if current.is_file() else None
+        self._before: bytes | None = read_bytes(current) if current.is_file() else None
         if self._before and not any((self.out.path / ".runs").glob("*.json")):  # of a version that kept the newest alone
             write_atomically(self.out.path / ".runs" / "00000000T000000Z.json", self._before)
         self._write()
 
-    def end(self, exit_code: int, seconds: float, outcomes: tuple[SlideOutcome, ...]) -> RunRecord:
-        self.record = dataclasses.replace(self.record, exit_code=exit_code, seconds=round(seconds, 1), outcomes=outcomes)
+    def end(self, exit_code: int, seconds: float, outcomes: tuple[SlideOutcome, ...], retries: int = 0) -> RunRecord:
+        self.record = dataclasses.replace(
+            self.record, exit_code=exit_code, seconds=round(seconds, 1), outcomes=outcomes, retries=retries
+        )
         self._write()
         return self.record
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathovit.errors import StoreError
-from pathovit.files import file_sha256, fsync, storage_errors, tried_again, write_atomically
+from pathovit.files import file_sha256, fsync, read_bytes, storage_errors, tried_again, write_atomically
 from pathovit.outputs.features import FeatureAttributes, SlideFeatures, TileVerdict
 from pathovit.outputs.folder import SlideFolder
 from pathovit.outputs.foreign import ARRAYS, refuse_foreign
@@ -99,47 +99,57 @@ class FeatureStore:
         tissue : (H, W) what every pixel of the overview is
         dtype : of features; float32 for encoders whose features are too large for float16
         """
-        import zarr
-        from zarr.codecs import ZstdCodec
-
         folder = self.folder.path
-        temporary = folder / f".features.{uuid.uuid4().hex[:8]}.partial"
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self.folder.forget()
-            for stale in folder.glob(".*.partial"):
-                shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
             known = attributes.to_attributes(self.folder.slide_id) | grid.to_attributes()
-            group = zarr.create_group(temporary, attributes=known)
-            codec = ZstdCodec(level=1, checksum=True)
-            tiles = len(grid)
-            layout: dict[str, tuple[tuple[int, ...], str, Any]] = {
-                "features": ((tiles, dim), dtype, np.dtype(dtype).type("nan")),
-                "xy": ((tiles, 2), "int64", 0),
-                "coverage": ((tiles,), "float32", 0),
-                "verdict": ((tiles,), "uint8", int(TileVerdict.PENDING)),
-            }
-            for name, (shape, kind, fill) in layout.items():
-                group.create_array(
-                    name, shape=shape, dtype=kind, chunks=(chunk_tiles, *shape[1:]), compressors=codec, fill_value=fill
-                )  # fmt: skip
-            with _every_chunk():
-                self._array(group, "xy")[:] = grid.xy
-                self._array(group, "coverage")[:] = grid.coverage
-                group.create_array("tissue", data=tissue, chunks=TISSUE_CHUNK, compressors=codec)
-            if self.zarr_path.exists():
-                shutil.rmtree(self.zarr_path)
-            for file in temporary.rglob("*"):
-                fsync(file)
-            temporary.rename(self.zarr_path)
-            fsync(folder)
+            tried_again(lambda: self._lay_out(grid, dim, chunk_tiles, known, tissue, dtype))
+
+    def _lay_out(
+        self, grid: TileGrid, dim: int, chunk_tiles: int, known: Mapping[str, Any], tissue: NDArray[np.uint8], dtype: str
+    ) -> None:
+        import zarr
+        from zarr.codecs import ZstdCodec
+
+        from pathovit.outputs.patient import PatientFiles
+
+        folder = self.folder.path
+        for stale in folder.glob(".*.partial"):
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
+        temporary = folder / f".features.{uuid.uuid4().hex[:8]}.partial"
+        group = zarr.create_group(PatientFiles(temporary), attributes=dict(known))
+        codec = ZstdCodec(level=1, checksum=True)
+        tiles = len(grid)
+        layout: dict[str, tuple[tuple[int, ...], str, Any]] = {
+            "features": ((tiles, dim), dtype, np.dtype(dtype).type("nan")),
+            "xy": ((tiles, 2), "int64", 0),
+            "coverage": ((tiles,), "float32", 0),
+            "verdict": ((tiles,), "uint8", int(TileVerdict.PENDING)),
+        }
+        for name, (shape, kind, fill) in layout.items():
+            group.create_array(
+                name, shape=shape, dtype=kind, chunks=(chunk_tiles, *shape[1:]), compressors=codec, fill_value=fill
+            )  # fmt: skip
+        with _every_chunk():
+            self._array(group, "xy")[:] = grid.xy
+            self._array(group, "coverage")[:] = grid.coverage
+            group.create_array("tissue", data=tissue, chunks=TISSUE_CHUNK, compressors=codec)
+        if self.zarr_path.exists():
+            shutil.rmtree(self.zarr_path)
+        for file in temporary.rglob("*"):
+            fsync(file)
+        temporary.rename(self.zarr_path)
+        fsync(folder)
 
     def _group(self, mode: str) -> zarr.Group:
         import zarr
 
+        from pathovit.outputs.patient import PatientFiles
+
         refuse_foreign(self.zarr_path, self.path)
         try:
-            return tried_again(lambda: zarr.open_group(self.zarr_path, mode=mode))
+            return tried_again(lambda: zarr.open_group(PatientFiles(self.zarr_path, read_only=mode == "r"), mode=mode))
         except (OSError, ValueError, KeyError) as error:
             raise StoreError(self.path, f"{self.zarr_path} is damaged ({error}). Run again with --overwrite.") from error
 
@@ -216,7 +226,9 @@ class FeatureStore:
     def _put(self, chunk: int, features: NDArray[np.floating[Any]], verdict: NDArray[np.uint8]) -> None:
         import zarr
 
-        group = zarr.open_group(self.zarr_path, mode="r+")
+        from pathovit.outputs.patient import PatientFiles
+
+        group = zarr.open_group(PatientFiles(self.zarr_path), mode="r+")
         size = self._array(group, "features").chunks[0]
         rows = slice(chunk * size, chunk * size + len(features))
         with _every_chunk():
@@ -247,7 +259,7 @@ class FeatureStore:
         found = []
         for path in sorted(self._journal.glob("[0-9]*.json")) if self._journal.is_dir() else []:
             try:
-                line = json.loads(tried_again(path.read_bytes))
+                line = json.loads(read_bytes(path))
                 begun, ended = line.get("span", (0.0, 0.0))
                 found.append(Entry(int(line["chunk"]), [str(digest) for digest in line["sha256"]], (float(begun), float(ended))))
             except (ValueError, KeyError, TypeError, AttributeError):

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import pathovit
+from pathovit.files import read_bytes
 from pathovit.outputs.records import SlideRecord
 
 
@@ -17,7 +18,7 @@ def code_sha256() -> str:
     folder = Path(pathovit.__file__).parent
     found = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
-        found.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+        found.update(path.relative_to(folder).as_posix().encode() + b"\0" + read_bytes(path) + b"\0")
     return found.hexdigest()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from shapely.geometry import shape
 
 from pathovit.errors import SettingsError
-from pathovit.files import csv_table, write_atomically
+from pathovit.files import csv_table, read_bytes, write_atomically
 from pathovit.outputs.features import SlideFeatures
 from pathovit.review.about import about, tiles_sha256
 from pathovit.review.desk import Desk
@@ -70,7 +70,7 @@ def _clear(folder: Path) -> None:
     ours = []
     for path in folder.glob("*.geojson") if folder.is_dir() else ():
         try:
-            is_ours = json.loads(path.read_bytes()).get("made_by") == MADE_BY
+            is_ours = json.loads(read_bytes(path)).get("made_by") == MADE_BY
         except (OSError, ValueError, AttributeError):
             is_ours = False
         if not is_ours:
@@ -140,7 +140,7 @@ def suggested(desk: Desk) -> list[Asked]:
             continue
         stored = desk.features(cases[path.stem])
         centres, lattice = stored.centres_l0(), stored.grid.lattice()
-        for feature in json.loads(path.read_bytes())["features"]:
+        for feature in json.loads(read_bytes(path))["features"]:
             centre = shape(feature["geometry"]).centroid
             wanted = np.array([centre.x, centre.y]) + np.asarray(offset(stored))
             index = int(np.abs(centres - wanted).sum(1).argmin())

@@ -13,7 +13,7 @@ from shapely import STRtree, points
 from shapely.geometry import shape
 
 from pathovit.errors import SettingsError
-from pathovit.files import tried_again
+from pathovit.files import open_text, read_bytes
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.folder import OutFolder
 from pathovit.show.qupath import offset
@@ -40,7 +40,7 @@ def kinds_on(out: OutFolder, stored: SlideFeatures) -> list[Kind]:
     if not path.is_file() or path.is_symlink():
         return []
     try:
-        features = json.loads(tried_again(path.read_bytes))["features"]
+        features = json.loads(read_bytes(path))["features"]
         known = [(feature["properties"]["classification"], shape(feature["geometry"])) for feature in features]
     except (ValueError, KeyError, TypeError):
         return []
@@ -93,7 +93,7 @@ def named_source(out: OutFolder) -> Path | None:
 def _letters(out: OutFolder) -> list[str]:
     """Of all kinds of the folder, as its table of areas names them; the last column is tissue of none."""
     try:
-        with (out.path / FOLDER / "areas.csv").open(encoding="utf-8", newline="") as file:
+        with open_text(out.path / FOLDER / "areas.csv") as file:
             columns = next(csv.reader(file), [])
     except FileNotFoundError:
         return []

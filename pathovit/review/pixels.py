@@ -21,7 +21,7 @@ import simplejpeg
 from PIL import Image
 
 from pathovit.errors import SlideError
-from pathovit.files import write_atomically
+from pathovit.files import open_patiently, read_bytes, write_atomically
 from pathovit.outputs.records import SlideRecord
 from pathovit.slides.readers import RGB
 from pathovit.slides.slide import Slide, open_slide
@@ -144,7 +144,7 @@ class Overviews:
         pixels = np.empty((high, wide, 3), np.uint8)
         for row in range(top // TILE_PX, ceil((top + high) / TILE_PX)):
             for column in range(left // TILE_PX, ceil((left + wide) / TILE_PX)):
-                part = np.asarray(Image.open(self.path(finer, column, row)).convert("RGB"))
+                part = np.asarray(Image.open(open_patiently(self.path(finer, column, row))).convert("RGB"))
                 y, x = row * TILE_PX - top, column * TILE_PX - left
                 pixels[y : y + part.shape[0], x : x + part.shape[1]] = part
         return pixels
@@ -222,7 +222,7 @@ class TileCache:
                 return None
             self._sizes.move_to_end(name)
         try:
-            return (self._folder / name).read_bytes()
+            return read_bytes(self._folder / name)
         except OSError:
             return None
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pathovit.errors import SettingsError
-from pathovit.files import to_json, tried_again, write_atomically
+from pathovit.files import read_bytes, to_json, write_atomically
 from pathovit.text import plain
 
 READER, ADJUDICATOR = "reader", "adjudicator"
@@ -49,7 +49,7 @@ class Readers:
         """From review/. Raises SettingsError where the file is damaged."""
         path = folder / "readers.json"
         try:
-            found = json.loads(tried_again(path.read_bytes))
+            found = json.loads(read_bytes(path))
             people = tuple(Reader(str(one["name"]), str(one["role"]), str(one["token_sha256"])) for one in found["readers"])
             return cls(people, str(found["assignment"]))
         except FileNotFoundError:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pathovit.errors import SettingsError
-from pathovit.files import fsync, storage_errors, to_json, tried_again, write_atomically
+from pathovit.files import fsync, read_bytes, storage_errors, to_json, write_atomically
 from pathovit.outputs.folder import OutFolder
 
 FOLDER, NAME, HEAD = "review", "review.jsonl", "head.json"
@@ -148,7 +148,7 @@ class Record:
     def head(self) -> Head:
         """Raises SettingsError where it is damaged."""
         try:
-            found = json.loads(tried_again((self.folder / HEAD).read_bytes))
+            found = json.loads(read_bytes(self.folder / HEAD))
             return Head(int(found["number"]), str(found["digest"]), found["writing"])
         except FileNotFoundError:
             return Head()
@@ -211,7 +211,7 @@ class Record:
 def _lines(path: Path) -> tuple[list[bytes], bytes]:
     """Whole lines, with their ends; and what was begun and not finished."""
     try:
-        found = tried_again(path.read_bytes).splitlines(keepends=True)
+        found = read_bytes(path).splitlines(keepends=True)
     except FileNotFoundError:
         return [], b""
     torn = found.pop() if found and not found[-1].endswith(b"\n") else b""

@@ -11,6 +11,7 @@ from pathlib import Path
 from fastapi import HTTPException, Request
 
 from pathovit.errors import PathovitError
+from pathovit.files import read_bytes
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.records import SlideRecord
 from pathovit.review import corrections, kinds
@@ -181,7 +182,7 @@ class Review:
             made = self.overviews(case, record, path).path(level, column, row)
             if not made.is_file():
                 raise HTTPException(503, "This overview is being made.", {"retry-after": "1"})
-            return made.read_bytes()
+            return read_bytes(made)
         name = f"{record.sha256[:24]}-{index}-{column}-{row}"
         if (kept := self.cache.get(name)) is not None:
             return kept

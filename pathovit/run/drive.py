@@ -17,6 +17,7 @@ from typing import Any
 
 from pathovit.encoders.spec import spec_at_sight
 from pathovit.errors import InternalError, PathovitError, SettingsError, SlideError, StorageError
+from pathovit.files import note_retry
 from pathovit.outputs.records import Outcome
 from pathovit.reasons import Code
 from pathovit.run.dask_cluster import Death, death_of, open_client, slots_of
@@ -27,6 +28,7 @@ from pathovit.slides.check import check_kind
 
 LOOK_S = 0.1  # between two looks whether the run was stopped, while nothing ends
 RESULT_S = 2.0  # to fetch a result of a few bytes, before it is looked whether its worker is still there
+IO_TRIES = 2  # times that a slide is begun again where the drive failed, after all the patience of single reads
 MOST_KILLS = 5  # of workers that a slide's steps were at, from outside and one after the other, before it is given up
 
 Listener = Callable[[SlideState], None]
@@ -205,9 +207,15 @@ class Drive:
 
     def _take(self, state: SlideState, step: Step, result: Ok | Failed) -> None:
         """Take a step's result into the slide's state. What no slide can get past is raised."""
+        note_retry(result.retries)
         if isinstance(result, Failed):
             if isinstance(result.error, SettingsError | StorageError):
                 raise result.error
+            if result.error.code == Code.IO_ERROR and state.io_errors < IO_TRIES:
+                state.io_errors += 1
+                self.say(f"{state.job.path.name}: {reason_of(result.error).splitlines()[0]} It is tried again")
+                hand_out_again(state, step)
+                return
             state.fail(result.error)
             return
         state.kills.clear()
@@ -257,6 +265,10 @@ def _fetch(client: Any, future: Any, worker: str | None) -> Ok | Failed:
             if worker not in slots_of(client):
                 future.cancel(force=True)
                 raise _ResultLost from None
+
+
+def reason_of(error: PathovitError) -> str:
+    return error.reason if isinstance(error, SlideError) else str(error)
 
 
 def hand_out_again(state: SlideState, step: Step) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pathovit.encoders.check import check_weights
 from pathovit.errors import InternalError, NoSlidesError, PathovitError, SettingsError, SlideError, StorageError
+from pathovit.files import take_retries
 from pathovit.model.card import NO_EVIDENCE, REFERENCE, Trained, model_digest, read_card, require_weights
 from pathovit.outputs.folder import OutFolder, Refused
 from pathovit.outputs.lease import lease
@@ -155,6 +156,7 @@ def run_jobs(
     PathovitError : what no slide can get past; what was finished before is shown, and the record of the run before stays
     """
     out.sweep()
+    take_retries()  # of what was done before
     settings, model = _with_whole_paths(matched.settings), matched.model
     weights_sha256 = check_weights(settings)
     card = read_card(model)[1] if model is not None else None
@@ -191,7 +193,7 @@ def run_jobs(
         _map_tissue(out, say)
     code = stop.code or exit_code(states)
     outcomes = tuple(SlideOutcome(s.job.path.name, s.stage, s.slide_id, s.reason, s.code) for s in states)
-    record = log.end(code, time.monotonic() - began, outcomes)
+    record = log.end(code, time.monotonic() - began, outcomes, take_retries())
     show_results(out, record)
     if overwrite and not stop.event.is_set():
         out.end_replacing()

@@ -49,6 +49,7 @@ class SlideState:
     parts_left: deque[int] = field(default_factory=deque)
     suspects: list[Step] = field(default_factory=list)  # steps that were running when their worker died
     kills: set[str] = field(default_factory=set)  # workers that were killed from outside at its steps, since one ended well
+    io_errors: int = 0  # steps that ended because the drive failed
     began: float = 0.0  # when its first part was handed out
     spans: list[Span] = field(default_factory=list)  # when a device was at work for it
     parts_running: int = 0

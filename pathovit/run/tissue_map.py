@@ -21,7 +21,7 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 
 from pathovit.errors import NoSlidesError, PathovitError, SettingsError, SlideError
-from pathovit.files import csv_table, to_json, write_atomically
+from pathovit.files import csv_table, read_bytes, to_json, write_atomically
 from pathovit.machine import allowed_cores
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.folder import OutFolder
@@ -57,7 +57,7 @@ class Note:
     def of(cls, folder: Path, record: SlideRecord) -> Note | None:
         """None where there is none, or it is damaged."""
         try:
-            found = json.loads((folder / ".drawn" / f"{record.slide_id}.json").read_bytes())
+            found = json.loads(read_bytes(folder / ".drawn" / f"{record.slide_id}.json"))
             nearest = [[(int(tile), float(unlike)) for tile, unlike in tiles] for tiles in found["nearest"]]
             return cls(str(found["mark"]), [float(area) for area in found["mm2"]], nearest)
         except (OSError, ValueError, KeyError, TypeError):

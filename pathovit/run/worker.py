@@ -9,13 +9,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pathovit.encoders.spec import EncoderSpec, spec_at_sight
 from pathovit.errors import InternalError, PathovitError, SettingsError, SlideError
+from pathovit.files import take_retries
 from pathovit.machine import give_back_memory, keep_freed_memory, quiet_libraries, share_of, use_threads
 from pathovit.model.card import KnownModel, know_model
 from pathovit.outputs.folder import OutFolder
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 TOPIC = "pathovit-progress"
 REPORT_EVERY_S = 0.5
 SWITCH_S = 0.0003  # after which a thread that runs Python makes room for the device: it asks at every operation
+IO_PAUSE_S = 1.0
 STEP_READS = 15  # a step that reads a whole slide may take as long as so many tiles
 
 
@@ -65,6 +67,9 @@ class Ok:
     """What a step returned."""
 
     value: Any
+    retries: int = field(
+        default=0, compare=False
+    )  # reads and writes that had to be done again, in this process since the last step ended
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ class Failed:
     """Why a step did not end: errors are results here, only a death is an event."""
 
     error: PathovitError
+    retries: int = field(default=0, compare=False)
 
 
 class Kept:
@@ -195,6 +201,13 @@ def _report(slide: int, tiles: int, pending: dict[str, float]) -> None:
 
 def guarded(step: Callable[..., Any], path: Path, *arguments: Any) -> Ok | Failed:
     """A step's result, or its error as a value."""
+    done = _tried(step, path, *arguments)
+    if isinstance(done, Failed) and done.error.code == Code.IO_ERROR:
+        time.sleep(IO_PAUSE_S)  # before the drive is asked again
+    return replace(done, retries=take_retries())
+
+
+def _tried(step: Callable[..., Any], path: Path, *arguments: Any) -> Ok | Failed:
     try:
         return Ok(step(*arguments))
     except PathovitError as error:

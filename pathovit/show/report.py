@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pathovit.files import write_atomically
+from pathovit.files import open_patiently, open_text, read_bytes, write_atomically
 from pathovit.machine import allowed_cores
 from pathovit.outputs.folder import OutFolder, SlideFolder
 from pathovit.outputs.records import SlideRecord, TopTile
@@ -61,7 +61,7 @@ class Kinds:
     def of(cls, out: OutFolder) -> Kinds:
         folder = out.path / "tissue"
         try:
-            with (folder / "areas.csv").open(encoding="utf-8", newline="") as file:
+            with open_text(folder / "areas.csv") as file:
                 reader = csv.DictReader(file)
                 columns = tuple(reader.fieldnames or ())[2:]
                 return cls(folder, columns, {row["slide_id"]: [float(row[name]) for name in columns] for row in reader})
@@ -77,7 +77,7 @@ class Kinds:
 
     def picture(self, slide_id: str) -> str:
         path = self.folder / f"{slide_id}.jpg"
-        return _data_url(path.read_bytes()) if path.is_file() and not path.is_symlink() else ""
+        return _data_url(read_bytes(path)) if path.is_file() and not path.is_symlink() else ""
 
     def examples(self) -> str:
         path = self.folder / "kinds.png"
@@ -130,7 +130,7 @@ def _sections(out: OutFolder, shown: Sequence[SlideRecord], found: Contents, kin
 def _section(folder: SlideFolder, record: SlideRecord, found: Contents, kinds: Kinds) -> Section:
     files = [(tile, folder.path / tile.file) for tile in record.top_tiles]
     there = [(tile, file) for tile, file in files if file.is_file() and not file.is_symlink()]
-    pictures = tuple(Picture(tile, _data_url(file.read_bytes())) for tile, file in there)
+    pictures = tuple(Picture(tile, _data_url(read_bytes(file))) for tile, file in there)
     older = OLDER if record.sha256 in found.older else ""
     tissue, areas = kinds.picture(record.slide_id), kinds.on(record.slide_id)
     return Section(record, _small(folder.overview), pictures, older, tissue, areas)
@@ -139,7 +139,7 @@ def _section(folder: SlideFolder, record: SlideRecord, found: Contents, kinds: K
 def _small(path: Path) -> str:
     """A picture for the report, as a data URL; empty where it is missing or damaged."""
     try:
-        with Image.open(path) as image:
+        with open_patiently(path) as file, Image.open(file) as image:
             picture = image.convert("RGB")
     except OSError:  # the report says so in its place
         return ""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pathovit.files import write_atomically
+from pathovit.files import open_patiently, write_atomically
 from pathovit.geometry import XY, Box
 from pathovit.outputs.records import ViewFile
 from pathovit.slides.readers import RGB
@@ -60,7 +60,7 @@ def load_views(folder: Path, files: Sequence[ViewFile]) -> list[View]:
     found = []
     for view in files:
         try:
-            with Image.open(folder / view.file) as image:
+            with open_patiently(folder / view.file) as file, Image.open(file) as image:
                 found.append(View(np.asarray(image.convert("RGB")), view.extent))
         except OSError:
             return []

@@ -239,8 +239,8 @@ def _open_source(path: Path) -> tuple[PixelSource, str, dict[str, str]]:
         return FlatSource(path), FLAT, {}
     try:
         source = OpenSlideSource(path)
-    except SlideOpenError:
-        if path.suffix.lower() not in (".tif", ".tiff"):
+    except SlideOpenError as error:
+        if path.suffix.lower() not in (".tif", ".tiff") or error.code == Code.IO_ERROR:
             raise
         flat = FlatSource(path)
         return flat, FLAT, flat.properties

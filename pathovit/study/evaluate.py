@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pathovit import RESEARCH_USE
 from pathovit.errors import SettingsError
-from pathovit.files import to_json, write_atomically
+from pathovit.files import open_text, to_json, write_atomically
 from pathovit.model.card import read_card
 from pathovit.model.faithfulness import CheckSummary
 from pathovit.model.judged import Abstention, Metrics, OfSize
@@ -114,6 +114,6 @@ def _seen_before(folder: Path) -> set[str]:
     path = read_card(folder)[0] / "split.csv"
     if not path.is_file():
         return set()
-    with path.open(encoding="utf-8", newline="") as file:
+    with open_text(path) as file:
         rows = [row for row in csv.DictReader(file) if row["split"] != "test"]
     return {row["slide_id"] for row in rows} | {row["patient"] for row in rows}

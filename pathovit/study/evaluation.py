@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathovit.errors import SettingsError
+from pathovit.files import open_text
 from pathovit.model.judged import Difference, Metric, Metrics, Pooling
 from pathovit.model.targets import Target
 
@@ -159,7 +160,7 @@ def read_answers(path: Path, target: Target) -> Answers:
     SettingsError : missing, damaged, or of another target
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with open_text(path) as file:
             rows = list(csv.DictReader(file))
         truth = np.array([[float(row[name]) for name in target.kind.truth_columns] for row in rows], np.float32)
         values = np.array([[float(row[name]) for name in target.kind.answer_columns] for row in rows])

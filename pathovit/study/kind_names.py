@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pathovit.errors import SettingsError
-from pathovit.files import csv_table, write_atomically
+from pathovit.files import csv_table, open_text, write_atomically
 
 NAMES = "names.csv"
 
@@ -22,7 +22,7 @@ def read_names(folder: Path) -> dict[str, str]:
     path = folder / NAMES
     if not path.is_file():
         return {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with open_text(path, "utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     if rows and not {"kind", "name"} <= {*rows[0]}:
         raise SettingsError(f"{path}: it has no columns kind and name. Put them back, or remove the file: it is written anew.")

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathovit.errors import SettingsError
-from pathovit.files import to_json, tried_again, write_atomically
+from pathovit.files import read_bytes, to_json, write_atomically
 from pathovit.model.lattice import Lattice
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.recipe import Values, differing
@@ -152,7 +152,7 @@ class TissueKinds:
         from safetensors.numpy import load_file
 
         try:
-            known = json.loads(tried_again((folder / "kinds.json").read_bytes))
+            known = json.loads(read_bytes(folder / "kinds.json"))
             tensors = load_file(folder / "kinds.safetensors")
             found = cls(**tensors, limit=float(known["limit"]), shaping=known["shaping"], slides=tuple(known["slides"]))
         except FileNotFoundError:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathovit.errors import SettingsError
+from pathovit.files import open_text
 from pathovit.model.judged import Difference, Metric, Metrics
 from pathovit.model.metrics import auprc, auroc
 from pathovit.model.slide_model import SlideModel
@@ -143,7 +144,7 @@ def read_maps(path: Path) -> list[MapOf]:
     SettingsError : damaged
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with open_text(path) as file:
             rows = list(csv.DictReader(file))
         return [
             MapOf(row["patient"], row["name"], int(row["tiles"]), int(row["inside"]), *(float(row[name]) for name in FIGURES))

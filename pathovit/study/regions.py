@@ -23,7 +23,7 @@ from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
 from pathovit.errors import SettingsError
-from pathovit.files import slide_stem, tried_again
+from pathovit.files import read_bytes, slide_stem
 from pathovit.manifest import Names, one_spelling, some
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.folder import OutFolder
@@ -158,7 +158,7 @@ def read_regions(path: Path, say: Say) -> list[Region]:
     SettingsError : not GeoJSON, a feature that is none, or a file without a class; file and feature are named
     """
     try:
-        found = json.loads(tried_again(path.read_bytes))
+        found = json.loads(read_bytes(path))
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}.") from error
     except ValueError as error:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pathovit.outputs.folder import OutFolder
+from pathovit.reasons import Code
 from pathovit.run.dask_cluster import Death, _cause
 from pathovit.run.dask_settings import own_configuration
 from pathovit.run.drive import MOST_KILLS, Drive, run_slides
@@ -88,18 +89,18 @@ def test_with_no_worker_there_one_step_waits_for_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("exitcode", "out_of_memory", "cause", "slide"),
+    ("exitcode", "out_of_memory", "cause", "slide", "code"),
     [
-        (-9, False, "its worker was killed from outside (SIGKILL)", False),
-        (-15, False, "its worker was killed from outside (SIGTERM)", False),
-        (-15, True, "it outgrew the memory of its worker", True),
-        (-11, False, "reading it crashed (SIGSEGV)", True),
-        (75, False, "reading it hung", True),
-        (1, False, "reading it crashed (exit code 1)", True),
+        (-9, False, "its worker was killed from outside (SIGKILL)", False, Code.KILLED),
+        (-15, False, "its worker was killed from outside (SIGTERM)", False, Code.KILLED),
+        (-15, True, "it outgrew the memory of its worker", True, Code.OUT_OF_MEMORY),
+        (-11, False, "reading it crashed (SIGSEGV)", True, Code.CRASHED),
+        (75, False, "reading it hung", True, Code.TIMEOUT),
+        (1, False, "reading it crashed (exit code 1)", True, Code.CRASHED),
     ],
 )
-def test_what_a_worker_died_of_is_known(exitcode: int, out_of_memory: bool, cause: str, slide: bool) -> None:
-    assert _cause(exitcode, out_of_memory) == Death(cause, slide)
+def test_what_a_worker_died_of_is_known(exitcode: int, out_of_memory: bool, cause: str, slide: bool, code: Code) -> None:
+    assert _cause(exitcode, out_of_memory) == Death(cause, slide, code)
 
 
 def drive(state: SlideState, say: Any = lambda text: None) -> Drive:

@@ -22,8 +22,8 @@ import simplejpeg
 import tifffile
 from numpy.typing import NDArray
 
-from pathovit.errors import TileReadError
-from pathovit.files import open_patiently, read_at
+from pathovit.errors import PASSING, TileReadError, io_error
+from pathovit.files import open_patiently, read_at, tried_again
 from pathovit.slides.readers import RGB, openjpeg
 
 JPEG, JPEG_2000 = 7, (33003, 33005, 34712)
@@ -97,7 +97,7 @@ class CompressedTiles:
     def __init__(self, path: Path, levels: dict[int, TiledLevel]) -> None:
         self.levels = levels
         self._path = path
-        self._file = os.open(path, os.O_RDONLY)
+        self._file = tried_again(lambda: os.open(path, os.O_RDONLY))
         self._check_ends = True  # of JPEG 2000 blocks; not for encoders that end them otherwise
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[int, int, int], RGB] = OrderedDict()
@@ -210,6 +210,8 @@ class CompressedTiles:
         try:
             found = read_at(self._file, wanted, int(tiled.offsets[index]) + skipped)
         except OSError as error:
+            if error.errno in PASSING:
+                raise io_error(self._path, error) from error
             raise TileReadError(self._path, f"tile {index} cannot be read ({error.strerror}).") from error
         if len(found) < wanted:
             raise TileReadError(self._path, f"tile {index} is cut off.")

@@ -153,12 +153,15 @@ def _pixel_size(path: Path) -> dict[str, str]:
 
 
 def _load_picture(path: Path) -> NDArray[np.uint8]:
-    with path.open("rb") as file:
+    with open_patiently(path) as file:
         head = file.read(25)
     kind = {b"\x89PNG": PngImageFile, b"\xff\xd8\xff": JpegImageFile}.get(head[:4] if head[:1] == b"\x89" else head[:3])
     if kind is None:
         raise SlideOpenError(path, "it is neither a PNG nor a JPEG. Convert it.", Code.NOT_A_SLIDE)
-    with kind(path) as image:  # Image.open would refuse it above a limit of the whole process; ours names the file and the remedy
+    with (
+        open_patiently(path) as file,
+        kind(file) as image,
+    ):  # Image.open would refuse it above a limit of the whole process; ours names the file and the remedy
         _refuse_huge(path, *image.size)
         if head[:4] == b"\x89PNG" and head[24] != 8 and image.mode != "P":
             raise SlideOpenError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pathovit.errors import SlideOpenError, TileReadError
-from pathovit.files import open_patiently
+from pathovit.errors import SlideOpenError, TileReadError, io_error
+from pathovit.files import fails_now_and_then, note_retry, open_patiently
 from pathovit.reasons import Code
 from pathovit.slides.readers import CUT_OFF, without_path
 
-OPENED_AGAIN = 6  # times: with 1 % of all reads failing, as few as four in ten attempts to open a file end well
-READ_AGAIN = 3
+OPENED_AGAIN = 12  # times: with 1 % of all reads failing, as few as four in ten attempts to open a file end well
+READ_AGAIN = 2
+LOOKED_AT = 3  # times, where what was found may be what a failed read left
+FAILING = "nput/output error"  # in what OpenSlide says of a drive
 KEPT_BYTES = 64 * 2**20  # of decoded tiles: neighbours, and the next row of tiles, share them
 
 
@@ -36,12 +39,16 @@ class OpenSlideSource:
         self._cache = openslide.OpenSlideCache(KEPT_BYTES)
         self._handle = self._open()
         self.properties = dict(self._handle.properties)
-        while "openslide.mpp-x" not in self.properties and self._opened < 3:  # a read that failed leaves no other trace
+        while self._is_doubtful() and self._opened < LOOKED_AT:
             self._handle.close()
             self._handle = self._open()
             self.properties = dict(self._handle.properties)
         self.sizes = list(self._handle.level_dimensions)
         self._downsamples = self._handle.level_downsamples
+
+    def _is_doubtful(self) -> bool:
+        """Whether it is as if a read had failed, which leaves no other trace: a pixel size is lost, or a vendor not recognised."""
+        return "openslide.mpp-x" not in self.properties or self.properties.get("openslide.vendor") == "generic-tiff"
 
     def _open(self) -> Any:
         """A handle; where OpenSlide fails it is asked again, for a read that failed looks like a file of another kind."""
@@ -55,22 +62,21 @@ class OpenSlideSource:
                 if attempt == 0 and openslide.OpenSlide.detect_format(self.path) is None and not is_tiff(self.path):
                     break
                 continue
+            if attempt:
+                note_retry()
             handle.set_cache(self._cache)
             self._opened += 1
             return handle
         why = without_path(error, self.path)
-        failing = "nput/output" in why
-        remedy = "Check the drive it lies on." if failing else "Check that it is a whole slide image."
+        failing = FAILING in why or fails_now_and_then(self.path)
+        if failing:
+            raise io_error(self.path, "Input/output error") from error
         if CUT_OFF.search(why):
             raise SlideOpenError(self.path, f"truncated ({why}). Copy it again from its source.", Code.TRUNCATED) from error
-        code = (
-            Code.IO_ERROR
-            if failing
-            else Code.NOT_A_SLIDE
-            if openslide.OpenSlide.detect_format(self.path) is None
-            else Code.DAMAGED
-        )
-        raise SlideOpenError(self.path, f"OpenSlide cannot open it ({why}). {remedy}", code) from error
+        code = Code.NOT_A_SLIDE if openslide.OpenSlide.detect_format(self.path) is None else Code.DAMAGED
+        raise SlideOpenError(
+            self.path, f"OpenSlide cannot open it ({why}). Check that it is a whole slide image.", code
+        ) from error
 
     def interpolates(self, level: int, downsample: tuple[float, float]) -> bool:
         """Whether pixels of a level come out moved and softened: OpenSlide divides positions by its own mean downsample."""
@@ -92,16 +98,22 @@ class OpenSlideSource:
             with self._lock:
                 if self._handle is handle:
                     self._handle = self._open()
-        for attempt in range(READ_AGAIN):
+        for attempt in itertools.count():
             alone = self._open()  # another thread's bad tile may have spoilt the shared handle: judge this one by itself
             try:
-                return np.asarray(alone.read_region(at, level, (width, height)))
+                found = np.asarray(alone.read_region(at, level, (width, height)))
+                if attempt:
+                    note_retry()
+                return found
             except openslide.OpenSlideError as error:
-                if attempt == READ_AGAIN - 1:
+                if FAILING in str(error):
+                    if attempt == OPENED_AGAIN:
+                        raise io_error(self.path, "Input/output error") from error
+                elif attempt == READ_AGAIN:
                     raise TileReadError(self.path, f"tile at {at} of level {level} cannot be decoded ({error}).") from error
             finally:
                 alone.close()
-        raise AssertionError("every attempt returned or raised")
+        raise AssertionError("the last attempt returns or raises")
 
     def close(self) -> None:
         self._handle.close()
