@@ -141,6 +141,7 @@ class RunSettings:
     read_timeout_s: float = 120.0  # a tile that takes longer costs its worker
     max_unreadable: float = 0.01  # share of tissue tiles; above it the slide counts as degraded
     device: str = "auto"  # auto, cpu, cuda, mps
+    full_check: bool = False  # look at every byte of slides that are done already; else at 64 MB of each
 
     def __post_init__(self) -> None:
         for name in ("workers", "readers"):

@@ -14,6 +14,7 @@ from PIL import Image
 
 from pathovit.geometry import Box
 from pathovit.outputs.folder import SlideFolder
+from pathovit.outputs.sealed import write_sealed
 from pathovit.outputs.store import FeatureStore
 from pathovit.show.heatmap import Heatmap
 from pathovit.show.ome_tiff import write_ome_tiff
@@ -66,4 +67,4 @@ def write_large(out: Path, slide: Path) -> None:
         "tiles": len(place),
     }
     known["tiles"]["ok"] = len(place)
-    (folder.path / "slide.json").write_text(json.dumps(known))
+    write_sealed(folder.path / "slide.json", known)

@@ -15,4 +15,5 @@ from pathovit.cli import (  # noqa: F401
     teach,
     tissue,
     train,
+    verify,
 )

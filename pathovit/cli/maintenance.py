@@ -1,4 +1,4 @@
-"""pathovit verify, doctor and demo."""
+"""pathovit doctor and demo."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from pathovit.cli.app import app
-from pathovit.errors import NoSlidesError, SettingsError
+from pathovit.errors import SettingsError
 
 FLOORS = {"openslide-bin": (4, 0, 1), "torch": (2, 10), "zarr": (3, 1, 3), "distributed": (2021, 10)}
 WHY = {
@@ -20,34 +20,6 @@ WHY = {
     "zarr": "older ones write chunks in place, and a killed run leaves torn ones",
     "distributed": "older ones let workers listen on every interface (CVE-2021-42343)",
 }
-
-
-@app.command()
-def verify(out: Annotated[Path, typer.Argument(help="Output folder.")] = Path("out")) -> None:
-    """Check every stored byte of finished slides against the digests in their slide.json."""
-    from pathovit.files import file_sha256
-    from pathovit.outputs.folder import OutFolder, Refused
-
-    checked, bad = 0, []
-    for folder in OutFolder(out).slides():
-        record = folder.read()
-        if record is None or isinstance(record, Refused):
-            reason = record.reason if record else "not finished: run the same command again"
-            bad.append(f"{folder.slide_id}: {reason}")
-            continue
-        checked += 1
-        for name, digest in record.products.items():
-            file = folder.path / name
-            if not file.is_file():
-                bad.append(f"{folder.slide_id}/{name}: missing. Run the same command again.")
-            elif file_sha256(file) != digest:
-                bad.append(f"{folder.slide_id}/{name}: changed since it was written. Run again with --overwrite.")
-    if not checked and not bad:
-        raise NoSlidesError(f"{out}: no slide in it. Give the --out folder of a run.")
-    for line in bad:
-        typer.echo(line)
-    typer.echo(f"{checked} slides checked, {len(bad)} faults.")
-    sys.exit(3 if bad else 0)
 
 
 @app.command()

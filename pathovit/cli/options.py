@@ -67,6 +67,9 @@ Reader = Annotated[
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.  \\[default: auto]")]
 Workers = Annotated[int | None, typer.Option("--workers", help="Worker processes.  \\[default: one per GPU, or one]")]
 Readers = Annotated[int | None, typer.Option("--readers", help="Reading threads per worker.  \\[default: the cores allowed]")]
+FullCheck = Annotated[
+    bool | None, typer.Option("--full-check", help="Look at every byte of slides that are done already, not at 64 MB of each.")
+]
 Scheduler = Annotated[str | None, typer.Option("--scheduler", help="Address of a running Dask scheduler.")]
 SchedulerFile = Annotated[str | None, typer.Option("--scheduler-file", help="Scheduler file of a running Dask cluster.")]
 FeatureDtype = Annotated[
@@ -114,11 +117,12 @@ SHARED = {
     "device": Shared(Device, "run", "device"),
     "workers": Shared(Workers, "run", "workers"),
     "readers": Shared(Readers, "run", "readers"),
+    "full_check": Shared(FullCheck, "run", "full_check"),
     "scheduler": Shared(Scheduler, "run", "scheduler"),
     "scheduler_file": Shared(SchedulerFile, "run", "scheduler_file"),
 }
 OF_SLIDES = ("encoder", "tile_px", "tile_mpp", "min_coverage", "max_upsampling", "max_tiles", "reader")
-OF_THE_MACHINE = ("weights", "precision", "engine", "batch_tiles", "feature_dtype", "device", "workers", "readers")
+OF_THE_MACHINE = ("weights", "precision", "engine", "batch_tiles", "feature_dtype", "device", "workers", "readers", "full_check")
 OF_A_CLUSTER = ("scheduler", "scheduler_file")
 OF_ANSWERS = ("model", "hot_score", "error_rate")
 

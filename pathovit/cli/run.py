@@ -69,23 +69,22 @@ def embed(
 def carry_out(jobs: Sequence[SlideJob], out: Path, matched: Matched, overwrite: bool, as_json: bool) -> int:
     """Run all jobs into a folder with progress on stderr, and say what came of it; returns the exit code."""
     from pathovit.cli.progress import Progress
-    from pathovit.outputs.folder import OutFolder
-    from pathovit.outputs.lease import lease
+    from pathovit.outputs.inventory import writing
     from pathovit.run.folder import run_jobs
 
-    with lease(out):
+    with writing(out) as folder:
         sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
         with stoppable() as stop, Progress(len(jobs)) as progress:
             result = run_jobs(
-                jobs, OutFolder(out), matched, overwrite, sys.argv[1:], progress.changed, progress.say, stop
+                jobs, folder, matched, overwrite, sys.argv[1:], progress.changed, progress.say, stop
             )  # fmt: skip
         _say_goodbye(result)
         if as_json:
             slides = [_as_json(state) for state in result.states]
             typer.echo(json.dumps({"exit_code": result.exit_code, "out": str(out), "slides": slides}, indent=1))
-        if result.exit_code in CODES.values():
-            leave(result.exit_code)
-        return result.exit_code
+    if result.exit_code in CODES.values():
+        leave(result.exit_code)
+    return result.exit_code
 
 
 def _as_json(state: SlideState) -> dict[str, object]:
@@ -125,6 +124,10 @@ def _say_goodbye(result: RunResult) -> None:
         say(f"  {counted(retries, 'read')} failed and had to be tried again: look at the drive that slides or results lie on.\n")
     for refused in result.refused:
         say(f"  not read  {refused.slide_id}: {refused.reason}\n")
+    if glanced := sum(state.plan.unread > 0 for state in states if state.plan and state.skipped):
+        say(
+            f"Of {counted(glanced, 'slide')} that were done already not every byte was looked at (--full-check, or: pathovit verify {result.out.path}).\n"
+        )
     for state in states:
         if state.internal:
             say(state.reason + "\n")

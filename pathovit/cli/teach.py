@@ -55,6 +55,7 @@ def teach(
     from pathovit.model.judged import say_left_out
     from pathovit.model.slide_model import save_model
     from pathovit.outputs.folder import OutFolder
+    from pathovit.outputs.inventory import writing
     from pathovit.outputs.lease import lease
     from pathovit.study.lessons import read_lessons
     from pathovit.study.teach import learn
@@ -73,7 +74,7 @@ def teach(
     if maps:
         from pathovit.run.redraw import redraw_folder
 
-        with lease(features), stoppable() as stop:
+        with writing(features), stoppable() as stop:
             painted = {lesson.stored.slide_id for lesson in given.lessons}
             record = redraw_folder(
                 out,
@@ -94,7 +95,8 @@ def teach(
     if suggest:
         from pathovit.study.suggest import suggest_tiles
 
-        asked = suggest_tiles(out, taught, given, suggest, options.note, with_picture=not when_told)
+        with writing(features):
+            asked = suggest_tiles(out, taught, given, suggest, options.note, with_picture=not when_told)
         where = out.path / "suggested"
         sys.stderr.write(f"{len(asked)} tiles to ask about: {where} (give the squares a class in QuPath, and teach again)\n")
     sys.stderr.write(f"Model: {model}   (use it on other slides with: pathovit run SLIDES --model {model})\n")

@@ -30,18 +30,15 @@ def tissue(
     pathovit teach OUT OUT/tissue/names.csv
     """
     wait_passively()
-    from pathovit.outputs.folder import OutFolder
-    from pathovit.outputs.lease import lease
+    from pathovit.outputs.inventory import writing
     from pathovit.run.folder import show_again
     from pathovit.run.tissue_map import FOLDER, map_tissue
 
     sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
     steps = Steps()
-    with lease(features):
-        kinds = map_tissue(
-            OutFolder(features), options.note, lambda done, total: steps("tissue maps", done, total), _names(name or ()), afresh
-        )
-        show_again(OutFolder(features))
+    with writing(features) as out:
+        kinds = map_tissue(out, options.note, lambda done, total: steps("tissue maps", done, total), _names(name or ()), afresh)
+        show_again(out)
     named = ", ".join(kinds.said(place) for place in range(len(kinds.centres)))
     sys.stderr.write(f"Kinds of tissue: {named}\nPicture: {features / FOLDER / 'kinds.png'}   Maps: {features / FOLDER}\n")
 

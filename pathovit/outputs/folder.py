@@ -14,19 +14,20 @@ Paths themselves are not written down: folders can name patients.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pathovit.errors import SlideError
-from pathovit.files import file_sha256, read_bytes, to_json, write_atomically
+from pathovit.files import file_sha256, write_atomically
 from pathovit.outputs.records import DONE, FeaturesRecord, Outcome, RecordError, SlideRecord
+from pathovit.outputs.sealed import SealError, read_sealed, sealed, write_sealed
 from pathovit.reasons import Code
 from pathovit.slides.check import check_file
 from pathovit.slides.identity import FileState, content_sha256, file_state, require_unchanged
 
+LOOKED_AT_BYTES = 64 * 2**20  # of a finished slide that is given again
 PRODUCTS = ("heatmap.ome.tiff", "heatmap.geojson", "overview.png", "top_tiles", "views")  # made of features by finishing
 
 
@@ -37,6 +38,14 @@ class Refused:
     slide_id: str
     reason: str
     code: str = Code.STORE_DAMAGED
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen of a finished slide's files."""
+
+    damaged: tuple[str, ...]  # missing, or changed since they were written
+    skipped: int  # files that were not read
 
 
 @dataclass(frozen=True)
@@ -60,11 +69,13 @@ class SlideFolder:
     def read(self) -> SlideRecord | Refused | None:
         """The slide's record; None if there is none; why not, where it is damaged, of another version, or speaks of another folder."""
         try:
-            found = json.loads(read_bytes(self.path / DONE))
+            found = read_sealed(self.path / DONE)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError):
-            return Refused(self.slide_id, f"its {DONE} is damaged: run it again")
+        except SealError as error:
+            return Refused(self.slide_id, f"its {DONE} {error}: run it again")
+        except OSError as error:
+            return Refused(self.slide_id, f"its {DONE} cannot be read ({error.strerror}): look at the drive", Code.IO_ERROR)
         try:
             return SlideRecord.from_json(found, self.slide_id)
         except RecordError as error:
@@ -79,15 +90,16 @@ class SlideFolder:
         """slide.json, with the digests of what was made: the features', and those of the files named."""
         sealed = self.features_record()
         products = {f"{self.features.name}/{name}": digest for name, digest in sealed.files.items()} if sealed else {}
-        products |= {name: file_sha256(self.path / name) for name in files}
+        named = [*files, "features.json"] if self.is_sealed else files
+        products |= {name: file_sha256(self.path / name) for name in named}
         record = replace(record, products=dict(sorted(products.items())))
-        write_atomically(self.path / DONE, to_json(record.to_json()))
+        write_sealed(self.path / DONE, record.to_json())
         return record
 
     def features_record(self) -> FeaturesRecord | None:
         """What vouches for the features: features.json, or the slide.json of a version that had none."""
         try:
-            return FeaturesRecord.from_json(json.loads(read_bytes(self.path / "features.json")))
+            return FeaturesRecord.from_json(read_sealed(self.path / "features.json"))
         except (OSError, ValueError):  # missing or damaged: then the other one may serve
             record = self.record()
         if record is None:
@@ -101,10 +113,24 @@ class SlideFolder:
         return (self.path / "features.json").is_file()
 
     def seal(self, record: FeaturesRecord) -> None:
-        write_atomically(self.path / "features.json", to_json(record.to_json()))
+        write_sealed(self.path / "features.json", record.to_json())
 
-    def has_all(self, record: SlideRecord) -> bool:
-        return all((self.path / name).is_file() for name in record.products)
+    def look(self, record: SlideRecord, most_bytes: int | None = LOOKED_AT_BYTES) -> Look:
+        """Whether the products are as the record has them: by their digests, the small ones first, and as far as the bytes go.
+
+        Parameters
+        ----------
+        most_bytes : to be read; None for all of them
+        """
+        sizes = {name: path.stat().st_size for name in record.products if (path := self.path / name).is_file()}
+        missing = sorted(record.products.keys() - sizes.keys())
+        left, skipped, changed = most_bytes, 0, []
+        for name in sorted(sizes, key=lambda name: (sizes[name], name)):
+            if left is not None and (left := left - sizes[name]) < 0:
+                skipped += 1
+            elif file_sha256(self.path / name) != record.products[name]:
+                changed.append(name)
+        return Look((*missing, *changed), skipped)
 
     def forget(self) -> None:
         """Remove what was made of the features, and all that vouches for them: the record first."""
@@ -192,7 +218,7 @@ class OutFolder:
     def settle(self, path: Path, slide_id: str, outcome: Outcome | None) -> None:
         """What happened to a file stays on disk until it is done (None), from this path or, if it failed before, from another."""
         if outcome is not None:
-            write_atomically(self._outcome(path), to_json(outcome.to_json()))
+            write_sealed(self._outcome(path), outcome.to_json())
             return
         self._outcome(path).unlink(missing_ok=True)
         for place, old in self._outcomes():
@@ -210,7 +236,7 @@ class OutFolder:
         found = []
         for path in sorted((self.path / ".outcomes").glob("*.json")):
             try:
-                found.append((path, Outcome.from_json(json.loads(read_bytes(path)))))
+                found.append((path, Outcome.from_json(read_sealed(path))))
             except (OSError, ValueError):  # torn by a crash: the next run of that file writes it anew
                 continue
         return found
@@ -251,13 +277,13 @@ class Note:
     before: tuple[str, ...] = ()  # digests of what the file held earlier
 
     def to_bytes(self) -> bytes:
-        return json.dumps({"state": self.state, "sha256": self.sha256, "before": self.before}).encode()
+        return sealed({"state": self.state, "sha256": self.sha256, "before": self.before})
 
     @classmethod
     def read(cls, path: Path) -> Note | None:
         """None where there is none, or a damaged one: then the digest is computed again."""
         try:
-            found = json.loads(read_bytes(path))
+            found = read_sealed(path)
             state = tuple((int(size), int(time), int(inode)) for size, time, inode in found["state"])
             return cls(str(found["sha256"]), state, tuple(map(str, found.get("before", ()))))
         except (OSError, ValueError, KeyError, TypeError):

@@ -14,6 +14,8 @@ from pathlib import Path
 from pathovit.errors import OutputInUseError, SettingsError, StorageError
 from pathovit.files import storage_errors
 
+LOCK = ".lock"
+
 
 @contextmanager
 def lease(out: Path, option: str = "--out") -> Iterator[None]:
@@ -34,7 +36,7 @@ def lease(out: Path, option: str = "--out") -> Iterator[None]:
     try:
         with storage_errors(out):
             out.mkdir(parents=True, exist_ok=True)
-            handle = os.open(out / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)  # a link's target is not ours
+            handle = os.open(out / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)  # a link's target is not ours
     except (StorageError, SettingsError):
         raise
     except OSError as error:
@@ -56,6 +58,9 @@ def lease(out: Path, option: str = "--out") -> Iterator[None]:
         with storage_errors(out):
             os.ftruncate(handle, 0)
             os.pwrite(handle, json.dumps({"host": socket.gethostname(), "process": os.getpid()}).encode(), 0)
-        yield
+        try:
+            yield
+        finally:
+            os.ftruncate(handle, 0)  # nobody holds it any more
     finally:
         os.close(handle)

@@ -18,9 +18,10 @@ from typing import Any
 
 from pathovit import RESEARCH_USE
 from pathovit.outputs.recipe import EmbedRecipe, FinishRecipe
+from pathovit.outputs.sealed import SEALED
 from pathovit.slides.description import SlideDescription, Survey
 
-FORMAT = 1  # of every record; those of before had none
+FORMAT = 1  # of every record; those of before had none. As files they are sealed, and have another (sealed.py)
 DONE = "slide.json"
 UNSURE, OUTSIDE, A_MAP = "unsure", "outside", "map"  # answers that name no class
 Json = Mapping[str, Any]
@@ -286,7 +287,7 @@ class reading:  # used as a statement
 
     def __init__(self, found: Any, name: str) -> None:
         self.name = name
-        if isinstance(found, dict) and isinstance(found.get("format"), int) and found["format"] > FORMAT:
+        if isinstance(found, dict) and isinstance(found.get("format"), int) and found["format"] > SEALED:
             raise RecordError(f"its {name} was written by a later version, and is not read: update pathovit")
 
     def __enter__(self) -> None: ...

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -12,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from pathovit import RESEARCH_USE
-from pathovit.files import read_bytes, to_json, write_atomically
+from pathovit.files import read_bytes, write_atomically
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.provenance import STEP_VERSIONS, versions
 from pathovit.outputs.records import FORMAT, RecordError, reading
+from pathovit.outputs.sealed import read_sealed, sealed, write_sealed
 
 RUN = "run.json"
 
@@ -103,9 +103,11 @@ class RunRecord:
 def last_run(out: OutFolder) -> RunRecord:
     """The newest run; raises RecordError if there is none, or it cannot be read."""
     try:
-        found = json.loads(read_bytes(out.path / RUN))
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{RUN} is missing or damaged") from error
+        found = read_sealed(out.path / RUN)
+    except OSError as error:
+        raise RecordError(f"{RUN} is missing, or cannot be read") from error
+    except ValueError as error:
+        raise RecordError(f"{RUN} {error}") from error
     return RunRecord.from_json(found)
 
 
@@ -114,7 +116,7 @@ def all_runs(out: OutFolder) -> list[RunRecord]:
     found = []
     for path in sorted((out.path / ".runs").glob("*.json"), reverse=True):
         try:
-            found.append(RunRecord.from_json(json.loads(read_bytes(path))))
+            found.append(RunRecord.from_json(read_sealed(path)))
         except (OSError, ValueError):  # of another version, or torn: it is still there to be read by a person
             continue
     return found
@@ -152,10 +154,10 @@ class RunLog:
     def refuse(self, exit_code: int, error: str) -> None:
         """The call ended with an error that no slide could get past."""
         self.record = dataclasses.replace(self.record, exit_code=exit_code, error=error)
-        write_atomically(self._kept, to_json(self.record.to_json()))
-        write_atomically(self.out.path / RUN, self._before or to_json(self.record.to_json()))
+        write_sealed(self._kept, self.record.to_json())
+        write_atomically(self.out.path / RUN, self._before or sealed(self.record.to_json()))
 
     def _write(self) -> None:
-        content = to_json(self.record.to_json())
+        content = sealed(self.record.to_json())
         write_atomically(self._kept, content)
         write_atomically(self.out.path / RUN, content)

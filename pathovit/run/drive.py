@@ -235,6 +235,10 @@ class Drive:
             state.stage, state.skipped, state.twin_id = "done", True, plan.slide_id
             return
         state.plan, state.stage = plan, "embedding"
+        if plan.damaged:
+            more = f" and {len(plan.damaged) - 3} more" if len(plan.damaged) > 3 else ""
+            said = ", ".join(plan.damaged[:3])
+            self.say(f"{state.job.path.name}: {said}{more} missing or changed since it was written; made again")
         if plan.embedded:
             state.tiles_done = state.tiles
         else:

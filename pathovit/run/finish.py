@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -86,7 +87,13 @@ def redraw_slide(record: SlideRecord, out: OutFolder, settings: Settings, answer
             reason=_reason(stored, counts, record.survey),
         )
         folder.write(bare, _files(bare))
-        return _end(_answer(bare, out, settings, answered, stored, kinds, views, opened), out, settings, answered)
+        drawn = _answer(bare, out, settings, answered, stored, kinds, views, opened)
+        if not path:  # pictures of top tiles are those of the same answer, or of none
+            if record.finish_recipe == finish_recipe(settings, answered.model_sha256, record.patient, record.label):
+                drawn = replace(drawn, top_tiles=record.top_tiles)
+            else:
+                shutil.rmtree(folder.path / "top_tiles", ignore_errors=True)
+        return _end(drawn, out, settings, answered)
 
 
 def _count(path: Path, stored: SlideFeatures) -> TileCounts:

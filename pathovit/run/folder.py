@@ -15,7 +15,7 @@ from pathovit.errors import InternalError, NoSlidesError, PathovitError, Setting
 from pathovit.files import take_retries
 from pathovit.model.card import NO_EVIDENCE, REFERENCE, Trained, model_digest, read_card, require_weights
 from pathovit.outputs.folder import OutFolder, Refused
-from pathovit.outputs.lease import lease
+from pathovit.outputs.inventory import writing
 from pathovit.outputs.records import SlideRecord, SlideVerdict
 from pathovit.outputs.runs import RunLog, RunRecord, SlideOutcome, last_run
 from pathovit.run.drive import Listener, run_slides
@@ -98,8 +98,7 @@ def run_folder(
         settings = replace(settings, heatmap=replace(settings.heatmap, model=str(model)))
     matched = match_model(settings, settings.embed.encoder != REFERENCE, model is not None, say)
     jobs = find_jobs([Path(path) for path in given], mpp, None if manifest is None else Path(manifest), say)
-    folder = OutFolder(Path(out))
-    with lease(folder.path):
+    with writing(Path(out)) as folder:
         return run_jobs(jobs, folder, matched, overwrite, ("run_folder",), changed, say, Stop())
 
 

@@ -15,9 +15,9 @@ from pathovit.encoders.records import EncoderRecord
 from pathovit.errors import StoreError
 from pathovit.geometry import XY
 from pathovit.outputs.features import FeatureAttributes
-from pathovit.outputs.folder import OutFolder
+from pathovit.outputs.folder import LOOKED_AT_BYTES, Look, OutFolder, Refused
 from pathovit.outputs.recipe import EmbedRecipe, embed_recipe, feature_dtype, finish_recipe, tile_spec
-from pathovit.outputs.records import SlideRecord
+from pathovit.outputs.records import DONE, SlideRecord
 from pathovit.outputs.store import FeatureStore
 from pathovit.reasons import Code
 from pathovit.settings import Settings
@@ -57,7 +57,9 @@ class SlidePlan:
     state: FileState  # of the slide's files when they were looked at first
     compared: frozenset[int] | None = None  # see Slide.compared
     embedded: bool = False  # all features are on disk, and have been checked
-    done: SlideRecord | None = None  # if all products are on disk
+    done: SlideRecord | None = None  # if all products are on disk, as they were written
+    unread: int = 0  # files of those that were not looked into
+    damaged: tuple[str, ...] = ()  # files of it that were found missing or changed, and are made again
 
     def parts(self, part_tiles: int) -> int:
         return -(-self.survey.tiles // part_tiles)
@@ -136,11 +138,16 @@ def plan_slide(
         record, plan = before
         if model is not None:
             model.check(record.recipe)
-        if _is_done(record, plan, out, settings, model):
-            return replace(plan, embedded=True, done=record)
+        seen = _look(record, out, settings)
+        if not seen.damaged and _is_asked(record, plan, settings, model):
+            return replace(plan, embedded=True, done=record, unread=seen.skipped)
+        plan = replace(plan, damaged=seen.damaged)
         if _is_whole(plan.store(out)):
             return replace(plan, embedded=True)
-    return _lay_out(job, known_as, sha256, state, out, settings, encoder, model, overwrite)
+        return replace(_lay_out(job, known_as, sha256, state, out, settings, encoder, model, False), damaged=seen.damaged)
+    refused = out.slide(known_as).read()
+    damaged = (DONE,) if isinstance(refused, Refused) and not overwrite else ()
+    return replace(_lay_out(job, known_as, sha256, state, out, settings, encoder, model, overwrite), damaged=damaged)
 
 
 def recognise_slide(
@@ -159,7 +166,9 @@ def recognise_slide(
     if (before := _plan_of_before(job, known_as, sha256, state, out, settings, encoder)) is None:
         return None
     record, plan = before
-    return replace(plan, embedded=True, done=record) if _is_done(record, plan, out, settings, model) else None
+    if not _is_asked(record, plan, settings, model) or (seen := _look(record, out, settings)).damaged:
+        return None
+    return replace(plan, embedded=True, done=record, unread=seen.skipped)
 
 
 def _plan_of_before(
@@ -174,11 +183,13 @@ def _plan_of_before(
     return (record, plan) if record.recipe == plan.recipe(settings, encoder) else None
 
 
-def _is_done(
-    record: SlideRecord, plan: SlidePlan, out: OutFolder, settings: Settings, model: SlideModel | KnownModel | None
-) -> bool:
-    """Whether all that is asked for was made, and is there. Features are enough where no model is given."""
-    if record.finish_recipe is None or not out.slide(plan.slide_id).has_all(record):
+def _look(record: SlideRecord, out: OutFolder, settings: Settings) -> Look:
+    return out.slide(record.slide_id).look(record, None if settings.run.full_check else LOOKED_AT_BYTES)
+
+
+def _is_asked(record: SlideRecord, plan: SlidePlan, settings: Settings, model: SlideModel | KnownModel | None) -> bool:
+    """Whether what was made is all that is asked for now. Features are enough where no model is given."""
+    if record.finish_recipe is None:
         return False
     asked = finish_recipe(settings, model.sha256 if model else None, plan.job.patient, plan.job.label)
     return model is None or record.finish_recipe == asked

@@ -76,8 +76,12 @@ def redraw_folder(
                 on_slide(len(drawn), len(records))
         for future in as_completed(drawn):
             record, found = drawn[future], future.result()
-            stage, reason = ("failed", str(found.error)) if isinstance(found, Failed) else ("done", found.value.reason)
-            outcomes[record.slide_id] = SlideOutcome(record.description.file, stage, record.slide_id, reason)
+            stage, reason, word = (
+                ("failed", str(found.error), found.error.code)
+                if isinstance(found, Failed)
+                else ("done", found.value.reason, found.value.code)
+            )
+            outcomes[record.slide_id] = SlideOutcome(record.description.file, stage, record.slide_id, reason, word)
             on_slide(len(outcomes), len(records))
             if stop.event.is_set():
                 pool.shutdown(cancel_futures=True)

@@ -21,12 +21,13 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 
 from pathovit.errors import NoSlidesError, PathovitError, SettingsError, SlideError
-from pathovit.files import csv_table, read_bytes, to_json, write_atomically
+from pathovit.files import csv_table, write_atomically
 from pathovit.machine import allowed_cores
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.records import SlideRecord
 from pathovit.outputs.runs import files_at_hand
+from pathovit.outputs.sealed import read_sealed, write_sealed
 from pathovit.outputs.store import FeatureStore
 from pathovit.show.tissue_map import TissueMap, draw_kinds, draw_tissue_map, write_tissue_areas
 from pathovit.show.views import load_views
@@ -57,7 +58,7 @@ class Note:
     def of(cls, folder: Path, record: SlideRecord) -> Note | None:
         """None where there is none, or it is damaged."""
         try:
-            found = json.loads(read_bytes(folder / ".drawn" / f"{record.slide_id}.json"))
+            found = read_sealed(folder / ".drawn" / f"{record.slide_id}.json")
             nearest = [[(int(tile), float(unlike)) for tile, unlike in tiles] for tiles in found["nearest"]]
             return cls(str(found["mark"]), [float(area) for area in found["mm2"]], nearest)
         except (OSError, ValueError, KeyError, TypeError):
@@ -142,7 +143,7 @@ def _draw(out: OutFolder, record: SlideRecord, kinds: TissueKinds, folder: Path)
     note = Note(
         _mark(out, record, kinds), found.areas_mm2(), [found.nearest(place, EXAMPLES) for place in range(len(found.names))]
     )
-    write_atomically(folder / ".drawn" / f"{record.slide_id}.json", to_json(asdict(note)))
+    write_sealed(folder / ".drawn" / f"{record.slide_id}.json", asdict(note))
     return "" if views else f"{record.description.file}: no picture of it is stored, so that its tissue map is in numbers alone"
 
 

@@ -158,6 +158,6 @@ def test_a_record_says_what_it_is(squares: Path, tmp_path: Path, encoder: Counti
     folder = out.slide(plan.slide_id).path
     for path in (folder / "slide.json", folder / "features.json", out.path / "run.json"):
         found = json.loads(path.read_text())
-        assert found["format"] == 1
+        assert found["format"] == 2
         assert "research use only" in found["research_use"].lower()
     assert not isinstance(out.slide(plan.slide_id).read(), Refused)

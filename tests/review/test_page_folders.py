@@ -14,7 +14,7 @@ from distributed.security import Security
 from made_browser import LOADED, open_slide_page, serving, until
 from made_large import SIDE, write_large, write_large_slide
 from made_reader import SCRIPTS
-from made_runs import folder_of
+from made_runs import folder_of, rewrite
 from made_slides import LEICA_OFFSET, TISSUE, squares_picture, write_leica
 from numpy.typing import NDArray
 from PIL import Image
@@ -94,7 +94,7 @@ def test_hostile_names_of_slides_patients_readers_and_classes_are_text(page: Pag
         name = f"s-{number:012x}"
         shutil.copytree(folder_of(out, "one"), out / "slides" / name)
         known["slide"] |= {"slide_id": name, "sha256": f"{number:064x}", "file": script, "patient": script, "label": script}
-        (out / "slides" / name / "slide.json").write_text(json.dumps(known))
+        rewrite(out / "slides" / name / "slide.json", **known)
     names, asked = {plain(script) for script in SCRIPTS}, list[str]()
 
     def refuse(dialog: Dialog) -> None:

@@ -10,6 +10,7 @@ from typing import Literal
 import pytest
 from command import pathovit
 from made_browser import judge, open_slide_page, serving, show_answer, until
+from made_runs import rewrite
 from playwright.sync_api import Browser, Page
 
 
@@ -92,7 +93,7 @@ def test_two_slides_of_a_patient_move_together(page: Page, out: Path, axe: str) 
     for record in sorted(out.glob("slides/*/slide.json"))[:2]:
         found = json.loads(record.read_text())
         found["slide"]["patient"] = "P-7"
-        record.write_text(json.dumps(found))
+        rewrite(record, **found)
     both = "[0, 1].every((i) => !!pathovit.viewers?.[i]?.osd.world.getItemAt(0)?.getFullyLoaded())"
     with serving(out, "--open") as url:
         page.goto(url)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_reader import ORIGIN, TOKEN, Client, client_of
-from made_runs import HOSTILE
+from made_runs import HOSTILE, rewrite
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -139,7 +139,7 @@ def test_another_model_is_looked_at_with_fresh_eyes(client: Client) -> None:
     path = client.review.desk.out.slide(case.slide_id).path / "slide.json"
     found = json.loads(path.read_text())
     found["finish_recipe"]["model_sha256"] = "f" * 64
-    path.write_text(json.dumps(found))
+    rewrite(path, **found)
     assert not client.http.get(f"/api/slides/{key}").json()["first_done"]
 
 
@@ -150,7 +150,7 @@ def test_paint_on_another_tiling_does_not_count_and_that_is_said(client: Client)
     path = client.review.desk.out.slide(case.slide_id).path / "slide.json"
     found = json.loads(path.read_text())
     found["recipe"]["tiles"]["tile_px"] = 128
-    path.write_text(json.dumps(found))
+    rewrite(path, **found)
     opinion = client.http.get(f"/api/slides/{key}").json()["opinion"]
     assert (opinion["painted"], opinion["elsewhere"]) == ({}, 3)
 
@@ -271,8 +271,7 @@ def test_a_slide_that_is_gone_or_changed_says_so(client: Client, out: Path, tmp_
     key = client.keys()["one.svs"]
     desk = client.review.desk
     for run in [out / "run.json", *(out / ".runs").glob("*.json")]:
-        found = json.loads(run.read_text())
-        run.write_text(json.dumps(found | {"slides": [str(tmp_path / "one.svs")]}))
+        rewrite(run, slides=[str(tmp_path / "one.svs")])
     desk._paths.clear()
     page = client.http.get(f"/api/slides/{key}").json()
     assert "not where it was" in page["missing"]

@@ -12,7 +12,7 @@ import pytest
 import tifffile
 from command import pathovit
 from made_paint import paint_strokes
-from made_runs import folder_of, stored_bytes
+from made_runs import folder_of, rewrite, stored_bytes
 from PIL import Image
 
 from pathovit.outputs.folder import OutFolder
@@ -37,8 +37,7 @@ def rows(out: Path) -> list[dict[str, str]]:
 def move_away(out: Path) -> None:
     """As if the slides had been moved: no run knows where they are."""
     for record in [out / "run.json", *(out / ".runs").glob("*.json")]:
-        found = json.loads(record.read_text())
-        record.write_text(json.dumps(found | {"slides": [f"/gone/{Path(path).name}" for path in found["slides"]]}))
+        rewrite(record, slides=[f"/gone/{Path(path).name}" for path in json.loads(record.read_text())["slides"]])
 
 
 def test_maps_of_all_slides_are_drawn_anew_without_the_slides(taught: tuple[Path, Path], tmp_path: Path) -> None:

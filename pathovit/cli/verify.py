@@ -1,0 +1,86 @@
+"""pathovit verify: whether an output folder is as it was written, and mending it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pathovit.cli import options
+from pathovit.cli.app import app
+from pathovit.errors import NoSlidesError
+from pathovit.text import counted, plain
+
+if TYPE_CHECKING:
+    from pathovit.outputs.folder import OutFolder
+    from pathovit.outputs.verify import Verified
+
+
+@app.command()
+def verify(
+    out: Annotated[Path, typer.Argument(help="Output folder.")] = Path("out"),
+    repair: Annotated[bool, typer.Option("--repair", help="Make again what is missing or damaged, and nothing else.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Check every stored byte against the digests that were written with it: slides, tables, report, records of runs; what is gone, and what was put there."""
+    from pathovit.outputs.folder import OutFolder
+    from pathovit.outputs.verify import verify as look
+
+    folder = OutFolder(out)
+    if not out.is_dir():
+        raise NoSlidesError(f"{out}: no slide in it, for there is no such folder. Give the --out folder of a run.")
+    found = look(folder)
+    if repair and found.faults:
+        _say(found)
+        found = _repaired(folder, found)
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=1))
+    else:
+        _say(found)
+    if not found.slides and not found.faults:
+        raise NoSlidesError(f"{out}: no slide in it. Give the --out folder of a run.")
+    review = _verify_review(folder)
+    sys.exit(3 if found.faults or review else 0)
+
+
+def _say(found: Verified) -> None:
+    for fault in found.faults:
+        typer.echo(f"{plain(fault.where)}: {plain(fault.what)}")
+    for remark in found.remarks:
+        sys.stderr.write(f"{plain(remark)}\n")
+    typer.echo(
+        f"{counted(found.slides, 'slide')}, {counted(found.files, 'file')} checked, {counted(len(found.faults), 'fault')}."
+    )
+
+
+def _repaired(out: OutFolder, found: Verified) -> Verified:
+    from pathovit.cli.progress import Progress
+    from pathovit.cli.run import stoppable
+    from pathovit.outputs.inventory import writing
+    from pathovit.outputs.verify import verify as look
+    from pathovit.run.repair import repair
+
+    with (
+        writing(out.path) as folder,
+        stoppable() as stop,
+        Progress(len({f.slide_id for f in found.faults if f.slide_id})) as progress,
+    ):
+        repair(folder, found, sys.argv[1:], progress.changed, progress.say, stop)
+    return look(out)
+
+
+def _verify_review(out: OutFolder) -> bool:
+    """Whether the record of a review, if there is one, is not whole."""
+    if not (out.path / "review").is_dir():
+        return False
+    from pathovit.review.audit import verify as audit
+    from pathovit.review.record import Record
+
+    found = audit(Record(out))
+    for line in found.broken:
+        typer.echo(f"review: {plain(line)}")
+    return bool(found.broken)
