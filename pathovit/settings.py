@@ -138,6 +138,8 @@ class RunSettings:
     readers: int | None = None  # reading threads per worker; None: the cores this process may use
     scheduler: str | None = None  # address of a running Dask scheduler
     scheduler_file: str | None = None
+    certificates: str | None = None  # folder of those that the scheduler asks for; None: as Dask is set
+    plain_tcp: bool = False  # speak with a scheduler that has none
     read_timeout_s: float = 120.0  # a tile that takes longer costs its worker
     max_unreadable: float = 0.01  # share of tissue tiles; above it the slide counts as degraded
     device: str = "auto"  # auto, cpu, cuda, mps

@@ -3,6 +3,7 @@
 from pathovit.cli import (  # noqa: F401
     audit,
     bench,
+    certificates,
     encoders,
     explain,
     export,

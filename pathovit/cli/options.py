@@ -72,6 +72,12 @@ FullCheck = Annotated[
 ]
 Scheduler = Annotated[str | None, typer.Option("--scheduler", help="Address of a running Dask scheduler.")]
 SchedulerFile = Annotated[str | None, typer.Option("--scheduler-file", help="Scheduler file of a running Dask cluster.")]
+Certificates = Annotated[
+    str | None, typer.Option("--certificates", help="Folder of the certificates of that cluster (`pathovit certificates`).")
+]
+PlainTcp = Annotated[
+    bool | None, typer.Option("--plain-tcp", help="Use a scheduler without encryption: whoever reaches it can act as you.")
+]
 FeatureDtype = Annotated[
     str | None,
     typer.Option("--feature-dtype", help="float16, or float32 for features too large for that.  \\[default: the encoder's own]"),
@@ -120,10 +126,12 @@ SHARED = {
     "full_check": Shared(FullCheck, "run", "full_check"),
     "scheduler": Shared(Scheduler, "run", "scheduler"),
     "scheduler_file": Shared(SchedulerFile, "run", "scheduler_file"),
+    "certificates": Shared(Certificates, "run", "certificates"),
+    "plain_tcp": Shared(PlainTcp, "run", "plain_tcp"),
 }
 OF_SLIDES = ("encoder", "tile_px", "tile_mpp", "min_coverage", "max_upsampling", "max_tiles", "reader")
 OF_THE_MACHINE = ("weights", "precision", "engine", "batch_tiles", "feature_dtype", "device", "workers", "readers", "full_check")
-OF_A_CLUSTER = ("scheduler", "scheduler_file")
+OF_A_CLUSTER = ("scheduler", "scheduler_file", "certificates", "plain_tcp")
 OF_ANSWERS = ("model", "hot_score", "error_rate")
 
 

@@ -16,11 +16,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pathovit.errors import SettingsError
 from pathovit.reasons import Code
+from pathovit.run.certificates import refuse_plain, security_of
 from pathovit.run.dask_settings import QUIET, SILENT_S, own_configuration
 from pathovit.run.schedule import SLOTS
 from pathovit.run.watchdog import TOOK_TOO_LONG
@@ -176,11 +177,13 @@ def _running_cluster(settings: Settings, stop: threading.Event) -> Iterator[Any 
     run = settings.run
     options = {"scheduler_file": run.scheduler_file} if run.scheduler_file else {"address": run.scheduler}
     named = run.scheduler or run.scheduler_file
+    refuse_plain(run)
     try:
-        remote = Client(**options, timeout="30s")
+        remote = Client(**options, security=security_of(run.certificates), timeout="30s")
     except (OSError, TimeoutError, ValueError) as error:
         raise SettingsError(f"The Dask scheduler {named} does not answer ({error}).") from error
     with remote:
+        refuse_plain(replace(run, scheduler=remote.scheduler.address))  # where its file came only now
         _wait_for_workers(remote, 1, stop)
         if not stop.is_set() and not any(sum(slots.values()) for slots in slots_of(remote).values()):
             raise SettingsError(

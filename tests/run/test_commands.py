@@ -58,6 +58,7 @@ def test_every_command_of_the_readme_works_on_real_files(
         "encoders": ["encoders"],
         "explain": ["explain", "truncated"],
         "verify": ["verify", out],
+        "certificates": ["certificates", tmp_path / "certificates"],
         "doctor": ["doctor"],
         "bench": ["bench", slides[1], "--runs", 1, "--max-tiles", 8],
         "demo": ["demo", tmp_path / "demo"],
@@ -104,7 +105,9 @@ def test_a_running_scheduler_is_used(slides: list[Path], tmp_path: Path) -> None
         for command in commands
     ]
     try:
-        done = pathovit("embed", slides[0].name, "--out", tmp_path / "out", "--scheduler-file", file, cwd=slides[0].parent)
+        done = pathovit(
+            "embed", slides[0].name, "--out", tmp_path / "out", "--scheduler-file", file, "--plain-tcp", cwd=slides[0].parent
+        )
         assert done.returncode == 0, done.stderr
     finally:
         for process in processes:
