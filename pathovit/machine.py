@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import torch
 
 SPARE_BYTES = 384 * 2**20  # that a process may hold for its next tensors
+DEVICE_LOST = re.compile(
+    r"AcceleratorError|CUDA error|CUDA driver error|cuDNN error|CUBLAS_STATUS|device-side assert|NVML", re.IGNORECASE
+)
 MANY_TILES = 2000  # of a bag, from which on several threads are faster (docs/benchmarks.md)
 
 
@@ -195,3 +198,28 @@ def pick_precision(wanted: str, device: torch.device, prefers_fp32: bool = False
     if device.type == "cpu" and not prefers_fp32 and torch.cpu._is_avx512_bf16_supported():
         return torch.bfloat16
     return torch.float32
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device said that its memory does not hold what it was given."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
+    )
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether a device failed in a way that it does not get over within this process."""
+    said = f"{type(error).__name__}: {error}"
+    return isinstance(error, RuntimeError) and not is_out_of_memory(error) and DEVICE_LOST.search(said) is not None
+
+
+def free_device_memory(device: torch.device) -> None:
+    """Give back what is kept for the next tensors."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()

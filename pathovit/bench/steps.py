@@ -158,7 +158,7 @@ def measure_encoding(slide: Slide, grid: TileGrid, settings: Settings, encoder: 
 
 def encode_alone(encoder: Encoder, batch: np.ndarray[Any, Any], runs: int) -> Taken:
     """A number of tiles, handed to the device as a run does."""
-    from pathovit.run.embedder import Batch, Device
+    from pathovit.run.device import Batch, Device
 
     nowhere = (0, np.empty((0, 0), np.float16), np.empty(0, np.uint8))
     whole = Batch(batch, list(range(len(batch))), len(batch), nowhere, ends_chunk=True)

@@ -20,7 +20,7 @@ from pathovit.settings import Settings
 
 if TYPE_CHECKING:
     from pathovit.encoders.spec import EncoderSpec
-    from pathovit.run.embedder import Span
+    from pathovit.run.device import Span
     from pathovit.run.folder import Matched
 
 

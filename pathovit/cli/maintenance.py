@@ -13,11 +13,12 @@ import typer
 from pathovit.cli.app import app
 from pathovit.errors import SettingsError
 
-FLOORS = {"openslide-bin": (4, 0, 1), "torch": (2, 10), "zarr": (3, 1, 3), "distributed": (2021, 10)}
+FLOORS = {"openslide-bin": (4, 0, 1), "torch": (2, 10), "zarr": (3, 1, 3), "distributed": (2021, 10), "numcodecs": (0, 16, 6)}
 WHY = {
     "openslide-bin": "older ones can be taken over by a crafted slide (CVE-2026-48977)",
     "torch": "older ones can be taken over by a crafted weights file (CVE-2026-24747)",
     "zarr": "older ones write chunks in place, and a killed run leaves torn ones",
+    "numcodecs": "older ones run code that a received store brings along (codec `pickle`)",
     "distributed": "older ones let workers listen on every interface (CVE-2021-42343)",
 }
 
@@ -31,14 +32,12 @@ def doctor() -> None:
     from pathovit.review.server import BUILT
 
     faults = []
-    for name, version in versions().items():
+    for name, version in (versions() | {name: metadata.version(name) for name in FLOORS if name not in versions()}).items():
         floor = FLOORS.get(name)
         old = floor is not None and _numbers(version) < floor
         typer.echo(f"{name:18} {version}{'   TOO OLD' if old else ''}")
         if old:
             faults.append(f"{name} {version}: {WHY[name]}. Update it: pip install -U {name}")
-    if _numbers(metadata.version("distributed")) < FLOORS["distributed"]:
-        faults.append(f"distributed: {WHY['distributed']}.")
     device = pick_device("auto")
     typer.echo(f"{'device':18} {device}, {str(pick_precision('auto', device)).removeprefix('torch.')}")
     typer.echo(f"{'cores allowed':18} {allowed_cores()}")

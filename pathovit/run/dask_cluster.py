@@ -24,7 +24,7 @@ from pathovit.reasons import Code
 from pathovit.run.certificates import refuse_plain, security_of
 from pathovit.run.dask_settings import QUIET, SILENT_S, own_configuration
 from pathovit.run.schedule import SLOTS
-from pathovit.run.watchdog import TOOK_TOO_LONG
+from pathovit.run.watchdog import DEVICE_FAILED, TOOK_TOO_LONG
 from pathovit.settings import Settings
 
 START_S = 300  # that workers have to start
@@ -58,6 +58,8 @@ def _cause(exitcode: int, out_of_memory: bool) -> Death:
         return Death("it outgrew the memory of its worker", True, Code.OUT_OF_MEMORY)
     if exitcode == TOOK_TOO_LONG:
         return Death("reading it hung", True, Code.TIMEOUT)
+    if exitcode == DEVICE_FAILED:
+        return Death("the device that embeds it failed", True, Code.DEVICE)
     if exitcode < 0 and -exitcode not in CRASHES:
         return Death(f"its worker was killed from outside ({signal.Signals(-exitcode).name})", False, Code.KILLED)
     how = signal.Signals(-exitcode).name if exitcode < 0 else f"exit code {exitcode}"

@@ -19,16 +19,17 @@ from pathovit.encoders.spec import spec_at_sight
 from pathovit.errors import InternalError, PathovitError, SettingsError, SlideError, StorageError
 from pathovit.files import note_retry
 from pathovit.outputs.records import Outcome
-from pathovit.reasons import Code
+from pathovit.reasons import EXPLAINED, Code
 from pathovit.run.dask_cluster import Death, death_of, open_client, slots_of
 from pathovit.run.plan import SlideJob, SlidePlan, Twin, recognise_slide
 from pathovit.run.schedule import SLOTS, Free, SlideState, Step, next_step
-from pathovit.run.worker import TOPIC, Failed, Ok, Work, guarded
+from pathovit.run.worker import TOPIC, Failed, Message, Ok, Work, guarded
 from pathovit.slides.check import check_kind
 
 LOOK_S = 0.1  # between two looks whether the run was stopped, while nothing ends
 RESULT_S = 2.0  # to fetch a result of a few bytes, before it is looked whether its worker is still there
 IO_TRIES = 2  # times that a slide is begun again where the drive failed, after all the patience of single reads
+MOST_LOST = 4
 MOST_KILLS = 5  # of workers that a slide's steps were at, from outside and one after the other, before it is given up
 
 Listener = Callable[[SlideState], None]
@@ -78,6 +79,7 @@ class Drive:
     changed: Listener
     stop: threading.Event
     say: Say
+    _lost: int = 0  # workers whose device failed, one after the other
     _told: set[str] = field(default_factory=set)  # workers whose death has been told
 
     def refuse_at_sight(self) -> None:
@@ -111,8 +113,10 @@ class Drive:
                 self._settle(state)
                 before.add(state.slide_id)
 
-    def note_progress(self, message: dict[str, int]) -> None:
+    def note_progress(self, message: Message) -> None:
         state = self.states[message["slide"]]
+        if "said" in message:
+            self.say(message["said"])
         if state.stage == "embedding":
             state.tiles_done = min(state.tiles_done + message["tiles"], state.tiles)
             self.changed(state)
@@ -170,6 +174,9 @@ class Drive:
     def judge_death(self, state: SlideState, step: Step, worker: str) -> Failed | None:
         """What to make of a worker's death: the step is done again, alone if it may be guilty (None), or the slide fails."""
         death = self._tell_of(worker, state, alone=step.slots == SLOTS)
+        self._lost = self._lost + 1 if death.code == Code.DEVICE else 0
+        if self._lost == MOST_LOST:
+            raise SettingsError(f"The device failed {MOST_LOST} times, one after the other. {EXPLAINED[Code.DEVICE].remedy}")
         if state.over:
             return None
         if not death.slide:
@@ -188,7 +195,7 @@ class Drive:
             state.suspects.append(step)
             return None
         else:
-            reason, code = f"{death.cause}, twice. The file may be damaged; copy or export it again.", death.code
+            reason, code = f"{death.cause}, twice. {EXPLAINED[death.code].remedy}", death.code
         return Failed(SlideError(state.job.path, reason, code))
 
     def _tell_of(self, worker: str, state: SlideState, alone: bool = False) -> Death:
@@ -208,6 +215,7 @@ class Drive:
     def _take(self, state: SlideState, step: Step, result: Ok | Failed) -> None:
         """Take a step's result into the slide's state. What no slide can get past is raised."""
         note_retry(result.retries)
+        self._lost = 0
         if isinstance(result, Failed):
             if isinstance(result.error, SettingsError | StorageError):
                 raise result.error

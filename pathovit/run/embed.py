@@ -16,7 +16,8 @@ from pathovit.errors import SettingsError, StoreError
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.recipe import feature_dtype
 from pathovit.reasons import Code
-from pathovit.run.embedder import Embedder, Span
+from pathovit.run.device import Span
+from pathovit.run.embedder import Embedder
 from pathovit.run.plan import SlidePlan
 from pathovit.run.watchdog import OnHang
 from pathovit.settings import Settings

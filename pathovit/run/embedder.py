@@ -9,17 +9,13 @@ depend neither on where a run was interrupted nor on what else is embedded besid
 from __future__ import annotations
 
 import itertools
-import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, closing
 from functools import partial
 from pathlib import Path
-from queue import Empty, PriorityQueue
 from types import TracebackType
 from typing import Any
 
@@ -27,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathovit.encoders.encoder import Encoder, Pixels
-from pathovit.errors import FeatureError, SettingsError, TileReadError
-from pathovit.machine import step_back, use_threads
+from pathovit.errors import FeatureError, TileReadError
+from pathovit.machine import step_back
 from pathovit.outputs.features import TileVerdict
+from pathovit.run.device import STEP_READS, Batch, Chunk, Device, Features, Span
 from pathovit.run.watchdog import POLL_S, OnHang, Watchdog
 from pathovit.slides.readers import RGB
 from pathovit.slides.readers.compressed import CodedTile
@@ -37,15 +34,11 @@ from pathovit.slides.readers.device_decoder import DeviceDecoder
 from pathovit.slides.slide import Slide
 from pathovit.slides.tiling import TileGrid, corner, read_tile
 
-STEP_READS = 15  # a step that reads a whole slide, a write to disk and a batch on the device may take as long as so many tiles
 READ_TOGETHER = 8  # neighbouring tiles that one thread reads
 AHEAD_BATCHES = 4  # batches that readers may be ahead of the device
 AHEAD_BYTES = 128 * 2**20  # and no more than this, unless there are more readers than tiles in it
 FLYING_BATCHES = 4  # batches of a part that the device knows of
 Judged = tuple[RGB | CodedTile | None, TileVerdict]
-Span = tuple[float, float]  # when the device began and ended a batch, seconds since the epoch
-Features = Future[tuple[NDArray[np.float32], Span]]  # (B, D), to come
-Chunk = tuple[int, NDArray[np.floating[Any]], NDArray[np.uint8]]  # index, features (n, D), verdict (n,)
 
 
 def judge_tile(slide: Slide, grid: TileGrid, index: int) -> tuple[RGB | None, TileVerdict]:
@@ -65,17 +58,6 @@ def fetch_tile(slide: Slide, grid: TileGrid, index: int) -> Judged:
     except TileReadError:
         return None, TileVerdict.UNREADABLE
     return (coded, TileVerdict.OK) if coded else judge_tile(slide, grid, index)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Readable tiles of one chunk, and the chunk's arrays that they will fill."""
-
-    pixels: Pixels  # (B, tile_px, tile_px, 3)
-    rows: list[int]  # of the chunk
-    dealt: int  # tiles done with this batch, readable or not
-    chunk: Chunk
-    ends_chunk: bool
 
 
 class Embedder:
@@ -130,10 +112,8 @@ class Embedder:
         ------
         FeatureError : a feature is no number, or too large for `dtype`
         TileReadError : something hangs, where that is to be raised
-        SettingsError : a batch does not fit into the device's memory
+        SettingsError : a single tile does not fit into the device's memory
         """
-        import torch
-
         turn = next(self._turns)
         flying: deque[tuple[Batch, Features]] = deque()
 
@@ -145,19 +125,13 @@ class Embedder:
             if batch.ends_chunk:
                 yield batch.chunk
 
-        try:
-            with closing(self._batches(slide, grid, chunks, chunk_tiles, batch_tiles, dtype)) as batches:
-                for batch in batches:
-                    flying.append((batch, self._device.submit(turn, batch)))
-                    if len(flying) == FLYING_BATCHES:
-                        yield from land(*flying.popleft())
-            while flying:
-                yield from land(*flying.popleft())
-        except torch.OutOfMemoryError as error:
-            raise SettingsError(
-                f"{batch_tiles} tiles at once are too many for the memory of the device. Use a smaller --batch-tiles, or free "
-                "the device."
-            ) from error
+        with closing(self._batches(slide, grid, chunks, chunk_tiles, batch_tiles, dtype)) as batches:
+            for batch in batches:
+                flying.append((batch, self._device.submit(turn, batch)))
+                if len(flying) == FLYING_BATCHES:
+                    yield from land(*flying.popleft())
+        while flying:
+            yield from land(*flying.popleft())
 
     def _store(self, path: Path, batch: Batch, found: NDArray[np.float32]) -> None:
         _, features, _ = batch.chunk
@@ -255,6 +229,10 @@ class Embedder:
                 if self._watchdog.overdue():
                     break  # a thread that hangs is left behind
 
+    def remarks(self) -> list[str]:
+        """What there is to say of the device, since this was asked last."""
+        return self._device.remarks()
+
     def close(self) -> None:
         self._ending()
 
@@ -270,78 +248,3 @@ def _end(device: Device, readers: ThreadPoolExecutor, watchdog: Watchdog) -> Non
     device.close(wait=not hung)
     readers.shutdown(wait=not hung, cancel_futures=True)
     watchdog.close()
-
-
-class Device:
-    """Threads that hand batches to the device. On a GPU one does, and begins the next before it fetches the last."""
-
-    def __init__(self, encoder: Encoder, watchdog: Watchdog | None = None) -> None:
-        self._encoder = encoder
-        self._watchdog = watchdog
-        self._overlaps = encoder.device.type == "cuda"  # elsewhere the work is done when it returns
-        self._waiting: PriorityQueue[tuple[float, int, Batch | None, Features]] = PriorityQueue()
-        self._order = itertools.count()
-        self._threads = [threading.Thread(target=self._run, daemon=True, name="device") for _ in range(encoder.lanes)]
-        for thread in self._threads:
-            thread.start()
-
-    def submit(self, turn: float, batch: Batch) -> Features:
-        """Features (B, D) to come of a batch; lower turns go first."""
-        features: Features = Future()
-        if batch.rows:
-            self._waiting.put((turn, next(self._order), batch, features))
-        else:
-            features.set_result((np.empty((0, self._encoder.dim), np.float32), (time.time(), time.time())))
-        return features
-
-    def _run(self) -> None:
-        if self._encoder.device.type == "cpu":
-            use_threads(self._encoder.cores // self._encoder.lanes)
-        landing: Callable[[], None] | None = None
-        while True:
-            try:
-                _, _, batch, features = self._waiting.get(block=landing is None)
-            except Empty:
-                launched, ends = None, False
-            else:
-                launched, ends = (self._launch(batch, features), False) if batch else (None, True)
-            if landing is not None:
-                landing()
-            landing = launched
-            if landing is not None and not self._overlaps:
-                landing()
-                landing = None
-            if ends:
-                return
-
-    def _launch(self, batch: Batch, features: Features) -> Callable[[], None] | None:
-        """Begin a batch; what is returned waits for its end. Errors belong to the part, which waits for its features."""
-        begun = time.time()
-        try:
-            with self._watched():
-                fetch = self._encoder.launch(batch.pixels)
-        except BaseException as error:
-            features.set_exception(error)
-            return None
-
-        def land() -> None:
-            try:
-                with self._watched():
-                    found = fetch()
-                features.set_result((found, (begun, time.time())))
-            except BaseException as error:
-                features.set_exception(error)
-
-        return land
-
-    def _watched(self) -> AbstractContextManager[None]:
-        if self._watchdog is None:
-            return nullcontext()
-        return self._watchdog("the device", "a batch", STEP_READS * self._watchdog.timeout_s)
-
-    def close(self, wait: bool = True) -> None:
-        """End when all that waits is done; `wait` for that."""
-        for _ in self._threads:
-            self._waiting.put((float("inf"), next(self._order), None, Future()))
-        for thread in self._threads if wait else ():
-            thread.join()

@@ -23,7 +23,7 @@ from pathovit.run.worker import Work
 from pathovit.slides.identity import slug
 
 if TYPE_CHECKING:
-    from pathovit.run.embedder import Span
+    from pathovit.run.device import Span
 
 SLOTS = {"embed": 2, "other": 1}  # Dask resources of a worker: steps of each sort at a time
 

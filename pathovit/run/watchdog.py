@@ -19,7 +19,7 @@ from typing import Literal, TypeVar
 from pathovit.errors import TileReadError
 from pathovit.reasons import Code
 
-TOOK_TOO_LONG = 75  # exit code of a worker that ends itself
+TOOK_TOO_LONG, DEVICE_FAILED = 75, 76  # exit codes of a worker that ends itself
 POLL_S = 1.0
 OnHang = Literal["exit", "raise"]
 T = TypeVar("T")

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -17,20 +17,22 @@ from typing import TYPE_CHECKING, Any
 from pathovit.encoders.spec import EncoderSpec, spec_at_sight
 from pathovit.errors import InternalError, PathovitError, SettingsError, SlideError
 from pathovit.files import take_retries
-from pathovit.machine import give_back_memory, keep_freed_memory, quiet_libraries, share_of, use_threads
+from pathovit.machine import give_back_memory, is_device_lost, keep_freed_memory, quiet_libraries, share_of, use_threads
 from pathovit.model.card import KnownModel, know_model
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.records import SlideRecord
 from pathovit.reasons import Code
 from pathovit.run.plan import SlideJob, SlidePlan, Twin, plan_slide
-from pathovit.run.watchdog import Watchdog
+from pathovit.run.watchdog import DEVICE_FAILED, Watchdog
 from pathovit.settings import Settings
 
 if TYPE_CHECKING:
     from pathovit.model.slide_model import SlideModel
-    from pathovit.run.embedder import Embedder, Span
+    from pathovit.run.device import Span
+    from pathovit.run.embedder import Embedder
 
 TOPIC = "pathovit-progress"
+Message = Mapping[str, Any]  # slide: its index; tiles: embedded since the last one; said: a sentence
 REPORT_EVERY_S = 0.5
 SWITCH_S = 0.0003  # after which a thread that runs Python makes room for the device: it asks at every operation
 IO_PAUSE_S = 1.0
@@ -164,7 +166,10 @@ def embed(index: int, plan: SlidePlan, part: int, work: Work) -> list[Span]:
 
     pending: dict[str, float] = {}
     embedder = kept().embedder(work)
-    return embed_part(plan, part, work.out, work.settings, embedder, lambda tiles: _report(index, tiles, pending))
+    spans = embed_part(plan, part, work.out, work.settings, embedder, lambda tiles: _report(index, tiles, pending))
+    for said in embedder.remarks():
+        _tell({"slide": index, "tiles": 0, "said": said})
+    return spans
 
 
 def finish(index: int, plan: SlidePlan, work: Work) -> SlideRecord:
@@ -188,14 +193,19 @@ def _limited(path: Path, work: Work) -> Iterator[None]:
         watchdog.close()
 
 
-def _report(slide: int, tiles: int, pending: dict[str, float]) -> None:
-    """Tell the scheduler's side about progress, a few times a second."""
+def _tell(message: Message) -> None:
+    """The scheduler's side of something."""
     from distributed import get_worker
 
+    get_worker().log_event(TOPIC, message)
+
+
+def _report(slide: int, tiles: int, pending: dict[str, float]) -> None:
+    """Tell the scheduler's side about progress, a few times a second."""
     pending["tiles"] = pending.get("tiles", 0) + tiles
     now = time.monotonic()
     if now - pending.get("at", 0.0) >= REPORT_EVERY_S:
-        get_worker().log_event(TOPIC, {"slide": slide, "tiles": int(pending["tiles"])})
+        _tell({"slide": slide, "tiles": int(pending["tiles"])})
         pending.update(tiles=0, at=now)
 
 
@@ -219,4 +229,8 @@ def _tried(step: Callable[..., Any], path: Path, *arguments: Any) -> Ok | Failed
             )
         )
     except Exception as error:  # a fault of ours: this slide fails with it, and the exit code says so
+        if is_device_lost(error):  # nothing that this process begins on it will end well: its nanny starts another
+            sys.stderr.write(f"pathovit: {error}\n")
+            sys.stderr.flush()
+            os._exit(DEVICE_FAILED)
         return Failed(InternalError(f"internal error: {error!r}\n{traceback.format_exc()}"))

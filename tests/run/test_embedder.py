@@ -88,12 +88,12 @@ def test_errors_of_the_encoder_are_not_swallowed(squares: Path, monkeypatch: pyt
         embed(squares)
 
 
-def test_a_batch_too_large_for_the_device_says_what_to_do(squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tile_too_large_for_the_device_says_what_to_do(squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: MeanColourEncoder, tiles: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(MeanColourEncoder, "embed", fail)
-    with pytest.raises(SettingsError, match="4 tiles at once are too many .* Use a smaller --batch-tiles"):
+    with pytest.raises(SettingsError, match="A single tile of 128 px is too much for the memory of the device. Free it"):
         embed(squares)
 
 
