@@ -141,6 +141,7 @@ class RunSettings:
     certificates: str | None = None  # folder of those that the scheduler asks for; None: as Dask is set
     plain_tcp: bool = False  # speak with a scheduler that has none
     read_timeout_s: float = 120.0  # a tile that takes longer costs its worker
+    slide_timeout_min: float | None = None  # a slide that takes longer in all fails; None: no limit
     max_unreadable: float = 0.01  # share of tissue tiles; above it the slide counts as degraded
     device: str = "auto"  # auto, cpu, cuda, mps
     full_check: bool = False  # look at every byte of slides that are done already; else at 64 MB of each
@@ -152,6 +153,8 @@ class RunSettings:
                 raise SettingsError(f"run.{name} is {value}, expected at least 1.")
         if not self.read_timeout_s > 0:
             raise SettingsError(f"run.read_timeout_s is {self.read_timeout_s}, expected above 0 seconds.")
+        if self.slide_timeout_min is not None and not self.slide_timeout_min > 0:
+            raise SettingsError(f"run.slide_timeout_min is {self.slide_timeout_min}, expected above 0 minutes.")
         if not 0 <= self.max_unreadable <= 1:
             raise SettingsError(f"run.max_unreadable is {self.max_unreadable}, expected 0 to 1.")
 

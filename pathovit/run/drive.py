@@ -131,6 +131,7 @@ class Drive:
             slots = {at: Counter(count) for at, count in slots_of(client).items()}
             while found := next_step(self.states, self.work, Free(slots, ((at, step) for _, step, at in running.values()))):
                 state, step, worker = found
+                state.handed_out = state.handed_out or time.monotonic()
                 future = client.submit(
                     guarded, step.function, state.job.path, state.index, *step.arguments,
                     key=f"{step.name}-{state.index}-{time.monotonic_ns()}", pure=False, resources=step.slots,
@@ -145,6 +146,10 @@ class Drive:
             while not queue.has_ready() and not self.stop.is_set():
                 ended.wait(LOOK_S)
                 ended.clear()
+                self._give_up_late_ones()
+                if all(state.over for state in self.states):
+                    client.cancel(list(running), force=True)
+                    return
             if self.stop.is_set():
                 client.cancel(list(running), force=True)
                 return
@@ -154,6 +159,18 @@ class Drive:
             if result is not None and not state.over:  # another part of it may have failed
                 self._take(state, step, result)
             self._settle(state)
+
+    def _give_up_late_ones(self) -> None:
+        """Fail slides that have taken longer than one may; what is still at work for them is not waited for."""
+        limit = self.work.settings.run.slide_timeout_min
+        if limit is None:
+            return
+        for state in self.states:
+            if state.handed_out and not state.over and time.monotonic() > state.handed_out + 60 * limit:
+                state.fail(
+                    SlideError(state.job.path, f"it took longer than {limit:g} minutes (run.slide_timeout_min).", Code.TIMEOUT)
+                )
+                self._settle(state)
 
     def _result(self, client: Any, future: Any, state: SlideState, step: Step, worker: str | None) -> Ok | Failed | None:
         """What became of a step; None if it has to be done again."""

@@ -50,6 +50,7 @@ class SlideState:
     suspects: list[Step] = field(default_factory=list)  # steps that were running when their worker died
     kills: set[str] = field(default_factory=set)  # workers that were killed from outside at its steps, since one ended well
     io_errors: int = 0  # steps that ended because the drive failed
+    handed_out: float = 0.0  # when its first step was
     began: float = 0.0  # when its first part was handed out
     spans: list[Span] = field(default_factory=list)  # when a device was at work for it
     parts_running: int = 0

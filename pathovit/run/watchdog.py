@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -21,8 +22,34 @@ from pathovit.reasons import Code
 
 TOOK_TOO_LONG, DEVICE_FAILED = 75, 76  # exit codes of a worker that ends itself
 POLL_S = 1.0
+MOVED_S = 1e-5  # of processor time: a read that returns takes more
 OnHang = Literal["exit", "raise"]
 T = TypeVar("T")
+
+
+@dataclass
+class Watched:
+    """Something that is done by a thread, and may take so long."""
+
+    file: str
+    what: str
+    limit: float  # seconds in all
+    idle_limit: float | None  # seconds in which its thread does nothing at all: it waits for a drive or a lock
+    clock: int | None  # of the processor time of its thread; None where the system has none
+    began: float
+    seen: float = -1.0  # processor time
+    moved: float = 0.0  # when that last changed
+
+    def late(self, now: float) -> str:
+        """Why it counts as hung; nothing while it does not."""
+        if now > self.began + self.limit:
+            return f"{self.what} took longer than {self.limit:g} s"
+        if self.idle_limit is None or self.clock is None:
+            return ""
+        used = time.clock_gettime(self.clock)
+        if used > self.seen + MOVED_S:
+            self.seen, self.moved = used, now
+        return f"{self.what} has not moved for {self.idle_limit:g} s" if now > self.moved + self.idle_limit else ""
 
 
 class Watchdog:
@@ -32,16 +59,19 @@ class Watchdog:
         """`timeout_s` : of what names no other limit"""
         self.timeout_s = timeout_s
         self._on_hang = on_hang
-        self._running: dict[object, tuple[float, float, str, str]] = {}  # deadline, limit, file, what is done
+        self._running: dict[object, Watched] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
         if on_hang == "exit":
             self._thread.start()
 
     @contextmanager
-    def __call__(self, file: str, what: str, timeout_s: float | None = None) -> Iterator[None]:
-        limit, mine = timeout_s or self.timeout_s, object()
-        self._running[mine] = (time.monotonic() + limit, limit, file, what)
+    def __call__(self, file: str, what: str, timeout_s: float | None = None, idle_s: float | None = None) -> Iterator[None]:
+        """`idle_s` : in which this thread may do nothing at all"""
+        mine, clock = object(), None
+        if idle_s is not None and hasattr(time, "pthread_getcpuclockid"):
+            clock = time.pthread_getcpuclockid(threading.get_ident())
+        self._running[mine] = Watched(file, what, timeout_s or self.timeout_s, idle_s, clock, time.monotonic())
         try:
             yield
         finally:
@@ -50,9 +80,9 @@ class Watchdog:
     def overdue(self) -> tuple[str, str] | None:
         """A file with which something takes too long, and what; None if nothing does."""
         now = time.monotonic()
-        for deadline, limit, file, what in tuple(self._running.values()):
-            if now > deadline:
-                return file, f"{what} took longer than {limit:g} s"
+        for watched in tuple(self._running.values()):
+            if why := watched.late(now):
+                return watched.file, why
         return None
 
     def result(self, future: Future[T], path: Path) -> T:

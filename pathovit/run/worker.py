@@ -155,8 +155,9 @@ def kept() -> Kept:
 
 
 def start(index: int, job: SlideJob, given: frozenset[str], work: Work) -> SlidePlan | Twin:
+    spec, model = kept().spec(work), work.known_model()
     with _limited(job.path, work):
-        plan = plan_slide(job, work.out, work.settings, kept().spec(work), work.known_model(), work.overwrite, given)
+        plan = plan_slide(job, work.out, work.settings, spec, model, work.overwrite, given)
     give_back_memory()
     return plan
 
@@ -176,18 +177,20 @@ def finish(index: int, plan: SlidePlan, work: Work) -> SlideRecord:
     from pathovit.run.finish import finish_slide
 
     use_threads(kept().cores)  # of this thread: those of the device have theirs
+    model = kept().model(work)
     with _limited(plan.job.path, work):
-        done = finish_slide(plan, work.out, work.settings, kept().model(work))
+        done = finish_slide(plan, work.out, work.settings, model)
     give_back_memory()
     return done
 
 
 @contextmanager
 def _limited(path: Path, work: Work) -> Iterator[None]:
-    """Planning and finishing read whole slides: they get as long as many tiles."""
-    watchdog = Watchdog(STEP_READS * work.settings.run.read_timeout_s, "exit")
+    """Planning and finishing read whole slides: they get as long as many tiles, unless nothing moves."""
+    one_read = work.settings.run.read_timeout_s
+    watchdog = Watchdog(STEP_READS * one_read, "exit")
     try:
-        with watchdog(path.name, "planning or finishing it"):
+        with watchdog(path.name, "planning or finishing it", idle_s=one_read):
             yield
     finally:
         watchdog.close()

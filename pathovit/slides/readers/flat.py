@@ -16,8 +16,11 @@ from pathovit.reasons import Code
 from pathovit.slides.readers import CUT_OFF, RGB, composite, without_path
 from pathovit.slides.readers.compressed import JPEG_2000, CompressedTiles, TiledLevel, locate_tiles
 
-MAX_FLAT_PX = 600_000_000
+MAX_FLAT_BYTES = 3_000_000_000  # while it is decoded; from then on it is 4 a pixel
+PX_BYTES, PX_BYTES_COPIED = 7, 12  # of Pillow's pixels and ours; of pixels that have to be turned, or have alpha
+BAND_ROWS = 1024  # that are worked on at a time; an even number
 COARSEST_UM = 10.0  # per pixel; 300 dots per inch are 85 um, and say how large to print
+ORIENTATION = 0x0112  # tag of EXIF
 SEPARATE = 2  # TIFF's planar configuration
 TRANSPARENT = "every pixel is transparent: its fourth channel is 0 everywhere. Save it without that channel."
 PLAIN_PHOTOMETRICS = (1, 2, 6)  # black is zero, RGB, YCbCr
@@ -32,8 +35,7 @@ class FlatSource:
         self.properties = _pixel_size(path) if path.suffix.lower() in (".tif", ".tiff") else {}
         self._images = [image]
         while max(image.shape[:2]) > 2048:
-            half = Image.fromarray(image).reduce(2)
-            image = np.asarray(half)
+            image = _halved(image)
             self._images.append(image)
         self.sizes = [(image.shape[1], image.shape[0]) for image in self._images]
 
@@ -94,8 +96,26 @@ def _load_flat(path: Path) -> tuple[RGB, Boxes]:
     if pixels.shape[2] == 4:
         if not pixels[..., 3].any():
             raise SlideOpenError(path, TRANSPARENT, Code.UNSUPPORTED)
-        return composite(pixels, (255, 255, 255))[0], damaged
+        return _on_white(pixels), damaged
     return np.ascontiguousarray(pixels), damaged
+
+
+def _halved(image: RGB) -> RGB:
+    """An image of half the size, band by band: Pillow needs four bytes a pixel."""
+    height, width = -(-image.shape[0] // 2), -(-image.shape[1] // 2)
+    half = np.empty((height, width, 3), np.uint8)
+    for top in range(0, image.shape[0], BAND_ROWS):
+        band = np.asarray(Image.fromarray(image[top : top + BAND_ROWS]).reduce(2))
+        half[top // 2 : top // 2 + len(band)] = band
+    return half
+
+
+def _on_white(pixels: NDArray[np.uint8]) -> RGB:
+    """RGBA (H, W, 4) without its alpha."""
+    image = np.empty((*pixels.shape[:2], 3), np.uint8)
+    for top in range(0, len(pixels), BAND_ROWS):
+        image[top : top + BAND_ROWS] = composite(pixels[top : top + BAND_ROWS], (255, 255, 255))[0]
+    return image
 
 
 def _load_tiff(path: Path) -> tuple[NDArray[np.uint8], Boxes]:
@@ -162,7 +182,9 @@ def _load_picture(path: Path) -> NDArray[np.uint8]:
         open_patiently(path) as file,
         kind(file) as image,
     ):  # Image.open would refuse it above a limit of the whole process; ours names the file and the remedy
-        _refuse_huge(path, *image.size)
+        wanted = "RGBA" if "A" in image.getbands() or "transparency" in image.info else "RGB"
+        copied = wanted == "RGBA" or image.mode != wanted or image.getexif().get(ORIENTATION, 1) != 1
+        _refuse_huge(path, *image.size, PX_BYTES_COPIED if copied else PX_BYTES)
         if head[:4] == b"\x89PNG" and head[24] != 8 and image.mode != "P":
             raise SlideOpenError(
                 path, f"its pixels have {head[24]} bits a sample, and 8 are needed. Convert it.", Code.UNSUPPORTED
@@ -171,9 +193,8 @@ def _load_picture(path: Path) -> NDArray[np.uint8]:
             raise SlideOpenError(path, f"its colours are {image.mode}; RGB is needed. Convert it.", Code.UNSUPPORTED)
         if image.mode in ("1", "L", "LA", "I", "F", "I;16"):
             raise SlideOpenError(path, "its pixels are grey; a stained slide needs its colours.", Code.UNSUPPORTED)
-        upright = ImageOps.exif_transpose(image)
-        with_alpha = "A" in upright.getbands() or "transparency" in upright.info
-        return np.asarray(upright.convert("RGBA" if with_alpha else "RGB"))
+        ImageOps.exif_transpose(image, in_place=True)
+        return np.asarray(image if image.mode == wanted else image.convert(wanted))  # each copy is four bytes a pixel
 
 
 def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
@@ -187,8 +208,8 @@ def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     return pixels
 
 
-def _refuse_huge(path: Path, width: int, height: int) -> None:
-    if width * height > MAX_FLAT_PX:
+def _refuse_huge(path: Path, width: int, height: int, px_bytes: int = PX_BYTES) -> None:
+    if width * height * px_bytes > MAX_FLAT_BYTES:
         raise SlideOpenError(
             path,
             f"a flat image of {width:,} x {height:,} pixels does not fit in memory. "
