@@ -189,22 +189,36 @@ def run_jobs(
     found = Contents.of(out)
     _require_rows(states, found)
     if model is not None and not stop.event.is_set():
-        _map_tissue(out, say)
+        _map_tissue(out, say, stop)
     code = stop.code or exit_code(states)
     outcomes = tuple(SlideOutcome(s.job.path.name, s.stage, s.slide_id, s.reason, s.code) for s in states)
-    record = log.end(code, time.monotonic() - began, outcomes, take_retries())
+    retries = take_retries()
+    record = log.end(code, time.monotonic() - began, outcomes, retries)
     show_results(out, record)
+    if stop.code != 0 and stop.code != code:  # it came while that was written
+        code = stop.code
+        record = log.end(code, time.monotonic() - began, outcomes, retries)
     if overwrite and not stop.event.is_set():
         out.end_replacing()
     return RunResult(out, tuple(states), found.refused, record, code)
 
 
-def _map_tissue(out: OutFolder, say: Say) -> None:
+class _Stopped(Exception):
+    """The run was stopped between two slides."""
+
+
+def _map_tissue(out: OutFolder, say: Say, stop: Stop) -> None:
     """Kinds of tissue are a help to look at slides; without them the answers are the same."""
     from pathovit.run.tissue_map import map_tissue
 
+    def on_slide(done: int, total: int) -> None:
+        if stop.event.is_set():
+            raise _Stopped
+
     try:
-        map_tissue(out, say)
+        map_tissue(out, say, on_slide)
+    except _Stopped:
+        say("no tissue map: stopped; the next run draws what is missing")
     except (NoSlidesError, SettingsError, SlideError) as error:
         say(f"no tissue map: {error}")
 

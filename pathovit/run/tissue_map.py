@@ -95,10 +95,14 @@ def map_tissue(
         return kinds
     kinds.save(folder)
     with ThreadPoolExecutor(min(MOST_AT_ONCE, allowed_cores()), thread_name_prefix="tissue") as pool:
-        for number, said in enumerate(pool.map(lambda record: _drawn(out, record, kinds, folder), stale), start=1):
-            if said:
-                say(said)
-            on_slide(number, len(stale))
+        try:
+            for number, said in enumerate(pool.map(lambda record: _drawn(out, record, kinds, folder), stale), start=1):
+                if said:
+                    say(said)
+                on_slide(number, len(stale))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # those that are being drawn are waited for
+            raise
     mapped = [(record, note) for record in records if (note := Note.of(folder, record))]
     _write_areas(folder, mapped, kinds)
     _show_kinds(out, folder, mapped, kinds, say)
