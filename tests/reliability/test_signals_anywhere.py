@@ -28,7 +28,7 @@ def test_a_signal_at_any_point_ends_a_run_as_promised(slides: list[Path], tmp_pa
     assert begin(slides, tmp_path / "calm").wait() == 0
     lasts = time.monotonic() - begun
     chance, out = random.Random(0), tmp_path / "out"
-    points = 40 if everything else 5
+    points = 40 if everything else 4
     for number in range(points):
         if number % 8 == 0:
             out = tmp_path / f"out-{number}"  # begin anew now and then: what is done is done soon
