@@ -88,8 +88,8 @@ def damage(folder: SlideFolder, record: SlideRecord) -> Iterator[tuple[str, str]
         of = _chunk(file)
         if not path.is_file():
             yield file, f"missing{of}"
-        elif path.is_symlink() or file_sha256(path) != digest:
-            yield file, f"changed since it was written{of}"
+        elif what := _differs(path, digest):
+            yield file, f"{what}{of}"
     for path in folder.path.rglob("*"):
         file = path.relative_to(folder.path).as_posix()
         if (path.is_dir() and not path.is_symlink()) or path.name in OF_SYSTEMS:
@@ -99,6 +99,15 @@ def damage(folder: SlideFolder, record: SlideRecord) -> Iterator[tuple[str, str]
                 file,
                 "half written by a run that was killed" if file.endswith(".partial") else "not of this slide: it was put there",
             )
+
+
+def _differs(path: Path, digest: str) -> str:
+    """How a file differs from what was written; nothing where it does not."""
+    try:
+        same = not path.is_symlink() and file_sha256(path) == digest
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return "" if same else "changed since it was written"
 
 
 def _chunk(file: str) -> str:
@@ -136,11 +145,10 @@ def _verify_common(out: OutFolder, faults: list[Fault], remarks: list[str]) -> i
     for name, (digest, *_) in known.files.items():
         if name not in now:
             faults.append(Fault(name, "missing"))
-        elif file_sha256(out.path / name) != digest and (
-            ended or not (out.path / name).stat().st_mtime_ns > known.files[name][2]
-        ):
-            by_hand = ", perhaps by hand: `pathovit tissue` takes that up" if name.endswith("names.csv") else ""
-            faults.append(Fault(name, f"changed since it was written{by_hand}"))
+        elif what := _differs(out.path / name, digest):
+            if ended or (out.path / name).stat().st_mtime_ns <= known.files[name][2]:  # not by the run that has not ended
+                by_hand = ", perhaps by hand: `pathovit tissue` takes that up" if name.endswith("names.csv") else ""
+                faults.append(Fault(name, f"{what}{by_hand}"))
     return len(known.files)
 
 

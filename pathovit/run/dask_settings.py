@@ -18,12 +18,19 @@ QUIET = {  # no chatter, no web routes; a worker near its limit goes on (its nan
     "DASK_DISTRIBUTED__WORKER__MEMORY__TARGET": "False",
     "DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE": "False",
 }
+KEPT = 20  # entries of a log
 CALM = {  # what Dask does many times a second beside its work: on two cores it costs a tenth of one
     "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "5s",
     "distributed.admin.system-monitor.gil.enabled": False,
     "distributed.scheduler.work-stealing": False,
+    # Logs for developers of Dask, of which nobody reads more than the end: they would grow with every slide.
+    "distributed.admin.log-length": KEPT,
+    "distributed.admin.low-level-log-length": KEPT,
+    "distributed.admin.system-monitor.log-length": KEPT,
+    "distributed.diagnostics.computations.max-history": KEPT,
+    "distributed.diagnostics.erred-tasks.max-history": KEPT,
 }
 FORKS = sys.platform == "linux"  # elsewhere the system's own libraries do not bear it
 AHEAD = "pathovit.run.ahead"

@@ -11,14 +11,15 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any
 
 from pathovit.encoders.spec import spec_at_sight
 from pathovit.errors import InternalError, PathovitError, SettingsError, SlideError, StorageError
 from pathovit.files import note_retry
-from pathovit.outputs.records import Outcome
+from pathovit.outputs.recipe import EmbedRecipe
+from pathovit.outputs.records import Outcome, SlideRecord
 from pathovit.reasons import EXPLAINED, Code
 from pathovit.run.dask_cluster import Death, death_of, open_client, slots_of
 from pathovit.run.plan import SlideJob, SlidePlan, Twin, recognise_slide
@@ -251,7 +252,7 @@ class Drive:
             state.seconds = time.monotonic() - state.began
             state.spans += result.value
         else:
-            state.done, state.stage = result.value, "done"
+            state.done, state.stage = _in_short(result.value), "done"
             state.tiles_done = state.tiles
 
     def _planned(self, state: SlideState, plan: SlidePlan | Twin) -> None:
@@ -269,7 +270,8 @@ class Drive:
         else:
             state.parts_left.extend(range(plan.parts(self.work.settings.embed.part_tiles)))
         if plan.done is not None:
-            state.stage, state.skipped, state.done = "done", True, plan.done
+            state.stage, state.skipped, state.done = "done", True, _in_short(plan.done)
+            state.plan = replace(plan, done=None)
 
     def _settle(self, state: SlideState) -> None:
         """What happened to a slide is told; if it is over, it stays on disk until it is done."""
@@ -283,6 +285,11 @@ class Drive:
                 date.today().isoformat(), state.code,
             )  # fmt: skip
         self.work.out.settle(state.job.path, state.slide_id, outcome)
+
+
+def _in_short(record: SlideRecord) -> SlideRecord:
+    """The record without what only its file is for: of thousands of slides all are kept to the end."""
+    return replace(record, products={}, versions={}, top_tiles=(), views=(), recipe=EmbedRecipe({}), finish_recipe=None)
 
 
 def _fetch(client: Any, future: Any, worker: str | None) -> Ok | Failed:

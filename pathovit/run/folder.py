@@ -57,8 +57,9 @@ class RunResult:
 
     @property
     def slides(self) -> list[SlideRecord]:
-        """Records of the slides that are done."""
-        return [state.done for state in self.states if state.done]
+        """Records of the slides that are done, as they lie in the folder."""
+        found = [self.out.slide(state.slide_id).record() for state in self.states if state.done]
+        return [record for record in found if record]
 
     @property
     def failures(self) -> dict[Path, PathovitError]:

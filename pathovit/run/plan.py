@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pathovit.encoders.records import EncoderRecord
-from pathovit.errors import StoreError
+from pathovit.errors import StoreError, slide_errors
 from pathovit.geometry import XY
 from pathovit.outputs.features import FeatureAttributes
 from pathovit.outputs.folder import LOOKED_AT_BYTES, Look, OutFolder, Refused
@@ -184,7 +184,10 @@ def _plan_of_before(
 
 
 def _look(record: SlideRecord, out: OutFolder, settings: Settings) -> Look:
-    return out.slide(record.slide_id).look(record, None if settings.run.full_check else LOOKED_AT_BYTES)
+    """Raises SlideOpenError where the drive of the results fails."""
+    folder = out.slide(record.slide_id)
+    with slide_errors(folder.path):
+        return folder.look(record, None if settings.run.full_check else LOOKED_AT_BYTES)
 
 
 def _is_asked(record: SlideRecord, plan: SlidePlan, settings: Settings, model: SlideModel | KnownModel | None) -> bool:

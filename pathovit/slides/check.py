@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import stat
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 
@@ -111,21 +113,25 @@ def _check_tiff(path: Path, file_bytes: int) -> None:
     import tifffile
 
     _refuse_truncated(path, file_bytes)
+    with parsing(path), open_patiently(path) as file, tifffile.TiffFile(file) as tiff:
+        if not len(tiff.pages):
+            raise SlideOpenError(path, "damaged: it holds no image. Copy or export it again.")
+        for page in tiff.pages:
+            if not isinstance(page, tifffile.TiffPage):  # a frame: same geometry as the page before
+                continue
+            _check_page(path, page, file_bytes)
+
+
+@contextmanager
+def parsing(path: Path) -> Iterator[None]:
+    """A fuzzed TIFF can raise anything in a parser; whatever it is, the file is refused."""
     try:
-        with open_patiently(path) as file, tifffile.TiffFile(file) as tiff:
-            if not len(tiff.pages):
-                raise SlideOpenError(path, "damaged: it holds no image. Copy or export it again.")
-            for page in tiff.pages:
-                if not isinstance(page, tifffile.TiffPage):  # a frame: same geometry as the page before
-                    continue
-                _check_page(path, page, file_bytes)
-    except SlideOpenError:
+        yield
+    except (SlideOpenError, MemoryError):
         raise
-    except OSError as error:
-        if error.errno is None:
-            raise SlideOpenError(path, f"damaged or not a TIFF slide ({error}). Copy or export it again.") from error
-        raise
-    except Exception as error:  # a fuzzed TIFF can raise anything in a parser; whatever it is, the file is refused
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise SlideOpenError(path, f"damaged or not a TIFF slide ({error}). Copy or export it again.") from error
 
 
@@ -206,7 +212,10 @@ def _refuse_truncated(path: Path, file_bytes: int) -> None:
             entries = file.read(struct.calcsize(order + count))
             if len(entries) < struct.calcsize(order + count):
                 return
-            file.seek(struct.unpack(order + count, entries)[0] * entry_bytes, os.SEEK_CUR)
+            skipped = struct.unpack(order + count, entries)[0] * entry_bytes
+            if skipped > file_bytes:
+                return  # damaged: the parser says so
+            file.seek(skipped, os.SEEK_CUR)
             following = file.read(struct.calcsize(order + place))
             if len(following) < struct.calcsize(order + place):
                 return
@@ -222,7 +231,7 @@ def check_picture(path: Path) -> None:
     """
     import tifffile
 
-    with slide_errors(path), open_patiently(path) as file:
+    with slide_errors(path), parsing(path), open_patiently(path) as file:
         if file.read(2) not in (b"II", b"MM"):
             return
         file.seek(0)

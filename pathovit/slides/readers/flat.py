@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngImageFile
 from pathovit.errors import PASSING, SlideOpenError, TileReadError
 from pathovit.files import open_patiently
 from pathovit.reasons import Code
+from pathovit.slides.check import parsing
 from pathovit.slides.readers import CUT_OFF, RGB, composite, without_path
 from pathovit.slides.readers.compressed import JPEG_2000, CompressedTiles, TiledLevel, locate_tiles
 
@@ -162,7 +163,7 @@ def _pixel_size(path: Path) -> dict[str, str]:
     """um per pixel, as OpenSlide would find it in a tiled TIFF; nothing where the tags speak of a printer."""
     import tifffile
 
-    with open_patiently(path) as file, tifffile.TiffFile(file) as tiff:
+    with parsing(path), open_patiently(path) as file, tifffile.TiffFile(file) as tiff:
         page = tiff.pages.first
         unit_um = {2: 25_400.0, 3: 10_000.0}.get(int(page.resolutionunit or 0))
         sides = [page.tags[name].value if name in page.tags else None for name in ("XResolution", "YResolution")]
