@@ -145,10 +145,11 @@ def _verify_common(out: OutFolder, faults: list[Fault], remarks: list[str]) -> i
     for name, (digest, *_) in known.files.items():
         if name not in now:
             faults.append(Fault(name, "missing"))
-        elif what := _differs(out.path / name, digest):
-            if ended or (out.path / name).stat().st_mtime_ns <= known.files[name][2]:  # not by the run that has not ended
-                by_hand = ", perhaps by hand: `pathovit tissue` takes that up" if name.endswith("names.csv") else ""
-                faults.append(Fault(name, f"{what}{by_hand}"))
+        elif (what := _differs(out.path / name, digest)) and (
+            ended or (out.path / name).stat().st_mtime_ns <= known.files[name][2]
+        ):
+            by_hand = ", perhaps by hand: `pathovit tissue` takes that up" if name.endswith("names.csv") else ""
+            faults.append(Fault(name, f"{what}{by_hand}"))
     return len(known.files)
 
 
