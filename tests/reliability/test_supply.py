@@ -55,3 +55,18 @@ def test_no_code_comes_from_data() -> None:
         if FORBIDDEN.search(line)
     ]
     assert not found
+
+
+def test_the_locked_versions_have_hashes_and_no_known_hole() -> None:
+    locked = dict(
+        re.findall(
+            r"^([a-z0-9._-]+)==(\S+) \\\n    --hash=sha256:[0-9a-f]{64}", (ROOT / "requirements.lock").read_text(), re.MULTILINE
+        )
+    )
+    assert len(locked) == len(re.findall(r"^[a-z0-9._-]+==", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    for line in asked:
+        name, _, floor = re.sub(r"\[.*?\]", "", line).partition(">=")
+        assert _numbers(locked[name]) >= _numbers(floor), name
+    for name, floor in FLOORS.items():
+        assert _numbers(locked[name]) >= floor, name
