@@ -24,7 +24,7 @@ from pathovit.reasons import EXPLAINED, Code
 from pathovit.run.dask_cluster import Death, death_of, open_client, slots_of
 from pathovit.run.plan import SlideJob, SlidePlan, Twin, recognise_slide
 from pathovit.run.schedule import SLOTS, Free, SlideState, Step, next_step
-from pathovit.run.worker import TOPIC, Failed, Message, Ok, Work, guarded
+from pathovit.run.worker import TOPIC, Failed, Message, Ok, Work, in_worker
 from pathovit.slides.check import check_kind
 
 LOOK_S = 0.1  # between two looks whether the run was stopped, while nothing ends
@@ -134,7 +134,7 @@ class Drive:
                 state, step, worker = found
                 state.handed_out = state.handed_out or time.monotonic()
                 future = client.submit(
-                    guarded, step.function, state.job.path, state.index, *step.arguments,
+                    in_worker, step.function, state.job.path, state.index, *step.arguments,
                     key=f"{step.name}-{state.index}-{time.monotonic_ns()}", pure=False, resources=step.slots,
                     workers=[worker] if worker else None, allow_other_workers=bool(worker),
                 )  # fmt: skip

@@ -79,6 +79,7 @@ class Failed:
     """Why a step did not end: errors are results here, only a death is an event."""
 
     error: PathovitError
+    device_lost: bool = field(default=False, compare=False)
     retries: int = field(default=0, compare=False)
 
 
@@ -212,15 +213,22 @@ def _report(slide: int, tiles: int, pending: dict[str, float]) -> None:
         pending.update(tiles=0, at=now)
 
 
-def guarded(step: Callable[..., Any], path: Path, *arguments: Any) -> Ok | Failed:
-    """A step's result, or its error as a value."""
-    done = _tried(step, path, *arguments)
+def in_worker(step: Callable[..., Any], path: Path, *arguments: Any) -> Ok | Failed:
+    """As `guarded`, in a process that may end itself, and that is asked again."""
+    done = guarded(step, path, *arguments)
+    if (
+        isinstance(done, Failed) and done.device_lost
+    ):  # nothing that this process begins on it will end well: its nanny starts another
+        sys.stderr.write(f"pathovit: {done.error}\n")
+        sys.stderr.flush()
+        os._exit(DEVICE_FAILED)
     if isinstance(done, Failed) and done.error.code == Code.IO_ERROR:
         time.sleep(IO_PAUSE_S)  # before the drive is asked again
     return replace(done, retries=take_retries())
 
 
-def _tried(step: Callable[..., Any], path: Path, *arguments: Any) -> Ok | Failed:
+def guarded(step: Callable[..., Any], path: Path, *arguments: Any) -> Ok | Failed:
+    """A step's result, or its error as a value."""
     try:
         return Ok(step(*arguments))
     except PathovitError as error:
@@ -232,8 +240,5 @@ def _tried(step: Callable[..., Any], path: Path, *arguments: Any) -> Ok | Failed
             )
         )
     except Exception as error:  # a fault of ours: this slide fails with it, and the exit code says so
-        if is_device_lost(error):  # nothing that this process begins on it will end well: its nanny starts another
-            sys.stderr.write(f"pathovit: {error}\n")
-            sys.stderr.flush()
-            os._exit(DEVICE_FAILED)
-        return Failed(InternalError(f"internal error: {error!r}\n{traceback.format_exc()}"))
+        fault = InternalError(f"internal error: {error!r}\n{traceback.format_exc()}")
+        return Failed(fault, device_lost=is_device_lost(error))

@@ -22,7 +22,7 @@ from pathovit.run.embed import embed_part, make_embedder
 from pathovit.run.plan import SlideJob, SlidePlan, plan_slide
 from pathovit.run.schedule import SLOTS, SlideState, Step
 from pathovit.run.watchdog import DEVICE_FAILED
-from pathovit.run.worker import Failed, Work, guarded
+from pathovit.run.worker import Failed, Work, in_worker
 
 
 class SmallCard(CountingEncoder):
@@ -96,7 +96,7 @@ def test_a_worker_whose_device_failed_ends_itself(tmp_path: Path, monkeypatch: p
     def step() -> None:
         raise RuntimeError("CUDA error: device-side assert triggered")
 
-    guarded(step, tmp_path / "a.svs")
+    in_worker(step, tmp_path / "a.svs")
     assert ended == [DEVICE_FAILED]
     assert _cause(DEVICE_FAILED, out_of_memory=False) == Death("the device that embeds it failed", True, Code.DEVICE)
 
