@@ -210,9 +210,8 @@ class CompressedTiles:
         try:
             found = read_at(self._file, wanted, int(tiled.offsets[index]) + skipped)
         except OSError as error:
-            if error.errno in PASSING:
-                raise io_error(self._path, error) from error
-            raise TileReadError(self._path, f"tile {index} cannot be read ({error.strerror}).") from error
+            damaged = TileReadError(self._path, f"tile {index} cannot be read ({error.strerror}).")
+            raise (io_error(self._path, error) if error.errno in PASSING else damaged) from error
         if len(found) < wanted:
             raise TileReadError(self._path, f"tile {index} is cut off.")
         return tiled.head + found
@@ -316,11 +315,9 @@ def locate_tiles(path: Path, sizes: list[tuple[int, int]]) -> dict[int, TiledLev
                     if index not in levels and _is_plain(page) and _holds(page, size, fills_up=index == order):
                         levels[index] = _tiled_level(page, size)
                         break
-    except OSError as error:
-        if error.errno in PASSING:  # a drive that fails must not choose the reader
+    except Exception as error:  # a damaged TIFF can raise anything in a parser: OpenSlide says what it makes of it
+        if isinstance(error, OSError) and error.errno in PASSING:  # a drive that fails must not choose the reader
             raise io_error(path, error) from error
-        return {}
-    except Exception:  # a damaged TIFF can raise anything in a parser: OpenSlide says what it makes of it
         return {}
     return levels
 
@@ -334,10 +331,9 @@ def _holds(page: tifffile.TiffPage, size: tuple[int, int], fills_up: bool) -> bo
 def _is_plain(page: tifffile.TiffPage) -> bool:
     coded = (page.compression == JPEG and page.photometric in ADOBE) or page.compression in JPEG_2000
     coded = coded or (page.compression in LOSSLESS and page.photometric == RGB_PAGE and page.predictor in (1, 2))
-    if len(page.dataoffsets) != len(page.databytecounts):
-        return False
+    whole = len(page.dataoffsets) == len(page.databytecounts)
     contiguous = page.planarconfig == 1 and page.samplesperpixel == 3 and page.bitspersample == 8
-    return bool(page.imagedepth == 1 and contiguous and coded)
+    return bool(page.imagedepth == 1 and contiguous and coded and whole)
 
 
 def _tiled_level(page: tifffile.TiffPage, size: tuple[int, int]) -> TiledLevel:
