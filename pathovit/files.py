@@ -9,6 +9,7 @@ import csv
 import errno
 import hashlib
 import io
+import itertools
 import json
 import os
 import threading
@@ -69,15 +70,21 @@ def fails_now_and_then(path: Path) -> bool:
 
 def tried_again(read: Callable[[], T]) -> T:
     """What `read` returns; it is called again after an error that may pass. The last error is raised."""
-    for attempt in range(TRIES):
+    for attempt in itertools.count():
         try:
             return read()
         except OSError as error:
-            if error.errno not in PASSING or attempt == TRIES - 1:
-                raise
-        note_retry()
-        time.sleep(FIRST_PAUSE_S * 2**attempt)
-    raise AssertionError("every attempt returned or raised")
+            pause_s = pause_after(error, attempt)
+        time.sleep(pause_s)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def pause_after(error: OSError, attempt: int) -> float:
+    """Seconds after which to try again what ended with an error that may pass; any other, and that of the last attempt, is raised."""
+    if error.errno not in PASSING or attempt == TRIES - 1:
+        raise error
+    note_retry()
+    return float(FIRST_PAUSE_S * 2**attempt)
 
 
 class _PatientFile(io.FileIO):

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from zarr.storage import LocalStore
 
-from pathovit.errors import PASSING
-from pathovit.files import FIRST_PAUSE_S, TRIES, note_retry
+from pathovit.files import pause_after
 
 T = TypeVar("T")
 
 
 async def _tried_again(call: Callable[[], Awaitable[T]]) -> T:
-    """As `files.tried_again`."""
-    for attempt in range(TRIES):
+    """As `files.tried_again`, where nothing may block."""
+    for attempt in itertools.count():
         try:
             return await call()
         except OSError as error:
-            if error.errno not in PASSING or attempt == TRIES - 1:
-                raise
-        note_retry()
-        await asyncio.sleep(FIRST_PAUSE_S * 2**attempt)
-    raise AssertionError("every attempt returned or raised")
+            pause_s = pause_after(error, attempt)
+        await asyncio.sleep(pause_s)
+    raise AssertionError("the last attempt returns or raises")
 
 
-class PatientFiles(LocalStore):  # type: ignore[misc]  # a base of unknown type: mypy skips zarr (pyproject)
+class PatientFiles(LocalStore):
     """A folder of chunks."""
 
     async def get(self, *arguments: Any, **named: Any) -> Any:
