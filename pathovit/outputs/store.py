@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +86,7 @@ class FeatureStore:
         """The recipe the stored features were made by; None if there are none."""
         if not (self.zarr_path / "zarr.json").is_file():
             return None
-        return self._understood(lambda: EmbedRecipe(dict(self._group("r").attrs["recipe"])))
+        return self._understood(lambda: EmbedRecipe(dict(cast("Mapping[str, Any]", self._group().attrs["recipe"]))))
 
     def create(
         self, grid: TileGrid, dim: int, chunk_tiles: int, attributes: FeatureAttributes, tissue: NDArray[np.uint8],
@@ -142,14 +142,14 @@ class FeatureStore:
         temporary.rename(self.zarr_path)
         fsync(folder)
 
-    def _group(self, mode: str) -> zarr.Group:
+    def _group(self) -> zarr.Group:
         import zarr
 
         from pathovit.outputs.patient import PatientFiles
 
         refuse_foreign(self.zarr_path, self.path)
         try:
-            return tried_again(lambda: zarr.open_group(PatientFiles(self.zarr_path, read_only=mode == "r"), mode=mode))
+            return tried_again(lambda: zarr.open_group(PatientFiles(self.zarr_path, read_only=True), mode="r"))
         except (OSError, ValueError, KeyError) as error:
             raise StoreError(self.path, f"{self.zarr_path} is damaged ({error}). Run again with --overwrite.") from error
 
@@ -166,21 +166,21 @@ class FeatureStore:
 
     def shape(self) -> tuple[int, int, int]:
         """Tiles, dimensions, and tiles per chunk."""
-        return self._shape(self._group("r"))
+        return self._shape(self._group())
 
     def _shape(self, group: zarr.Group) -> tuple[int, int, int]:
         features = self._array(group, "features")
         return features.shape[0], features.shape[1], features.chunks[0]
 
     def attributes(self) -> FeatureAttributes:
-        return self._attributes(self._group("r"))
+        return self._attributes(self._group())
 
     def _attributes(self, group: zarr.Group) -> FeatureAttributes:
         return self._understood(lambda: FeatureAttributes.from_attributes(group.attrs))
 
     def grid(self) -> TileGrid:
         """The grid that was laid when the store was made."""
-        return self._grid(self._group("r"))
+        return self._grid(self._group())
 
     def _grid(self, group: zarr.Group) -> TileGrid:
         self._check_chunks(group, ("xy", "coverage"))
@@ -203,7 +203,7 @@ class FeatureStore:
 
     def tissue(self) -> NDArray[np.uint8]:
         """(H, W) what every pixel of the overview is: numbers of `tissue.KINDS`. Raises StoreError if it was not kept."""
-        return tried_again(lambda: np.asarray(self._array(self._group("r"), "tissue")[:], np.uint8))
+        return tried_again(lambda: np.asarray(self._array(self._group(), "tissue")[:], np.uint8))
 
     def chunk_files(self, chunk: int) -> list[Path]:
         """Files of one chunk that embedding writes."""
@@ -297,7 +297,7 @@ class FeatureStore:
         ------
         StoreError : a chunk is missing or fails its checksum
         """
-        group = self._group("r")
+        group = self._group()
         self._check_chunks(group, ARRAYS)
         try:
             features, verdict = self._read(group, "features"), self._read(group, "verdict")
