@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from pathovit.encoders.encoder import Encoder, Pixels
 from pathovit.errors import SettingsError
 from pathovit.machine import free_device_memory, is_out_of_memory, use_threads
-from pathovit.run.watchdog import Watchdog
+from pathovit.run.watchdog import STEP_READS, Watchdog
 
-STEP_READS = 15  # a step that reads a whole slide, a write to disk and a batch on the device may take as long as so many tiles
 Span = tuple[float, float]  # when the device began and ended a batch, seconds since the epoch
 Features = Future[tuple[NDArray[np.float32], Span]]  # (B, D), to come
 Chunk = tuple[int, NDArray[np.floating[Any]], NDArray[np.uint8]]  # index, features (n, D), verdict (n,)

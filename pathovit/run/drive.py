@@ -23,14 +23,14 @@ from pathovit.outputs.records import Outcome, SlideRecord
 from pathovit.reasons import EXPLAINED, Code
 from pathovit.run.dask_cluster import Death, death_of, open_client, slots_of
 from pathovit.run.plan import SlideJob, SlidePlan, Twin, recognise_slide
-from pathovit.run.schedule import SLOTS, Free, SlideState, Step, next_step
+from pathovit.run.schedule import SLOTS, Free, SlideState, Step, next_step, reason_of
 from pathovit.run.worker import TOPIC, Failed, Message, Ok, Work, in_worker
 from pathovit.slides.check import check_kind
 
 LOOK_S = 0.1  # between two looks whether the run was stopped, while nothing ends
 RESULT_S = 2.0  # to fetch a result of a few bytes, before it is looked whether its worker is still there
 IO_TRIES = 2  # times that a slide is begun again where the drive failed, after all the patience of single reads
-MOST_LOST = 4
+MOST_LOST = 4  # workers whose device failed, one after the other, before the run ends
 MOST_KILLS = 5  # of workers that a slide's steps were at, from outside and one after the other, before it is given up
 
 Listener = Callable[[SlideState], None]
@@ -205,16 +205,13 @@ class Drive:
                 else:
                     hand_out_again(state, step)
                 return None
-            reason, code = (
-                f"{death.cause} {len(state.kills)} times. Look at the machine's memory; the slide may be sound.",
-                Code.KILLED,
-            )
+            reason = f"{death.cause} {len(state.kills)} times. Look at the machine's memory; the slide may be sound."
         elif step.slots != SLOTS:  # it was not alone: another step may have done it
             state.suspects.append(step)
             return None
         else:
-            reason, code = f"{death.cause}, twice. {EXPLAINED[death.code].remedy}", death.code
-        return Failed(SlideError(state.job.path, reason, code))
+            reason = f"{death.cause}, twice. {EXPLAINED[death.code].remedy}"
+        return Failed(SlideError(state.job.path, reason, death.code))
 
     def _tell_of(self, worker: str, state: SlideState, alone: bool = False) -> Death:
         """What a worker died of, said once."""
@@ -301,10 +298,6 @@ def _fetch(client: Any, future: Any, worker: str | None) -> Ok | Failed:
             if worker not in slots_of(client):
                 future.cancel(force=True)
                 raise _ResultLost from None
-
-
-def reason_of(error: PathovitError) -> str:
-    return error.reason if isinstance(error, SlideError) else str(error)
 
 
 def hand_out_again(state: SlideState, step: Step) -> None:

@@ -26,8 +26,8 @@ from pathovit.encoders.encoder import Encoder, Pixels
 from pathovit.errors import FeatureError, TileReadError
 from pathovit.machine import step_back
 from pathovit.outputs.features import TileVerdict
-from pathovit.run.device import STEP_READS, Batch, Chunk, Device, Features, Span
-from pathovit.run.watchdog import POLL_S, OnHang, Watchdog
+from pathovit.run.device import Batch, Chunk, Device, Features, Span
+from pathovit.run.watchdog import POLL_S, STEP_READS, OnHang, Watchdog
 from pathovit.slides.readers import RGB
 from pathovit.slides.readers.compressed import CodedTile
 from pathovit.slides.readers.device_decoder import DeviceDecoder

@@ -84,7 +84,7 @@ class SlideState:
     def reason(self) -> str:
         """Why it failed, or was not done itself; nothing for one that was."""
         if self.error is not None:
-            return self.error.reason if isinstance(self.error, SlideError) else str(self.error)
+            return reason_of(self.error)
         return f"the same slide as {self.twin_of.job.path}, given twice; it is done once" if self.twin_of else ""
 
     @property
@@ -108,6 +108,11 @@ class SlideState:
     def like(self, states: Sequence[SlideState]) -> list[SlideState]:
         """Other slides that might be this one."""
         return [state for state in states if state is not self and state.likeness == self.likeness]
+
+
+def reason_of(error: PathovitError) -> str:
+    """What an error says, without the slide's name."""
+    return error.reason if isinstance(error, SlideError) else str(error)
 
 
 class Free:

@@ -22,6 +22,7 @@ from pathovit.reasons import Code
 
 TOOK_TOO_LONG, DEVICE_FAILED = 75, 76  # exit codes of a worker that ends itself
 POLL_S = 1.0
+STEP_READS = 15  # a step that reads a whole slide, a write to disk and a batch on the device may take as long as so many tiles
 MOVED_S = 1e-5  # of processor time: a read that returns takes more
 OnHang = Literal["exit", "raise"]
 T = TypeVar("T")

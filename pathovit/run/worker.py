@@ -23,7 +23,7 @@ from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.records import SlideRecord
 from pathovit.reasons import Code
 from pathovit.run.plan import SlideJob, SlidePlan, Twin, plan_slide
-from pathovit.run.watchdog import DEVICE_FAILED, Watchdog
+from pathovit.run.watchdog import DEVICE_FAILED, STEP_READS, Watchdog
 from pathovit.settings import Settings
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ Message = Mapping[str, Any]  # slide: its index; tiles: embedded since the last 
 REPORT_EVERY_S = 0.5
 SWITCH_S = 0.0003  # after which a thread that runs Python makes room for the device: it asks at every operation
 IO_PAUSE_S = 1.0
-STEP_READS = 15  # a step that reads a whole slide may take as long as so many tiles
 
 
 @dataclass(frozen=True)
