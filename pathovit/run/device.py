@@ -109,7 +109,7 @@ class Device:
         if fetch is not None:
             try:
                 return fetch()
-            except BaseException as error:
+            except RuntimeError as error:  # as torch raises it
                 if not is_out_of_memory(error):
                     raise
                 self._halve(len(batch.pixels))
@@ -119,7 +119,7 @@ class Device:
             part = batch.pixels[done : done + self._most]
             try:
                 found.append(self._encoder.launch(part)())
-            except BaseException as error:
+            except RuntimeError as error:  # as torch raises it
                 if not is_out_of_memory(error):
                     raise
                 self._halve(len(part))

@@ -129,7 +129,7 @@ def parsing(path: Path) -> Iterator[None]:
         yield
     except (SlideOpenError, MemoryError):
         raise
-    except Exception as error:
+    except Exception as error:  # struct.error, IndexError, ZeroDivisionError ...: tifffile checks little of what it reads
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise SlideOpenError(path, f"damaged or not a TIFF slide ({error}). Copy or export it again.") from error

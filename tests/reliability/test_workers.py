@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -29,7 +30,7 @@ def be_busy(ended: threading.Event) -> None:
 
 @pytest.mark.parametrize(("work", "hangs"), [(hang_for_ever, True), (be_busy, False)])
 def test_what_does_not_move_counts_as_hung_and_what_works_does_not(
-    work: object, hangs: bool, monkeypatch: pytest.MonkeyPatch
+    work: Callable[[threading.Event], None], hangs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     codes: list[int] = []
     ended = threading.Event()
@@ -43,7 +44,7 @@ def test_what_does_not_move_counts_as_hung_and_what_works_does_not(
     watchdog = Watchdog(60, "exit")
     threading.Timer(2.0, ended.set).start()
     with watchdog("a.svs", "planning it", idle_s=0.5):
-        work(ended)  # type: ignore[operator]
+        work(ended)
     watchdog.close()
     assert (codes[:1] == [TOOK_TOO_LONG]) == hangs
 
