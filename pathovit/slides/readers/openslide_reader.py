@@ -17,7 +17,7 @@ from pathovit.slides.readers import CUT_OFF, without_path
 
 OPENED_AGAIN = 12  # times: with 1 % of all reads failing, as few as four in ten attempts to open a file end well
 READ_AGAIN = 2
-LOOKED_AT = 3  # times, where what was found may be what a failed read left
+LOOKED_AT = 4  # times at most, where what was found may be what a failed read left: until two looks agree
 FAILING = "nput/output error"  # in what OpenSlide says of a drive
 KEPT_BYTES = 64 * 2**20  # of decoded tiles: neighbours, and the next row of tiles, share them
 
@@ -39,7 +39,9 @@ class OpenSlideSource:
         self._cache = openslide.OpenSlideCache(KEPT_BYTES)
         self._handle = self._open()
         self.properties = dict(self._handle.properties)
-        while self._is_doubtful() and self._opened < LOOKED_AT:
+        seen: dict[str, str] = {}
+        while self._is_doubtful() and self.properties != seen and self._opened < LOOKED_AT:
+            seen = self.properties
             self._handle.close()
             self._handle = self._open()
             self.properties = dict(self._handle.properties)
