@@ -147,17 +147,17 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Put a file in place whole: temporary name, fsync, rename, fsync of the folder."""
+def write_atomically(path: Path, content: bytes, private: bool = False) -> None:
+    """Put a file in place whole: temporary name, fsync, rename, fsync of the folder. A `private` one is its owner's alone."""
     with storage_errors(path):
-        tried_again(lambda: _put_in_place(path, content))
+        tried_again(lambda: _put_in_place(path, content, 0o600 if private else 0o666))
 
 
-def _put_in_place(path: Path, content: bytes) -> None:
+def _put_in_place(path: Path, content: bytes, mode: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        with temporary.open("wb") as file:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -144,6 +144,7 @@ class RunSettings:
     slide_timeout_min: float | None = None  # a slide that takes longer in all fails; None: no limit
     max_unreadable: float = 0.01  # share of tissue tiles; above it the slide counts as degraded
     device: str = "auto"  # auto, cpu, cuda, mps
+    keep_names: bool = False  # of files and patients, in results; else in names.private.json alone
     full_check: bool = False  # look at every byte of slides that are done already; else at 64 MB of each
 
     def __post_init__(self) -> None:

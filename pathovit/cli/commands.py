@@ -9,6 +9,7 @@ from pathovit.cli import (  # noqa: F401
     export,
     info,
     maintenance,
+    names,
     predict,
     review,
     robustness,

@@ -70,6 +70,10 @@ Readers = Annotated[int | None, typer.Option("--readers", help="Reading threads 
 FullCheck = Annotated[
     bool | None, typer.Option("--full-check", help="Look at every byte of slides that are done already, not at 64 MB of each.")
 ]
+KeepNames = Annotated[
+    bool | None,
+    typer.Option("--keep-names", help="Write names of files and patients into results, not into a private file beside them."),
+]
 Scheduler = Annotated[str | None, typer.Option("--scheduler", help="Address of a running Dask scheduler.")]
 SchedulerFile = Annotated[str | None, typer.Option("--scheduler-file", help="Scheduler file of a running Dask cluster.")]
 Certificates = Annotated[
@@ -88,6 +92,10 @@ ModelName = Annotated[
 ]
 Check = Annotated[
     bool | None, typer.Option("--check", help="Measure whether the heatmap shows what the answer rests on (minutes a slide).")
+]
+TellNames = Annotated[
+    bool,
+    typer.Option("--keep-names", help="Write names of patients into tables and pictures, not into a private file beside them."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace features made by other settings.")]
 Json = Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")]
@@ -123,6 +131,7 @@ SHARED = {
     "device": Shared(Device, "run", "device"),
     "workers": Shared(Workers, "run", "workers"),
     "readers": Shared(Readers, "run", "readers"),
+    "keep_names": Shared(KeepNames, "run", "keep_names"),
     "full_check": Shared(FullCheck, "run", "full_check"),
     "scheduler": Shared(Scheduler, "run", "scheduler"),
     "scheduler_file": Shared(SchedulerFile, "run", "scheduler_file"),
@@ -130,7 +139,18 @@ SHARED = {
     "plain_tcp": Shared(PlainTcp, "run", "plain_tcp"),
 }
 OF_SLIDES = ("encoder", "tile_px", "tile_mpp", "min_coverage", "max_upsampling", "max_tiles", "reader")
-OF_THE_MACHINE = ("weights", "precision", "engine", "batch_tiles", "feature_dtype", "device", "workers", "readers", "full_check")
+OF_THE_MACHINE = (
+    "weights",
+    "precision",
+    "engine",
+    "batch_tiles",
+    "feature_dtype",
+    "device",
+    "workers",
+    "readers",
+    "full_check",
+    "keep_names",
+)
 OF_A_CLUSTER = ("scheduler", "scheduler_file", "certificates", "plain_tcp")
 OF_ANSWERS = ("model", "hot_score", "error_rate")
 
@@ -226,7 +246,7 @@ def stored_slides(features: Path, damaged: list[str]) -> Iterator[tuple[SlideRec
         raise NoSlidesError(f"{features}: no finished slide in it. Make some with: pathovit embed SLIDES --out {features}")
     for record in records:
         try:
-            slide = FeatureStore(out.slide(record.slide_id), Path(record.description.file)).read()
+            slide = FeatureStore(out.slide(record.slide_id), out.called(record)).read()
         except SlideError as error:
             damaged.append(record.slide_id)
             note(str(error))

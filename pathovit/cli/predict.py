@@ -63,7 +63,8 @@ def predict(
 def last_settings(out: Path) -> Settings:
     """The settings of the last run into a folder."""
     try:
-        record = last_run(OutFolder(out))
+        folder = OutFolder(out)
+        record = last_run(folder).with_names(folder.names())
     except RecordError as error:
         raise NoSlidesError(f"{out}: no run was made into it ({error}). Use `pathovit run`.") from error
     return settings_from_dict(dict(record.settings), f"{out / RUN}")

@@ -19,7 +19,7 @@ from pathovit.text import counted, plain
 
 
 @app.command()
-@options.takes_slides("max_upsampling", "reader", "weights", "precision", "engine", "device")
+@options.takes_slides("max_upsampling", "reader", "weights", "precision", "engine", "device", "keep_names")
 def robustness(
     asked: options.Asked,
     model: Annotated[str, typer.Argument(help="Model folder, or `reference` for the bundled model.")],
@@ -37,6 +37,7 @@ def robustness(
     wait_passively()
     from pathovit.encoders.load import load_encoder
     from pathovit.model.slide_model import load_model
+    from pathovit.outputs.names import Names
     from pathovit.run.folder import match_model
     from pathovit.run.robustness import keep_on_card, measure_robustness
     from pathovit.slides.alter import FAMILIES
@@ -51,10 +52,18 @@ def robustness(
     )
     found = measure_robustness(jobs, encoder, loaded, settings, out, most_tiles, Steps())
     kept = keep_on_card(model, found)
-    for name, reason in found.failed.items():
-        sys.stderr.write(f"  failed  {name}: {plain(reason.splitlines()[0])}\n")
-    for name, tiles in found.unread.items():
-        sys.stderr.write(f"  {name}: {counted(tiles, 'tile')} could not be read and {'is' if tiles == 1 else 'are'} left out\n")
+    names = Names.read(out).by_id()
+
+    def called(place: str) -> str:
+        known, comma, way = place.partition(", ")
+        return plain(names.get(known, known)) + comma + way
+
+    for place, reason in found.failed.items():
+        sys.stderr.write(f"  failed  {called(place)}: {plain(reason.splitlines()[0])}\n")
+    for place, tiles in found.unread.items():
+        sys.stderr.write(
+            f"  {called(place)}: {counted(tiles, 'tile')} could not be read and {'is' if tiles == 1 else 'are'} left out\n"
+        )
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=1))
     else:

@@ -112,6 +112,7 @@ def _said_unsure(states: Sequence[SlideState]) -> str:
 
 
 def _say_goodbye(result: RunResult) -> None:
+    from pathovit.outputs.names import PRIVATE
     from pathovit.show.report import TRAIN_HINT
 
     states, say = result.states, sys.stderr.write
@@ -139,6 +140,10 @@ def _say_goodbye(result: RunResult) -> None:
     say(f"Report:       {out.report}\n{f'{table}:':13} {out.predictions}\nPer slide:    {out.path / 'slides'}\n")
     if (kinds := out.path / "tissue" / "kinds.png").is_file():
         say(f"Tissue:       {kinds}\n")
+    if (out.path / PRIVATE).is_file():
+        say(
+            f"Names:        {out.path / PRIVATE} (for you alone: results speak of ids; pathovit names {out.path}, or --keep-names)\n"
+        )
     if any(state.done for state in states):
         say(f"Review:       pathovit review {out.path}\n")
     if result.record.demonstration and any(state.done for state in states):

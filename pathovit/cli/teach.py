@@ -88,7 +88,9 @@ def teach(
         code = record.exit_code or 0
         for outcome in record.outcomes:
             if outcome.stage == "failed":
-                sys.stderr.write(f"  failed  {outcome.file}: {outcome.reason.splitlines()[0]}\n")
+                sys.stderr.write(
+                    f"  failed  {outcome.file or out.name_of(outcome.slide_id) or outcome.slide_id}: {outcome.reason.splitlines()[0]}\n"
+                )
         sys.stderr.write(
             f"{record.slides_done} of {len(record.slides)} maps drawn in {duration(record.seconds or 0.0)}: {out.report}\n"
         )

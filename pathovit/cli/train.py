@@ -68,6 +68,7 @@ def train(
     precision: options.Precision = None,
     device: options.Device = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is in the folder.")] = False,
+    keep_names: options.TellNames = False,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     as_json: options.Json = False,
 ) -> None:
@@ -101,7 +102,7 @@ def train(
         _refuse_existing(model, overwrite)  # another training may have ended meanwhile
         if overwrite:
             shutil.rmtree(model / "folds", ignore_errors=True)
-        card = train_model(cohort, model, settings, folds, show_epoch, options.note, steps, domain).values
+        card = train_model(cohort, model, settings, folds, show_epoch, options.note, steps, domain, keep_names).values
     if as_json:
         typer.echo(json.dumps(card, indent=1))
     if crossed := card["cross_validation"]:
@@ -153,6 +154,7 @@ def evaluate(
     ),
     regions: Regions = None,
     split: Annotated[str | None, typer.Option("--split", help="Only patients of this part of the table's split column.")] = None,
+    keep_names: options.TellNames = False,
     as_json: options.Json = False,
 ) -> None:
     """Judge a slide model on patients with known labels: metrics with intervals, pictures, predictions."""
@@ -172,7 +174,7 @@ def evaluate(
     )
     for said in said_of_classes(rows, asked):
         options.note(said)
-    found = evaluate_model(model, cohort, out, split, on_step=steps)
+    found = evaluate_model(model, cohort, out, split, on_step=steps, keep_names=keep_names)
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=1))
     _show_metrics(found.model, found.metrics, as_json)
@@ -186,6 +188,8 @@ def evaluate(
         sys.stderr.write(
             f"pathovit: the model learned from {found.patients_it_learned_from} of these patients; its figures on them say little. Use --split test.\n"
         )
+    elif found.patients_known_by != "names and slides":
+        options.note(f"whether the model learned from these patients was looked up by {found.patients_known_by}")
     sys.stderr.write(f"Pictures and predictions: {out}\n")
 
 

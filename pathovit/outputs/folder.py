@@ -2,30 +2,33 @@
 
 out/
   run.json, predictions.csv, report.html
+  names.private.json     which file and which patient an id stands for (names.py)
   slides/<slide_id>/     SlideFolder: slide.json, features.json, features.zarr, journal/, pictures and exports
   .runs/                 the record of every run, by its time
   .outcomes/             files that failed, or were the same slide as another; by the digest of their path
   .fingerprints/         content digests that are known already; by the digest of the path
   .replaced/             slides that an interrupted --overwrite has begun anew
 
-Paths themselves are not written down: folders can name patients.
+Paths themselves are written down in names.private.json alone: folders can name patients.
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
-from pathovit.errors import SlideError
+from pathovit.errors import SettingsError, SlideError
 from pathovit.files import file_sha256, write_atomically
+from pathovit.outputs.names import PRIVATE, Names
 from pathovit.outputs.records import DONE, FeaturesRecord, Outcome, RecordError, SlideRecord
 from pathovit.outputs.sealed import SealError, read_sealed, sealed, write_sealed
 from pathovit.reasons import Code
 from pathovit.slides.check import check_file
-from pathovit.slides.identity import FileState, content_sha256, file_state, require_unchanged
+from pathovit.slides.identity import FileState, content_sha256, file_state, require_unchanged, slide_id
 
 LOOKED_AT_BYTES = 64 * 2**20  # of a finished slide that is given again
 PRODUCTS = ("heatmap.ome.tiff", "heatmap.geojson", "overview.png", "top_tiles", "views")  # made of features by finishing
@@ -156,6 +159,34 @@ class OutFolder:
     def slide(self, slide_id: str) -> SlideFolder:
         return SlideFolder(self.path / "slides" / slide_id)
 
+    def known_as(self, sha256: str, name: str) -> str:
+        """The slide_id of a content here: that under which it is stored already; else a new one.
+
+        Parameters
+        ----------
+        name : of its file, if it may be told; else empty
+        """
+        told, untold = slide_id(name, sha256), slide_id("", sha256)
+        for known in (told, untold):
+            if (self.path / "slides" / known).is_dir():
+                return known
+        stored = [] if name else sorted((self.path / "slides").glob(f"*-{sha256[:12]}"))
+        return stored[0].name if stored else told
+
+    # Names
+
+    def names(self) -> Names:
+        """What ids stand for; empty where nobody knows."""
+        return _names(self, _changed(self.path / PRIVATE), _changed(self.path / "slides"))[0]
+
+    def called(self, record: SlideRecord) -> Path:
+        """What to call a slide where only its user reads it: by the name of its file, as far as it is known."""
+        return Path(record.description.file or self.name_of(record.slide_id) or record.slide_id)
+
+    def name_of(self, known_as: str) -> str:
+        """Name of the file behind the id of a slide or a file; empty where it is not known."""
+        return _names(self, _changed(self.path / PRIVATE), _changed(self.path / "slides"))[1].get(known_as, "")
+
     def slides(self) -> list[SlideFolder]:
         """In order of slide_id; links are not followed."""
         folders = (self.path / "slides").glob("*")
@@ -266,6 +297,24 @@ class OutFolder:
 
     def end_replacing(self) -> None:
         shutil.rmtree(self.path / ".replaced", ignore_errors=True)
+
+
+@lru_cache(maxsize=2)
+def _names(out: OutFolder, *changed: int) -> tuple[Names, Mapping[str, str]]:
+    """What ids stand for, and file names by id. A run that was killed did not note the slides that it finished: their files are known."""
+    try:
+        found = Names.read(out.path)
+    except SettingsError:  # damaged: `verify` says so, and the next run
+        found = Names()
+    stored = {path.name[-12:]: path.name for path in (out.path / "slides").glob("*")}
+    for known, about in found.files.items():
+        if not about.slide_id and (digest := out.embedded_from(Path(about.path))) and digest[:12] in stored:
+            found.files[known] = replace(about, slide_id=stored[digest[:12]])
+    return found, found.by_id()
+
+
+def _changed(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 @dataclass(frozen=True)

@@ -168,6 +168,11 @@ class SlideRecord:
     products: Mapping[str, str] = dataclasses.field(default_factory=dict)  # file within the slide's folder -> SHA-256
     code: str = ""  # of the reason for a verdict that is not ok; records of before 2026-11-28 have none
 
+    @property
+    def shown(self) -> str:
+        """What it is called in tables and pictures."""
+        return self.description.file or self.slide_id
+
     def to_json(self) -> dict[str, Any]:
         slide = {
             "slide_id": self.slide_id,
@@ -263,9 +268,9 @@ class FeaturesRecord:
 class Outcome:
     """What happened to a slide file that has no record of its own: it failed, or is the same slide as another one."""
 
-    file: str  # its name, without the folder
+    file: str  # its name, without the folder; empty where names are not kept
     reason: str
-    slide_id: str = ""  # as far as it is known
+    slide_id: str = ""  # as far as it is known; without a name, that of its file
     twin: bool = False
     patient: str | None = None
     when: str = ""  # day

@@ -1,9 +1,13 @@
-"""RunRecord: what was asked of a run, what it was made by, how it ended. run.json is the newest; .runs/ keeps all."""
+"""RunRecord: what was asked of a run, what it was made by, how it ended. run.json is the newest; .runs/ keeps all.
+
+Paths that were given are in names.private.json, unless names are kept.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,11 +17,15 @@ from typing import Any
 from pathovit import RESEARCH_USE
 from pathovit.files import read_bytes, write_atomically
 from pathovit.outputs.folder import OutFolder
+from pathovit.outputs.names import HIDDEN, Names
 from pathovit.outputs.provenance import STEP_VERSIONS, versions
 from pathovit.outputs.records import FORMAT, RecordError, reading
 from pathovit.outputs.sealed import read_sealed, sealed, write_sealed
 
 RUN = "run.json"
+PATHS = (("embed", "weights"), ("heatmap", "model"), ("run", "scheduler"), ("run", "scheduler_file"), ("run", "certificates"))
+OPTION = re.compile(r"--[a-z-]+")
+OF_NOBODY = (None, "random", "reference")  # in their places
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,7 @@ class RunRecord:
     outcomes: tuple[SlideOutcome, ...] = ()
     error: str = ""
     retries: int = 0  # reads and writes that had to be done again, for the drive failed now and then
+    run: str = ""  # by which it is known; records of before 2026-11-28 have none
     versions: Mapping[str, str] = field(default_factory=versions)
     step_versions: Mapping[str, int] = field(default_factory=lambda: dict(STEP_VERSIONS))
 
@@ -62,6 +71,7 @@ class RunRecord:
             "format": FORMAT,
             "versions": dict(self.versions),
             "step_versions": dict(self.step_versions),
+            "run": self.run,
             "command": list(self.command),
             "started": self.started,
             "settings": {name: dict(table) for name, table in self.settings.items()},
@@ -95,13 +105,40 @@ class RunRecord:
                 outcomes=tuple(SlideOutcome(**outcome) for outcome in found.get("outcomes", ())),
                 error=found.get("error", ""),
                 retries=int(found.get("retries", 0)),
+                run=str(found.get("run", "")),
                 versions=dict(found["versions"]),
                 step_versions=dict(found["step_versions"]),
             )
 
+    def without_names(self, names: Names) -> RunRecord:
+        """The record as it is stored: what was given is noted among the names."""
+        paths = {f"{table}.{name}": value for table, name in PATHS if (value := self.settings[table][name]) not in OF_NOBODY}
+        names.runs[self.run] = {"command": list(self.command), "model": self.model, "settings": paths}
+        settings = {table: dict(values) for table, values in self.settings.items()}
+        for place in paths:
+            table, name = place.split(".")
+            settings[table][name] = HIDDEN
+        return dataclasses.replace(
+            self,
+            command=tuple(word if n == 0 or OPTION.fullmatch(word) else "…" for n, word in enumerate(self.command)),
+            settings=settings,
+            model=settings["heatmap"]["model"] if self.model else None,
+        )
+
+    def with_names(self, names: Names) -> RunRecord:
+        """The record as it was given, as far as that is known."""
+        asked = names.runs.get(self.run)
+        if asked is None:
+            return self
+        settings = {table: dict(values) for table, values in self.settings.items()}
+        for place, value in asked["settings"].items():
+            table, name = place.split(".")
+            settings[table][name] = value
+        return dataclasses.replace(self, command=tuple(asked["command"]), settings=settings, model=asked["model"])
+
 
 def last_run(out: OutFolder) -> RunRecord:
-    """The newest run; raises RecordError if there is none, or it cannot be read."""
+    """The newest run, as it is stored; raises RecordError if there is none, or it cannot be read."""
     try:
         found = read_sealed(out.path / RUN)
     except OSError as error:
@@ -124,8 +161,13 @@ def all_runs(out: OutFolder) -> list[RunRecord]:
 
 def files_at_hand(out: OutFolder) -> dict[str, Path]:
     """Slide files that are where a run found them, as they were; by digest."""
-    paths = dict.fromkeys(path for run in all_runs(out) for path in run.slides)
-    return {digest: Path(path) for path in paths if (digest := out.unchanged(Path(path)))}
+    return {digest: path for path in given_files(out) if (digest := out.unchanged(path))}
+
+
+def given_files(out: OutFolder) -> list[Path]:
+    """All slide files that runs were given, as far as that is known."""
+    kept = (Path(path) for run in all_runs(out) for path in run.slides if not path.startswith("file-"))
+    return list(dict.fromkeys([*out.names().paths(), *kept]))
 
 
 @dataclass
@@ -134,10 +176,16 @@ class RunLog:
 
     out: OutFolder
     record: RunRecord
+    names: Names | None = None  # where what was given is noted; None: in the record itself
 
     def __post_init__(self) -> None:
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        self._kept: Path = self.out.path / ".runs" / f"{stamp}-{time.time_ns() % 10**9:09d}-{os.getpid()}.json"
+        name = f"{stamp}-{time.time_ns() % 10**9:09d}-{os.getpid()}"
+        self._kept: Path = self.out.path / ".runs" / f"{name}.json"
+        self.record = dataclasses.replace(self.record, run=name)
+        if self.names is not None:
+            self.record = self.record.without_names(self.names)
+            self.names.write(self.out.path)
         current = self.out.path / RUN
         self._before: bytes | None = read_bytes(current) if current.is_file() else None
         if self._before and not any((self.out.path / ".runs").glob("*.json")):  # of a version that kept the newest alone

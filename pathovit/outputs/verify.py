@@ -11,6 +11,7 @@ from pathovit.files import file_sha256
 from pathovit.outputs.folder import OutFolder, Refused, SlideFolder
 from pathovit.outputs.inventory import FOLDERS, INVENTORY, Inventory, common_files
 from pathovit.outputs.lease import LOCK
+from pathovit.outputs.names import PRIVATE
 from pathovit.outputs.records import DONE, RecordError, SlideRecord
 from pathovit.outputs.runs import RUN, last_run
 from pathovit.outputs.sealed import read_sealed
@@ -21,6 +22,7 @@ OURS = {
     "predictions.csv",
     "report.html",
     INVENTORY,
+    PRIVATE,
     LOCK,
     "slides",
     ".runs",
@@ -66,6 +68,8 @@ def verify(out: OutFolder) -> Verified:
         slides += count > 0
     files += _verify_records(out, faults)
     files += _verify_common(out, faults, remarks)
+    if (out.path / PRIVATE).is_file() and (out.path / PRIVATE).stat().st_mode & 0o077:
+        faults.append(Fault(PRIVATE, "others may read it: chmod 600"))
     _verify_belonging(out, faults, remarks)
     return Verified(slides, files, tuple(faults), tuple(remarks))
 
@@ -118,7 +122,7 @@ def _chunk(file: str) -> str:
 def _verify_records(out: OutFolder, faults: list[Fault]) -> int:
     """Sealed records beside the slides."""
     files = [path for name in RECORDS for path in sorted((out.path / name).glob("*.json"))]
-    files += [path for path in (out.path / RUN, out.path / INVENTORY) if path.is_file()]
+    files += [path for path in (out.path / RUN, out.path / INVENTORY, out.path / PRIVATE) if path.is_file()]
     for path in files:
         try:
             read_sealed(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathovit.errors import SettingsError
 from pathovit.files import csv_table, read_bytes, write_atomically
 from pathovit.outputs.features import SlideFeatures
 from pathovit.review.about import about, tiles_sha256
-from pathovit.review.desk import Desk
+from pathovit.review.desk import Case, Desk
 from pathovit.review.opinion import Cell, painted_by_all, runs_of
 from pathovit.review.readers import Reader
 from pathovit.show.qupath import MADE_BY, offset, write_painted
@@ -113,12 +114,17 @@ def import_regions(desk: Desk, paths: Sequence[Path], reader: Reader, say: Say) 
             cells.setdefault(region.name, set()).update((int(row), int(column)) for column, row in lattice[tiles])
         if not cells:
             raise SettingsError(f"{drawn[0].file}: none of its {counted(len(drawn), 'region')} lies on a tile of {slide_id}.")
-        files = sorted({region.file for region in drawn})
+        files = sorted({_told(region.file, case) for region in drawn})
         painted = {label: runs_of(inside) for label, inside in cells.items()}
         said = {"event": "imported", "files": files, "regions": len(drawn), "painted": painted}
         desk.record.append(slide_id, reader.name, reader.role, said, {}, about(case.record))
         found += 1
     return found
+
+
+def _told(file: str, case: Case) -> str:
+    """The name of a file of regions, if names are kept: it is named after its slide; else what stands for it."""
+    return file if case.file else f"regions-{hashlib.sha256(f'{case.slide_id} {file}'.encode()).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True)

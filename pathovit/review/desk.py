@@ -19,7 +19,7 @@ from pathovit.errors import PathovitError, SlideError
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.folder import OutFolder, Refused, SlideFolder
 from pathovit.outputs.records import A_MAP, DONE, OUTSIDE, Answer, Outcome, SlideRecord, SlideVerdict, is_component
-from pathovit.outputs.runs import all_runs, files_at_hand
+from pathovit.outputs.runs import files_at_hand, given_files
 from pathovit.outputs.store import FeatureStore
 from pathovit.review.about import tiles_sha256
 from pathovit.review.alike import Sample, some_tiles
@@ -176,7 +176,7 @@ class Desk:
         gone = self._gone.get(record.sha256)
         if gone is not None and time.monotonic() - gone[0] < LOOK_AGAIN_S:
             return None, gone[1]
-        there = [path for path in self._candidates(record.description.file) if path.exists()]
+        there = [path for path in self._candidates(record) if path.exists()]
         for path in there:
             with suppress(SlideError):  # being written to, or unreadable: then it is not this one
                 if self.out.fingerprint(path)[0] == record.sha256:
@@ -186,13 +186,22 @@ class Desk:
         self._gone[record.sha256] = time.monotonic(), whereabouts
         return None, whereabouts
 
-    def _candidates(self, name: str) -> list[Path]:
-        """Files of a name, where runs found them or where slides are said to lie now."""
-        found = [Path(path) for run in all_runs(self.out) for path in run.slides]
+    def _candidates(self, record: SlideRecord) -> list[Path]:
+        """Files of its name, where runs found them or where slides are said to lie now."""
+        found = given_files(self.out)
         if self.elsewhere:
             with suppress(PathovitError):
                 found += find_slides(self.elsewhere)
-        return list(dict.fromkeys(path for path in found if path.name == name))
+        name = self.out.called(record).name  # its slide_id, where nobody knows: any may be it
+        return list(dict.fromkeys(path for path in found if name in (path.name, record.slide_id)))
+
+    def called(self, case: Case) -> str:
+        """What to call a slide before its reader: by the name of its file, as far as it is known."""
+        return case.file or self.out.name_of(case.slide_id) or case.slide_id
+
+    def patient(self, case: Case) -> str:
+        """Whose it is, by name, as far as it is known."""
+        return self.out.names().patient_of(case.patient)
 
     def features(self, case: Case) -> SlideFeatures:
         """Stored features of a slide; the last few are kept. Raises SlideError where they are missing or damaged."""
@@ -200,7 +209,7 @@ class Desk:
         with self._lock:
             if (kept := self._features.get(key)) is not None:
                 return kept
-        stored = FeatureStore(self.out.slide(case.slide_id), Path(case.file)).read()
+        stored = FeatureStore(self.out.slide(case.slide_id), Path(self.called(case))).read()
         with self._lock:
             self._features[key] = stored
             while len(self._features) > KEPT_FEATURES:
@@ -225,7 +234,7 @@ class Desk:
         for step in range(count):
             case = cases[len(cases) * step // count]
             try:
-                stored = FeatureStore(self.out.slide(case.slide_id), Path(case.file)).read()
+                stored = FeatureStore(self.out.slide(case.slide_id), Path(self.called(case))).read()
             except PathovitError:  # its own page says so
                 continue
             width = width or stored.features.shape[1]

@@ -263,7 +263,9 @@ def _more_routes(app: FastAPI, review: Review) -> None:
         for one in asked:
             case = keys.get(one.slide_id)
             if case is not None and review.desk.is_assigned(case, reader, readers):
-                found.append({"key": case.key, "file": case.file, "index": one.index, "row": one.row, "column": one.column})
+                found.append(
+                    {"key": case.key, "file": review.desk.called(case), "index": one.index, "row": one.row, "column": one.column}
+                )
         return found
 
 

@@ -164,7 +164,7 @@ class Review:
                 with self.shelf.slide(record, path) as slide:
                     found.make(slide)
             except PathovitError as error:
-                logging.getLogger("pathovit.review").warning("%s: no overview can be made (%s)", case.file, error)
+                logging.getLogger("pathovit.review").warning("%s: no overview can be made (%s)", self.desk.called(case), error)
             finally:
                 with self._lock:
                     self._making.discard(case.key)
@@ -235,7 +235,7 @@ class Review:
         def told(one: Alike) -> dict[str, object]:
             return {
                 "key": keys[one.slide_id].key,
-                "file": keys[one.slide_id].file,
+                "file": self.desk.called(keys[one.slide_id]),
                 "index": one.index,
                 "cosine": round(one.cosine, 3),
             }

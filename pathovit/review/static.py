@@ -69,7 +69,7 @@ def write_static(desk: Desk, folder: Path, announce: Callable[[str], None]) -> N
     most = sum(path.stat().st_size for path in overviews) + len(overviews) * REGIONS * PICTURE_BYTES
     announce(f"{counted(len(overviews), 'slide')}: at most about {size(most)} in {folder}")
     pages = [_page(desk, case, folder) for case in cases]
-    html = filled("static.html", folder=desk.out.path.resolve().name, head=desk.record.head(), pages=pages, side_um=SIDE_UM)
+    html = filled("static.html", head=desk.record.head(), pages=pages, side_um=SIDE_UM)
     write_atomically(folder / "index.html", html)
 
 
@@ -77,7 +77,7 @@ def _page(desk: Desk, case: Case, folder: Path) -> Page:
     answer, record, standing = case.answer, case.record, desk.standing(case)
     read = [one for one in desk.opinions(case).values() if one.decided]
     page = Page(
-        case.key, case.file, case.patient, case.group.value, answer.headline if answer else "", f"model {answer.model}" if answer else "",
+        case.key, case.file or case.slide_id, case.patient, case.group.value, answer.headline if answer else "", f"model {answer.model}" if answer else "",
         case.reason, "readers disagree" if standing.disagreement and not standing.settled else standing.label or ("unsure" if standing.label == "" else ""),
         "", read,
     )  # fmt: skip

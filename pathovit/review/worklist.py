@@ -38,8 +38,8 @@ def worklist(desk: Desk, reader: Reader, blind: bool) -> dict[str, object]:
         rows.append(
             {
                 "key": case.key,
-                "file": plain(case.file),
-                "patient": plain(case.patient),
+                "file": plain(desk.called(case)),
+                "patient": plain(desk.patient(case)),
                 "group": case.group.value,
                 "reason": plain(damaged or (_first_line(case.reason) if may_know or case.group == Group.FAILED else "")),
                 "answer": plain(answer.answer) if answer and seen.answer else "",
@@ -84,8 +84,8 @@ def slide_page(desk: Desk, case: Case, reader: Reader, blind: bool, heat: Heat |
     record, answer = case.record, case.answer
     found: dict[str, object] = {
         "key": case.key,
-        "file": plain(case.file),
-        "patient": plain(case.patient),
+        "file": plain(desk.called(case)),
+        "patient": plain(desk.patient(case)),
         "group": case.group.value,
         "drawn": record.products.get("heatmap.ome.tiff", "") if record else "",
         "cause": _cause(case) if may_know or case.group == Group.FAILED else "",
@@ -113,7 +113,7 @@ def slide_page(desk: Desk, case: Case, reader: Reader, blind: bool, heat: Heat |
         "tissue_mm2": record.survey.tissue_mm2,
         "left_out_mm2": dict(record.survey.left_out_mm2),
         "same_patient": [
-            {"key": other.key, "file": plain(other.file)}
+            {"key": other.key, "file": plain(desk.called(other))}
             for other in (desk.cases() if case.patient else ())
             if other.patient == case.patient and other.key != case.key
         ],

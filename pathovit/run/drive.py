@@ -100,7 +100,7 @@ class Drive:
         if spec is None:
             return
         work, model = self.work, self.work.known_model()
-        given: dict[tuple[str, int], set[str]] = defaultdict(set)  # slide_ids, by what slides might be the same
+        given: dict[tuple[int, bytes], set[str]] = defaultdict(set)  # slide_ids, by what slides might be the same
         for state in self.states:
             if state.over or self.stop.is_set():
                 continue
@@ -278,7 +278,7 @@ class Drive:
         outcome = None
         if state.error is not None or state.twin_of is not None:
             outcome = Outcome(
-                state.job.path.name, state.reason.splitlines()[0], state.slide_id, state.twin_of is not None, state.job.patient,
+                state.job.file, state.told.splitlines()[0], state.slide_id or state.job.file_id, state.twin_of is not None, state.job.patient,
                 date.today().isoformat(), state.code,
             )  # fmt: skip
         self.work.out.settle(state.job.path, state.slide_id, outcome)

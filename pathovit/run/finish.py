@@ -64,7 +64,7 @@ def redraw_slide(record: SlideRecord, out: OutFolder, settings: Settings, answer
     from pathovit.show.views import Kinds, load_views, save_views, scanned_parts, thumbnail
 
     folder, description = out.slide(record.slide_id), record.description
-    store = FeatureStore(folder, path or Path(description.file))
+    store = FeatureStore(folder, path or out.called(record))
     stored = store.read()
     counts = _count(store.path, stored)
     kinds = Kinds(store.tissue(), stored.attributes.tissue_downsample)
@@ -123,7 +123,7 @@ def _describe(
     return SlideRecord(
         slide_id=plan.slide_id,
         sha256=plan.sha256,
-        description=plan.description,
+        description=replace(plan.description, file=plan.job.file),
         survey=plan.survey,
         patient=plan.job.patient,
         label=plan.job.label,

@@ -16,10 +16,11 @@ from pathovit.files import take_retries
 from pathovit.model.card import NO_EVIDENCE, REFERENCE, Trained, model_digest, read_card, require_weights
 from pathovit.outputs.folder import OutFolder, Refused
 from pathovit.outputs.inventory import writing
+from pathovit.outputs.names import Names
 from pathovit.outputs.records import SlideRecord, SlideVerdict
 from pathovit.outputs.runs import RunLog, RunRecord, SlideOutcome, last_run
 from pathovit.run.drive import Listener, run_slides
-from pathovit.run.jobs import find_jobs
+from pathovit.run.jobs import find_jobs, told
 from pathovit.run.plan import SlideJob
 from pathovit.run.schedule import SlideState
 from pathovit.run.worker import Work
@@ -158,6 +159,8 @@ def run_jobs(
     out.sweep()
     take_retries()  # of what was done before
     settings, model = _with_whole_paths(matched.settings), matched.model
+    names = None if settings.run.keep_names else Names.read(out.path)
+    jobs = told(jobs, names)
     weights_sha256 = check_weights(settings)
     card = read_card(model)[1] if model is not None else None
     work = Work(
@@ -174,8 +177,9 @@ def run_jobs(
             model=model,
             model_sha256=work.model_sha256,
             demonstration=card is not None and card.demonstration,
-            slides=tuple(str(job.path) for job in jobs),
+            slides=tuple(job.file_id or str(job.path) for job in jobs),
         ),
+        names,
     )
     if overwrite and out.begin_replacing(_key(work, jobs)):
         say("the same --overwrite was interrupted: it goes on with the slides that it had not begun")
@@ -192,7 +196,11 @@ def run_jobs(
     if model is not None and not stop.event.is_set():
         _map_tissue(out, say, stop)
     code = stop.code or exit_code(states)
-    outcomes = tuple(SlideOutcome(s.job.path.name, s.stage, s.slide_id, s.reason, s.code) for s in states)
+    outcomes = tuple(SlideOutcome(s.job.file, s.stage, s.slide_id or s.job.file_id, s.told, s.code) for s in states)
+    if names is not None:
+        for state in states:
+            names.note(state.job.path, names.patient_of(state.job.patient or ""), state.slide_id)
+        names.write(out.path)
     retries = take_retries()
     record = log.end(code, time.monotonic() - began, outcomes, retries)
     show_results(out, record)

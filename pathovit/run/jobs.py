@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pathovit.errors import SettingsError
 from pathovit.manifest import existing_slide, read_manifest, rows_of_slides
+from pathovit.outputs.names import Names
 from pathovit.run.plan import SlideJob, with_mpp
 from pathovit.slides.find import find_slides
 from pathovit.tables import Say
@@ -44,6 +45,21 @@ def find_jobs(
             job = SlideJob(path.absolute(), row.mpp, "manifest", row.patient, row.label("label"))
         jobs.append(with_mpp(job, mpp))
     return jobs
+
+
+def told(jobs: Sequence[SlideJob], names: Names | None) -> list[SlideJob]:
+    """The same slides, with what results may tell of their names.
+
+    Parameters
+    ----------
+    names : where it is noted what ids stand for; None: results tell names
+    """
+    if names is None:
+        return [replace(job, file=job.path.name) for job in jobs]
+    return [
+        replace(job, patient=job.patient and names.patient_id(job.patient), file_id=names.note(job.path, job.patient))
+        for job in jobs
+    ]
 
 
 def check_mpp(mpp: float) -> None:

@@ -22,7 +22,7 @@ from pathovit.outputs.store import FeatureStore
 from pathovit.reasons import Code
 from pathovit.settings import Settings
 from pathovit.slides.description import SlideDescription, Survey
-from pathovit.slides.identity import FileState, file_state, slide_id
+from pathovit.slides.identity import FileState, file_state
 from pathovit.slides.slide import Slide, open_slide
 from pathovit.slides.tiling import TileGrid, check_resolution, lay_grid
 from pathovit.slides.tissue import TissueMask, find_tissue
@@ -43,6 +43,8 @@ class SlideJob:
     mpp_source: str = "option --mpp"
     patient: str | None = None
     label: str | None = None
+    file: str = ""  # its name, if it may be told; else results speak of ids
+    file_id: str = ""  # where its slide_id is not known
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def plan_slide(
     SlideError : the slide cannot go on, or the folder holds features of it made by another recipe
     """
     sha256, state = out.fingerprint(job.path)
-    known_as = slide_id(job.path, sha256)
+    known_as = out.known_as(sha256, job.file)
     if known_as in given:
         return Twin(known_as)
     overwrite = overwrite and not out.is_replaced(known_as)
@@ -158,7 +160,7 @@ def recognise_slide(
     sha256 = out.unchanged(job.path)
     if sha256 is None:
         return None
-    known_as, state = slide_id(job.path, sha256), file_state(job.path)
+    known_as, state = out.known_as(sha256, job.file), file_state(job.path)
     if known_as in given:
         return Twin(known_as)
     if overwrite and not out.is_replaced(known_as):
@@ -194,8 +196,10 @@ def _is_asked(record: SlideRecord, plan: SlidePlan, settings: Settings, model: S
     """Whether what was made is all that is asked for now. Features are enough where no model is given."""
     if record.finish_recipe is None:
         return False
-    asked = finish_recipe(settings, model.sha256 if model else None, plan.job.patient, plan.job.label)
-    return model is None or record.finish_recipe == asked
+    if model is None:
+        return True
+    asked = finish_recipe(settings, model.sha256, plan.job.patient, plan.job.label)
+    return record.finish_recipe == asked and (not plan.job.file or bool(record.description.file))
 
 
 def _is_whole(store: FeatureStore) -> bool:

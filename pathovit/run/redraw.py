@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pathovit.errors import NoSlidesError
+from pathovit.errors import NoSlidesError, PathovitError, SlideError
 from pathovit.machine import allowed_cores, quiet_libraries, threads_for
 from pathovit.model.card import model_digest, read_card
 from pathovit.outputs.folder import OutFolder
+from pathovit.outputs.names import Names
 from pathovit.outputs.records import SlideRecord
 from pathovit.outputs.runs import RunLog, RunRecord, SlideOutcome, files_at_hand
 from pathovit.outputs.store import FeatureStore
@@ -60,9 +61,9 @@ def redraw_folder(
         model=str(folder),
         model_sha256=model_digest(card),
         demonstration=card.demonstration,
-        slides=tuple(str(files.get(record.sha256, record.description.file)) for record in records),
+        slides=tuple(record.shown for record in records),
     )
-    log = RunLog(out, asked)
+    log = RunLog(out, asked, None if settings.run.keep_names else Names.read(out.path))
     outcomes: dict[str, SlideOutcome] = {}
     with ProcessPoolExecutor(_processes(len(records)), multiprocessing.get_context("spawn"), initializer=quiet_libraries) as pool:
         drawn: dict[Future[Ok | Failed], SlideRecord] = {}
@@ -77,7 +78,7 @@ def redraw_folder(
         for future in as_completed(drawn):
             record, found = drawn[future], future.result()
             stage, reason, word = (
-                ("failed", str(found.error), found.error.code)
+                ("failed", _told(found.error), found.error.code)
                 if isinstance(found, Failed)
                 else ("done", found.value.reason, found.value.code)
             )
@@ -92,6 +93,11 @@ def redraw_folder(
     ended = log.end(code, time.monotonic() - began, told)
     show_results(out, ended)
     return ended
+
+
+def _told(error: PathovitError) -> str:
+    """What an error says, as results tell it."""
+    return error.reason if isinstance(error, SlideError) else str(error).splitlines()[0]
 
 
 def _done(found: Ok | Failed) -> Future[Ok | Failed]:
@@ -114,15 +120,15 @@ def _answers(
     model = load_model(folder)
 
     def answer(record: SlideRecord) -> Answered:
-        stored = FeatureStore(out.slide(record.slide_id), Path(record.description.file)).read()
+        stored = FeatureStore(out.slide(record.slide_id), out.called(record)).read()
         with threads_for(len(stored.xy)):
             return model.answer(stored, settings.answer.error_rate)
 
     for record in records:
-        yield record, guarded(answer, Path(record.description.file), record)
+        yield record, guarded(answer, out.called(record), record)
 
 
 def _redraw(record: SlideRecord, out: OutFolder, settings: Settings, answered: Ok | Failed, path: Path | None) -> Ok | Failed:
     if isinstance(answered, Failed):
         return answered
-    return guarded(redraw_slide, path or Path(record.description.file), record, out, settings, answered.value, path)
+    return guarded(redraw_slide, path or out.called(record), record, out, settings, answered.value, path)

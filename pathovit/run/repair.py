@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pathovit.errors import SettingsError
 from pathovit.outputs.folder import OutFolder
+from pathovit.outputs.names import Names
 from pathovit.outputs.records import RecordError, SlideRecord
 from pathovit.outputs.runs import RUN, RunRecord, all_runs, files_at_hand, last_run
 from pathovit.outputs.sealed import write_sealed
@@ -17,7 +18,6 @@ from pathovit.run.folder import Matched, Stop, run_jobs, show_results
 from pathovit.run.plan import SlideJob
 from pathovit.run.worker import Failed, guarded
 from pathovit.settings import Settings, settings_from_dict
-from pathovit.slides.identity import slide_id
 from pathovit.tables import Say
 
 IN_FEATURES = ("features.zarr/", "features.json", "slide.json")
@@ -33,18 +33,19 @@ def repair(out: OutFolder, found: Verified, command: Sequence[str], changed: Lis
     SettingsError : nobody knows any more by what settings the folder was made
     """
     _drop_damaged_records(out, found, say)
-    record = _last_run(out)
+    names = out.names()
+    record = _last_run(out).with_names(names)
     settings = settings_from_dict(dict(record.settings), f"{out.path / RUN}")
     for fault in found.faults:
         if fault.where.endswith(".partial"):
             (out.path / fault.where).unlink(missing_ok=True)
-    at_hand = {slide_id(path, digest): path for digest, path in files_at_hand(out).items()}
+    at_hand = {digest[:12]: path for digest, path in files_at_hand(out).items()}
     bad = dict.fromkeys(fault.slide_id for fault in found.faults if fault.slide_id)
     jobs = []
     for name in bad:
         known = out.slide(name).record()
-        if (path := at_hand.get(name)) is not None:
-            jobs.append(_job(path, known))
+        if (path := at_hand.get(name[-12:])) is not None:
+            jobs.append(_job(path, known, names))
         elif known is None or any(_of_features(fault.where, name) for fault in found.faults if fault.slide_id == name):
             say(f"{name}: its slide is not where it was. Mend it with: pathovit run SLIDE --out {out.path}")
         else:
@@ -76,13 +77,14 @@ def _last_run(out: OutFolder) -> RunRecord:
     return kept[0]
 
 
-def _job(path: Path, known: SlideRecord | None) -> SlideJob:
+def _job(path: Path, known: SlideRecord | None, names: Names) -> SlideJob:
     """The slide as it was asked for."""
     if known is None:
-        return SlideJob(path)
+        given = names.files.get(names.file_id(path))
+        return SlideJob(path, patient=given.patient if given else None)
     about = known.description
     mpp = None if about.mpp_source.startswith("metadata") else about.mpp
-    return SlideJob(path, mpp, about.mpp_source, known.patient, known.label)
+    return SlideJob(path, mpp, about.mpp_source, known.patient and names.patient_of(known.patient), known.label)
 
 
 def _of_features(where: str, name: str) -> bool:
@@ -94,7 +96,7 @@ def _draw_again(out: OutFolder, known: SlideRecord, settings: Settings, model: s
     from pathovit.outputs.store import FeatureStore
     from pathovit.run.finish import redraw_slide
 
-    path = Path(known.description.file)
+    path = out.called(known)
     if model is None:
         say(f"{known.slide_id}: no model is known to draw it by")
         return

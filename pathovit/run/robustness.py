@@ -18,9 +18,11 @@ from pathovit.machine import threads_for
 from pathovit.model.card import BUNDLED, ModelCard, read_card
 from pathovit.model.card_text import describe_model, describe_taught
 from pathovit.outputs.features import FeatureAttributes, SlideFeatures, TileVerdict
+from pathovit.outputs.names import Names, without_names
 from pathovit.outputs.provenance import versions
 from pathovit.outputs.recipe import embed_recipe, tile_spec
 from pathovit.outputs.records import A_MAP, OUTSIDE, UNSURE
+from pathovit.run.jobs import told
 from pathovit.run.plan import SlideJob
 from pathovit.settings import Settings
 from pathovit.slides.alter import FAMILIES, NAMES, Alteration, alterations
@@ -120,7 +122,7 @@ def _mean(values: Sequence[float]) -> float | None:
 def measure_robustness(
     jobs: Sequence[SlideJob], encoder: Encoder, model: SlideModel, settings: Settings, out: Path, max_tiles: int, on_step: OnStep
 ) -> Robustness:
-    """Every slide as it is and altered; writes robustness.json and robustness.png.
+    """Every slide as it is and altered; writes robustness.json and robustness.png, without names unless settings keep them.
 
     Parameters
     ----------
@@ -130,8 +132,11 @@ def measure_robustness(
     ------
     SettingsError : not one slide could be looked at
     """
+    names = None if settings.run.keep_names else Names.read(out)
+    jobs = told(jobs, names)
     moved: list[Moved] = []
     failed: dict[str, str] = {}
+    said: list[str] = []
     unread: dict[str, int] = {}
     looked_at = 0
     for number, job in enumerate(jobs, start=1):
@@ -140,19 +145,27 @@ def measure_robustness(
             first = _look(job, AS_IT_IS, encoder, settings, max_tiles)
             found, not_looked_at, unreadable = _of_slide(job, first, encoder, model, settings, max_tiles, step)
         except SlideError as error:
-            failed[plain(job.path.name)] = str(error)
+            said.append(str(error))
+            failed[_called(job)] = without_names(error.reason, job.path) if names else error.reason
             continue
         moved += found
-        failed |= {f"{plain(job.path.name)}, {way}": reason for way, reason in not_looked_at.items()}
-        unread |= {plain(f"{job.path.name}, {way}"): tiles for way, tiles in unreadable.items() if tiles}
+        failed |= {f"{_called(job)}, {way}": reason for way, reason in not_looked_at.items()}
+        unread |= {f"{_called(job)}, {way}": tiles for way, tiles in unreadable.items() if tiles}
         looked_at += 1
     if not moved:
-        raise SettingsError("Not one slide could be looked at: " + "; ".join(failed.values()))
+        raise SettingsError(f"Not one slide could be looked at: {'; '.join(said)}")
     robustness = Robustness(model.name, model.sha256, looked_at, failed, unread, tuple(moved))
     write_atomically(out / "robustness.json", to_json(robustness.to_json()))
     title = f"{model.name}, {counted(looked_at, 'slide')}"
+    if names:
+        names.write(out)
     robustness_picture(out / "robustness.png", NAMES, robustness.by_alteration(), title)
     return robustness
+
+
+def _called(job: SlideJob) -> str:
+    """A slide, as results may tell of it."""
+    return plain(job.file or job.file_id)
 
 
 def _of_slide(
@@ -171,10 +184,10 @@ def _of_slide(
             try:
                 altered = _look(job, way, encoder, settings, max_tiles)
             except SlideError as error:
-                failed[way.name] = str(error)
+                failed[way.name] = error.reason
                 continue
             unreadable[way.name] = altered.unreadable
-        found.append(_compare(job.path.name, way, first, base, altered, _predict(model, altered)))
+        found.append(_compare(_called(job), way, first, base, altered, _predict(model, altered)))
     return found, failed, unreadable
 
 
@@ -281,7 +294,7 @@ def _compare(name: str, way: Alteration, first: Look, base: SlidePrediction, alt
     before, after = base.tile_scores[both, column], found.tile_scores[nearest[both], column]
     constant = len(before) < 3 or np.ptp(before) == 0 or np.ptp(after) == 0
     return Moved(
-        slide=plain(name),
+        slide=name,
         alteration=way.name,
         family=way.family,
         answer=found.answer,

@@ -6,6 +6,7 @@ one ends, and beside them a slide is planned or finished.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections import Counter, deque
@@ -15,16 +16,18 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pathovit.errors import InternalError, PathovitError, SlideError
+from pathovit.files import open_patiently
+from pathovit.outputs.names import without_names
 from pathovit.outputs.records import SlideRecord
 from pathovit.reasons import Code
 from pathovit.run import worker
 from pathovit.run.plan import SlideJob, SlidePlan
 from pathovit.run.worker import Work
-from pathovit.slides.identity import slug
 
 if TYPE_CHECKING:
     from pathovit.run.device import Span
 
+LOOKED_AT_BYTES = 2**16  # of a slide's end
 SLOTS = {"embed": 2, "other": 1}  # Dask resources of a worker: steps of each sort at a time
 
 
@@ -88,6 +91,14 @@ class SlideState:
         return f"the same slide as {self.twin_of.job.path}, given twice; it is done once" if self.twin_of else ""
 
     @property
+    def told(self) -> str:
+        """The same as results tell it: without a name, unless names are kept."""
+        if self.job.file:
+            return self.reason
+        text = without_names(self.reason.splitlines()[0] if self.reason else "", self.job.path)
+        return without_names(text, self.twin_of.job.path) if self.twin_of else text
+
+    @property
     def code(self) -> str:
         """The same in a word."""
         if self.error is not None:
@@ -100,10 +111,15 @@ class SlideState:
         self.suspects.clear()
 
     @cached_property
-    def likeness(self) -> tuple[str, int]:
+    def likeness(self) -> tuple[int, bytes]:
         """Equal for two that might be the same slide given twice, which would write to the same folder."""
-        path = self.job.path
-        return slug(path), os.path.getsize(path) if os.path.isfile(path) else 0
+        try:
+            with open_patiently(self.job.path) as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - LOOKED_AT_BYTES))  # where the directory of most slides lies, which differs
+                return size, hashlib.sha256(file.read()).digest()
+        except OSError:  # it is said where the slide is read
+            return 0, b""
 
     def like(self, states: Sequence[SlideState]) -> list[SlideState]:
         """Other slides that might be this one."""

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pathovit.outputs.folder import OutFolder
+from pathovit.outputs.names import Names
+from pathovit.run.jobs import told
 from pathovit.run.plan import SlideJob, SlidePlan, plan_slide, with_mpp
 from pathovit.settings import Settings
 from pathovit.show.heatmap import Heatmap
@@ -33,7 +35,9 @@ def analyse_slide(
     from pathovit.show.overview import score_layers
 
     settings, folder = settings or Settings(), OutFolder(Path(out))
-    plan = plan_slide(with_mpp(SlideJob(Path(path)), mpp), folder, settings, encoder, model, overwrite=False)
+    names = None if settings.run.keep_names else Names.read(folder.path)
+    (job,) = told([with_mpp(SlideJob(Path(path)), mpp)], names)
+    plan = plan_slide(job, folder, settings, encoder, model, overwrite=False)
     assert isinstance(plan, SlidePlan), "no slide was given before"
     if not plan.embedded:
         with make_embedder(encoder, settings) as embedder:
@@ -41,6 +45,9 @@ def analyse_slide(
                 embed_part(plan, part, folder, settings, embedder, lambda tiles: None)
     if plan.done is None:
         finish_slide(plan, folder, settings, model)
+    if names is not None:
+        names.note(job.path, None, plan.slide_id)
+        names.write(folder.path)
     stored = plan.store(folder).read()
     prediction = model.predict(stored, settings.answer.error_rate)
     return prediction, score_layers(stored, prediction)

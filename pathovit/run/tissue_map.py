@@ -110,7 +110,7 @@ def map_tissue(
 
 
 def _read(out: OutFolder, record: SlideRecord) -> SlideFeatures:
-    return FeatureStore(out.slide(record.slide_id), Path(record.description.file)).read()
+    return FeatureStore(out.slide(record.slide_id), out.called(record)).read()
 
 
 def _found(out: OutFolder, records: Sequence[SlideRecord], before: TissueKinds | None) -> TissueKinds:
@@ -132,7 +132,7 @@ def _drawn(out: OutFolder, record: SlideRecord, kinds: TissueKinds, folder: Path
     except (SlideError, SettingsError) as error:
         for old in (f".drawn/{record.slide_id}.json", f"{record.slide_id}.jpg", f"{record.slide_id}.geojson"):
             (folder / old).unlink(missing_ok=True)  # of other kinds, or other features: no map is better than a wrong one
-        return f"{record.description.file}: no tissue map ({error})"
+        return f"{out.called(record).name}: no tissue map ({error})"
 
 
 def _draw(out: OutFolder, record: SlideRecord, kinds: TissueKinds, folder: Path) -> str:
@@ -148,7 +148,7 @@ def _draw(out: OutFolder, record: SlideRecord, kinds: TissueKinds, folder: Path)
         _mark(out, record, kinds), found.areas_mm2(), [found.nearest(place, EXAMPLES) for place in range(len(found.names))]
     )
     write_sealed(folder / ".drawn" / f"{record.slide_id}.json", asdict(note))
-    return "" if views else f"{record.description.file}: no picture of it is stored, so that its tissue map is in numbers alone"
+    return "" if views else f"{out.called(record).name}: no picture of it is stored, so that its tissue map is in numbers alone"
 
 
 def _mark(out: OutFolder, record: SlideRecord, kinds: TissueKinds) -> str:
@@ -187,13 +187,13 @@ def _show_kinds(out: OutFolder, folder: Path, mapped: Sequence[Mapped], kinds: T
         record, _ = at_hand[number]
         description = record.description
         try:
-            grid = FeatureStore(out.slide(record.slide_id), Path(description.file)).grid()
+            grid = FeatureStore(out.slide(record.slide_id), out.called(record)).grid()
             with open_slide(files[record.sha256], description.mpp, description.mpp_source, record.sha256) as slide:
                 for place, rank, index in places:
                     if (tile := read_tile(slide, grid, index)) is not None:
                         pictures.setdefault(place, {})[rank] = tile
         except PathovitError as error:
-            say(f"{description.file}: no example tiles of it ({error})")
+            say(f"{out.called(record).name}: no example tiles of it ({error})")
     if not pictures:
         say("no slide is where it was, so that kinds.png is as it was drawn before, or missing")
         return

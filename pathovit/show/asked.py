@@ -58,7 +58,7 @@ def draw_asked(path: Path, tiles: Sequence[AskedTile], pictures: Mapping[int, RG
     for number, tile in enumerate(tiles):
         left, y = MARGIN + number % columns * step, top + number // columns * (step + 2 * LINE)
         why = "unlike what was shown" if tile.unlike > 1 else f"unsure: {tile.unsure:.0%}"
-        name = drawable(plain(tile.record.description.file), tile.record.slide_id)
+        name = drawable(plain(tile.record.shown), tile.record.slide_id)
         draw_text(draw, (left, y), f"{tile.rank}  {name[:26]}", 12)
         draw_text(draw, (left, y + LINE), why, 12)
         y += 2 * LINE

@@ -214,7 +214,7 @@ def _height(row: Sequence[View]) -> int:
 
 
 def _name(about: About) -> str:
-    file = plain(about.description.file)
+    file = plain(about.description.file or about.slide_id)
     return drawable(file if len(file) <= 90 else f"{file[:60]}...{file[-25:]}", about.slide_id)
 
 

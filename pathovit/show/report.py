@@ -96,7 +96,6 @@ def write_report(out: OutFolder, found: Contents, record: RunRecord) -> Path:
     kinds = Kinds.of(out)
     html = filled(
         "report.html",
-        folder=out.path.resolve().name,
         rows=rows,
         with_answers=bool(answered),
         numbers=names[names.index("answer") + 1 : names.index("novelty")] if answered else [],

@@ -61,10 +61,7 @@ def table(found: Contents) -> tuple[list[str], list[Row]]:
         names = [name for name in names if name not in OF_AN_ANSWER]
     done = {record.slide_id: _row(record, found.older) for record in found.records}
     rows = [*done.values(), *(_row_of_outcome(outcome, done) for outcome in found.outcomes)]
-    rows += [
-        {"slide_id": r.slide_id, "file": r.slide_id, "verdict": "failed", "code": r.code, "reason": r.reason}
-        for r in found.refused
-    ]
+    rows += [{"slide_id": r.slide_id, "file": "", "verdict": "failed", "code": r.code, "reason": r.reason} for r in found.refused]
     return names, sorted(
         rows, key=lambda row: (str(row["file"]).casefold(), str(row["slide_id"]))
     )  # stable: a twin comes after its first
@@ -102,7 +99,7 @@ def _row_of_outcome(outcome: Outcome, done: dict[str, Row]) -> Row:
         return row | {"code": outcome.code, "reason": outcome.reason + earlier}
     if (first := done.get(outcome.slide_id)) is None:
         return row | {"code": Code.SAME_SLIDE.value, "reason": "the same slide as one that failed"}
-    said = "; ".join(filter(None, [f"the same slide as {first['file']}, done once", str(first["reason"])]))
+    said = "; ".join(filter(None, [f"the same slide as {first['file'] or first['slide_id']}, done once", str(first["reason"])]))
     return first | {"file": outcome.file, "patient": outcome.patient or first["patient"], "reason": said}
 
 

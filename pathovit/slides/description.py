@@ -12,7 +12,7 @@ from pathovit.geometry import XY
 class SlideDescription:
     """What a slide file says of itself, and where that is from."""
 
-    file: str  # its name, without the folder: folders can name patients
+    file: str  # its name, without the folder; empty where names are not kept
     vendor: str
     size: tuple[int, int]  # width, height of level 0
     mpp: XY  # um per pixel of level 0

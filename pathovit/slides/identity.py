@@ -83,12 +83,12 @@ def content_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def slug(path: Path) -> str:
-    """The stem of a file in ASCII: safe in paths, tables and HTML."""
-    ascii_stem = unicodedata.normalize("NFKD", path.stem).encode("ascii", "ignore").decode()
+def slug(name: str) -> str:
+    """The stem of a file's name in ASCII: safe in paths, tables and HTML."""
+    ascii_stem = unicodedata.normalize("NFKD", Path(name).stem).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9_]+", "-", ascii_stem).strip("-")[:60] or "slide"
 
 
-def slide_id(path: Path, sha256: str) -> str:
-    """The slug and 12 hex digits of the content: never ambiguous."""
-    return f"{slug(path)}-{sha256[:12]}"
+def slide_id(name: str, sha256: str) -> str:
+    """The slug of a file's name, if that may be told, and 12 hex digits of its content: never ambiguous."""
+    return f"{slug(name)}-{sha256[:12]}"

@@ -84,7 +84,7 @@ class Slide:
     @property
     def id(self) -> str:
         """Its slide_id, by the digest of its content."""
-        return slide_id(self.path, self.sha256)
+        return slide_id("", self.sha256)
 
     def best_level(self, mpp: XY, tolerance: float, exact: bool = True) -> Level:
         """Coarsest level that is at least as sharp as `mpp` on both axes, within a relative tolerance.

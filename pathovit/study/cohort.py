@@ -65,6 +65,7 @@ class Cohort:
     recipe: Values
     fixed: dict[str, str]  # patient -> part, where the table says it
     unlabelled: tuple[Bag, ...] = ()  # known by their regions alone: they can teach, and cannot judge
+    key: str = ""  # under which ids stand for patients, where its features lie
 
     def without(self, held_out: Sequence[Bag]) -> Cohort:
         """The others, and none of their groups."""
@@ -144,7 +145,7 @@ def load_cohort(
     if trial:
         say(f"these features are a trial: at most {trial} tiles of each slide (--max-tiles); so is a model of them")
     labelled, unlabelled = (tuple(bag for bag in bags if bag.is_labelled == wanted) for wanted in (True, False))
-    return Cohort(labelled, target, {**shape, "max_tiles": trial}, _fixed_parts(by_patient), unlabelled)
+    return Cohort(labelled, target, {**shape, "max_tiles": trial}, _fixed_parts(by_patient), unlabelled, out.names().key)
 
 
 def _marked(bag: Bag, of_slides: Sequence[Marks | None], drawn: Drawn) -> Bag:
@@ -235,7 +236,7 @@ def _stored_names(out: OutFolder) -> dict[Path, list[str]]:
     """What each slide with features may be called: by its slide_id, its file name, its stem."""
     records = {folder.path: folder.record() for folder in out.slides()}
     return {
-        path: [record.slide_id, record.description.file, slide_stem(record.description.file)]
+        path: [record.slide_id, out.called(record).name, slide_stem(out.called(record).name)]
         for path, record in records.items()
         if record is not None
     }

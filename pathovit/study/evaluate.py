@@ -15,6 +15,7 @@ from pathovit.model.faithfulness import CheckSummary
 from pathovit.model.judged import Abstention, Metrics, OfSize
 from pathovit.model.slide_model import load_model
 from pathovit.model.targets import Target
+from pathovit.outputs.names import PATIENT_ID, Names
 from pathovit.outputs.provenance import versions
 from pathovit.outputs.recipe import EmbedRecipe
 from pathovit.study.cohort import Cohort
@@ -36,6 +37,7 @@ class Evaluation:
     target: Target
     patients: int
     patients_it_learned_from: int
+    patients_known_by: str  # names and slides; slides, where the model came without names
     metrics: Metrics
     sizes: tuple[OfSize, ...]
     abstention: Abstention | None
@@ -50,7 +52,7 @@ class Evaluation:
             "research_use": RESEARCH_USE,
             **{name: getattr(self, name) for name in ("model", "model_sha256")},
             "target": asdict(self.target),
-            **{name: getattr(self, name) for name in ("patients", "patients_it_learned_from")},
+            **{name: getattr(self, name) for name in ("patients", "patients_it_learned_from", "patients_known_by")},
             "metrics": self.metrics.to_json(),
             "by_size": [asdict(one) for one in self.sizes],
             "abstention": self.abstention and self.abstention.to_json(),
@@ -63,11 +65,15 @@ class Evaluation:
 
 def evaluate_model(
     folder: str | Path, cohort: Cohort, out: Path, split: str | None, seed: int = 0,
-    on_step: OnStep = lambda what, done, total: None,
+    on_step: OnStep = lambda what, done, total: None, keep_names: bool = False,
 ) -> Evaluation:  # fmt: skip
     """Judge a model on the patients of a table; writes predictions.csv, evaluation.json and evaluation.png to `out`.
 
     Where regions are drawn, its maps too: localisation.csv and localisation.png.
+
+    Parameters
+    ----------
+    keep_names : tables and pictures tell patients by name, not by an id
     """
     model = load_model(folder)
     model.check(EmbedRecipe(cohort.recipe))
@@ -80,7 +86,7 @@ def evaluate_model(
     on_step("answering patients", 0, len(bags))
     answers = answer(model, bags)
     on_step("metrics with their intervals", 0, len(bags))
-    seen = _seen_before(Path(folder))
+    seen, known_by = _seen_before(Path(folder))
     marked = [bag for bag in (*bags, *others) if bag.marks is not None]
     on_step("judging maps", 0, len(marked))
     maps = judge_maps(model, marked)
@@ -89,7 +95,8 @@ def evaluate_model(
         model_sha256=model.sha256,
         target=model.target,
         patients=len(bags),
-        patients_it_learned_from=sum(bool(seen & {bag.patient, *bag.slides}) for bag in bags),
+        patients_it_learned_from=sum(bool(seen & {bag.patient, *(slide[-12:] for slide in bag.slides)}) for bag in bags),
+        patients_known_by=known_by,
         metrics=evaluate(answers, seed),
         sizes=by_size(answers, "this table", seed),
         abstention=abstention(model, answers) if model.target.is_classification else None,
@@ -99,21 +106,30 @@ def evaluate_model(
         trial=bool(cohort.recipe["max_tiles"]),
         versions=versions(),
     )
+    names = None if keep_names else Names.beside(out, cohort.key)
+    tell = names.patient_id if names else str
     extra = {"novelty": [f"{v:.4f}" for v in answers.novelty]} if model.novelty else {}
-    write_atomically(out / "predictions.csv", answers_csv(answers, extra))
+    write_atomically(out / "predictions.csv", answers_csv(answers, tell, extra))
     evaluation_picture(out / "evaluation.png", answers, found.metrics, f"{model.name}, {len(bags)} patients")
     if maps:
-        write_atomically(out / "localisation.csv", maps_csv(maps))
-        maps_picture(out / "localisation.png", model, marked, f"{model.name}, {counted(len(marked), 'patient')} with regions")
+        write_atomically(out / "localisation.csv", maps_csv(maps, tell))
+        maps_picture(
+            out / "localisation.png", model, marked, f"{model.name}, {counted(len(marked), 'patient')} with regions", tell
+        )
+    if names:
+        names.write(out)
     write_atomically(out / "evaluation.json", to_json(found.to_json()))
     return found
 
 
-def _seen_before(folder: Path) -> set[str]:
-    """Slides and patients that a model was fitted or calibrated on."""
+def _seen_before(folder: Path) -> tuple[set[str], str]:
+    """Slides (by the digits of their content) and patients that a model was fitted or calibrated on, and by what they can be known."""
     path = read_card(folder)[0] / "split.csv"
     if not path.is_file():
-        return set()
+        return set(), "nothing: the model came without split.csv"
     with open_text(path) as file:
         rows = [row for row in csv.DictReader(file) if row["split"] != "test"]
-    return {row["slide_id"] for row in rows} | {row["patient"] for row in rows}
+    names = Names.read(path.parent)
+    patients = {names.patient_of(row["patient"]) for row in rows}
+    untold = any(PATIENT_ID.fullmatch(patient) for patient in patients)
+    return {row["slide_id"][-12:] for row in rows} | patients, "slides" if untold else "names and slides"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,8 +19,10 @@ from pathovit.errors import SettingsError
 from pathovit.files import open_text
 from pathovit.model.judged import Difference, Metric, Metrics, Pooling
 from pathovit.model.targets import Target
+from pathovit.outputs.names import Names
 
 Floats = NDArray[np.float64]
+Tell = Callable[[str], str]  # what results may call a patient
 BOOTSTRAPS = 1000
 FEWEST_FOR_INTERVAL = 20  # patients; an interval over fewer says more than it knows
 LOWER_IS_BETTER = ("brier", "ece", "mae")
@@ -140,20 +142,22 @@ def against_pooling(model: Answers, plain: Answers, seed: int = 0) -> Pooling:
     )
 
 
-def answers_csv(answers: Answers, extra: Mapping[str, Sequence[object]] | None = None) -> bytes:
-    """One row per patient: truth, answer, and columns of one's own."""
+def answers_csv(answers: Answers, tell: Tell, extra: Mapping[str, Sequence[object]] | None = None) -> bytes:
+    """One row per patient, as they may be called: truth, answer, and columns of one's own."""
     extra = extra or {}
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["patient", *answers.target.kind.truth_columns, *answers.target.kind.answer_columns, *extra])
     for i, patient in enumerate(answers.patients):
         truth = [f"{v:.9g}" for v in answers.truth[i]]
-        writer.writerow([patient, *truth, *(f"{v:.9g}" for v in answers.values[i]), *(column[i] for column in extra.values())])
+        writer.writerow(
+            [tell(patient), *truth, *(f"{v:.9g}" for v in answers.values[i]), *(column[i] for column in extra.values())]
+        )
     return buffer.getvalue().encode("utf-8", "replace")
 
 
 def read_answers(path: Path, target: Target) -> Answers:
-    """The answers that `answers_csv` wrote.
+    """The answers that `answers_csv` wrote, of patients by name, as far as their names are kept beside it.
 
     Raises
     ------
@@ -164,6 +168,7 @@ def read_answers(path: Path, target: Target) -> Answers:
             rows = list(csv.DictReader(file))
         truth = np.array([[float(row[name]) for name in target.kind.truth_columns] for row in rows], np.float32)
         values = np.array([[float(row[name]) for name in target.kind.answer_columns] for row in rows])
-        return Answers(target, tuple(row["patient"] for row in rows), truth, values)
+        names = Names.read(path.parent)
+        return Answers(target, tuple(names.patient_of(row["patient"]) for row in rows), truth, values)
     except (OSError, KeyError, ValueError) as error:
         raise SettingsError(f"{path}: not the predictions that `pathovit evaluate` writes ({error}).") from error

@@ -19,7 +19,7 @@ from pathovit.model.targets.survival import Survival
 from pathovit.show.canvas import new_figure, own_style, save
 from pathovit.show.sheet import drawable
 from pathovit.study.cohort import Bag
-from pathovit.study.evaluation import Answers
+from pathovit.study.evaluation import Answers, Tell
 from pathovit.study.localisation import tile_scores
 
 MODEL, FAINT, SECOND = "#24507a", "#9aa5b1", "#c0562f"
@@ -85,7 +85,7 @@ PICTURES = {Classes: _of_classes, Survival: _of_survival, Kind: _of_numbers}  # 
 
 
 @own_style()
-def maps_picture(path: Path, model: SlideModel, bags: Sequence[Bag], title: str) -> None:
+def maps_picture(path: Path, model: SlideModel, bags: Sequence[Bag], title: str, tell: Tell) -> None:
     """Scores of the tiles of some patients, one class each, and around them what was drawn."""
     shown = list(bags)[:MAX_MAPS]
     columns = min(4, len(shown))
@@ -93,11 +93,11 @@ def maps_picture(path: Path, model: SlideModel, bags: Sequence[Bag], title: str)
     for place, axes in enumerate(panels):
         axes.axis("off")
         if place < len(shown):
-            _map(axes, model, shown[place])
+            _map(axes, model, shown[place], tell(shown[place].patient))
     save(figure, path)
 
 
-def _map(axes: Any, model: SlideModel, bag: Bag) -> None:
+def _map(axes: Any, model: SlideModel, bag: Bag, patient: str) -> None:
     """The slide with most of what was drawn: scores as colour; around tiles of the class a red line, around those that are not a white one."""
     assert bag.marks is not None
     begins = np.cumsum([0, *bag.tiles])
@@ -115,7 +115,7 @@ def _map(axes: Any, model: SlideModel, bag: Bag) -> None:
     for value, colour in ((1, SECOND), (-1, "white")):
         if (truth == value).any():
             axes.contour((truth == value).astype(float), [0.5], colors=colour, linewidths=1.2)
-    axes.set_title(f"{_label(bag.patient)}\n{_label(model.target.score_names[column])}", fontsize=8)
+    axes.set_title(f"{_label(patient)}\n{_label(model.target.score_names[column])}", fontsize=8)
 
 
 @own_style()

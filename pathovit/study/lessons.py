@@ -58,7 +58,7 @@ def read_lessons(
         folder = out.slide(slide_id)
         record = folder.record()
         assert record is not None, "regions are matched to slides with a record"
-        stored = FeatureStore(folder, Path(record.description.file)).read()
+        stored = FeatureStore(folder, out.called(record)).read()
         lessons.append(Lesson(stored, label_tiles(stored, regions, meaning, say), record.patient or slide_id))
         on_slide(len(lessons), len(drawn))
     return Lessons(tuple(lessons), meaning.classes)
@@ -73,7 +73,7 @@ def _lessons_of_kinds(out: OutFolder, folder: Path, positive: str | None, say: S
         raise SettingsError(f"{folder / NAMES}: no kind has a name. Look at kinds.png, and fill in the column name.")
     slides, labels = [], {}
     for record in out.embedded():
-        stored = FeatureStore(out.slide(record.slide_id), Path(record.description.file)).read()
+        stored = FeatureStore(out.slide(record.slide_id), out.called(record)).read()
         kind, unlike = kinds.tell(stored)
         tiles = np.full(len(kind), "", object)
         for place, letter in enumerate(kinds.letters):

@@ -20,8 +20,9 @@ from pathovit.files import open_text
 from pathovit.model.judged import Difference, Metric, Metrics
 from pathovit.model.metrics import auprc, auroc
 from pathovit.model.slide_model import SlideModel
+from pathovit.outputs.names import Names
 from pathovit.study.cohort import Bag
-from pathovit.study.evaluation import FEWEST_FOR_INTERVAL, draws, number_or_none, percentiles
+from pathovit.study.evaluation import FEWEST_FOR_INTERVAL, Tell, draws, number_or_none, percentiles
 
 HOT = 0.5
 FIGURES = ("tile_auroc", "tile_ap", "hot_inside", "hot_outside")
@@ -127,12 +128,14 @@ def _mean(values: Floats) -> float:
     return float(known.mean()) if len(known) else float("nan")
 
 
-def maps_csv(maps: Sequence[MapOf]) -> bytes:
-    """One row for each patient and class."""
+def maps_csv(maps: Sequence[MapOf], tell: Tell) -> bytes:
+    """One row for each patient, as they may be called, and class."""
     buffer = io.StringIO(newline="")
     writer = csv.DictWriter(buffer, list(MapOf.__annotations__), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: f"{v:.6g}" if isinstance(v, float) else v for name, v in asdict(one).items()} for one in maps)
+    for one in maps:
+        row = {name: f"{v:.6g}" if isinstance(v, float) else v for name, v in asdict(one).items()}
+        writer.writerow(row | {"patient": tell(one.patient)})
     return buffer.getvalue().encode("utf-8", "replace")
 
 
@@ -146,8 +149,15 @@ def read_maps(path: Path) -> list[MapOf]:
     try:
         with open_text(path) as file:
             rows = list(csv.DictReader(file))
+        names = Names.read(path.parent)
         return [
-            MapOf(row["patient"], row["name"], int(row["tiles"]), int(row["inside"]), *(float(row[name]) for name in FIGURES))
+            MapOf(
+                names.patient_of(row["patient"]),
+                row["name"],
+                int(row["tiles"]),
+                int(row["inside"]),
+                *(float(row[name]) for name in FIGURES),
+            )
             for row in rows
         ]
     except (OSError, KeyError, ValueError) as error:

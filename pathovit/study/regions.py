@@ -217,7 +217,7 @@ def find_regions(paths: Sequence[Path], out: OutFolder, say: Say) -> dict[str, l
     if not files:
         raise SettingsError(f"{some([str(path) for path in paths])}: no GeoJSON file. Give files, or a folder of them.")
     records = {folder.path: record for folder in out.slides() if (record := folder.record())}
-    names = Names({at: [r.slide_id, r.description.file, slide_stem(r.description.file)] for at, r in records.items()})
+    names = Names({at: [r.slide_id, out.called(r).name, slide_stem(out.called(r).name)] for at, r in records.items()})
     found: dict[str, list[Region]] = {}
     for file in files:
         stem = file.name

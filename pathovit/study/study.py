@@ -6,6 +6,7 @@ MODEL/
   split.csv                        which slide was in which part
   predictions.csv                  what it said of validation and test patients
   training.png, evaluation.png     curves
+  names.private.json               which patients ids stand for (unless names are kept)
   folds/1..K/                      with --folds: one such model per fold, each judged on patients it has not seen
 """
 
@@ -29,10 +30,11 @@ from pathovit.model.card_text import describe_model
 from pathovit.model.judged import Abstention, Crossed
 from pathovit.model.novelty import Novelty
 from pathovit.model.slide_model import SlideModel, load_model, save_model
+from pathovit.outputs.names import Names
 from pathovit.outputs.provenance import versions
 from pathovit.settings import TrainSettings
 from pathovit.study.cohort import Cohort, cohort_digest
-from pathovit.study.evaluation import Answers, against_pooling, answers_csv, evaluate, glance
+from pathovit.study.evaluation import Answers, Tell, against_pooling, answers_csv, evaluate, glance
 from pathovit.study.figures import evaluation_picture, training_curves
 from pathovit.study.fit import Fitted, OnEpoch, OnStep, Parts, fit, fit_key
 from pathovit.study.judge import FEW_PATIENTS, abstention, answer, check_model, pooled_abstention, said_of_few
@@ -47,7 +49,7 @@ USUAL_FOLDS = 5  # where patients are few: every one is held out once
 
 def train_model(
     cohort: Cohort, folder: Path, settings: TrainSettings, folds: int | None = None, on_epoch: OnEpoch = lambda line: None,
-    say: Say = lambda text: None, on_step: OnStep = lambda what, done, total: None, domain: str = "",
+    say: Say = lambda text: None, on_step: OnStep = lambda what, done, total: None, domain: str = "", keep_names: bool = False,
 ) -> ModelCard:  # fmt: skip
     """Fit a model and write its folder; returns the card.
 
@@ -57,6 +59,7 @@ def train_model(
         column `split`. Where they are too few for so many there are fewer, and `say` says so.
 
     domain : what the model is made for, in words
+    keep_names : tables tell patients by name, not by an id
 
     Raises
     ------
@@ -75,11 +78,16 @@ def train_model(
         say(
             f"too few patients for {wanted} folds: {f'{folds} are made' if folds else 'none is made, and no figure is of unseen patients'}"
         )
+    names = None if keep_names else Names.beside(folder, cohort.key)
+    tell = names.patient_id if names else str
     with threads_for(np.median([len(bag.features) for bag in cohort.bags])):
         parts = split_patients(cohort, settings.validation_share, 0.0 if wanted else settings.test_share, settings.seed, say)
-        crossed = cross_validate(cohort, folder, settings, folds, on_epoch, say, on_step) if folds else None
+        crossed = cross_validate(cohort, folder, settings, folds, on_epoch, say, on_step, tell) if folds else None
         say("model of all patients" if folds else "model")
-        return _train_one(cohort, folder, settings, parts, on_epoch, on_step, crossed, domain=domain)
+        card = _train_one(cohort, folder, settings, parts, on_epoch, on_step, crossed, tell, domain=domain)
+    if names:
+        names.write(folder)
+    return card
 
 
 def _workable_folds(cohort: Cohort, settings: TrainSettings, wanted: int) -> int:
@@ -97,7 +105,7 @@ def _workable_folds(cohort: Cohort, settings: TrainSettings, wanted: int) -> int
 
 
 def cross_validate(
-    cohort: Cohort, folder: Path, settings: TrainSettings, folds: int, on_epoch: OnEpoch, say: Say, on_step: OnStep
+    cohort: Cohort, folder: Path, settings: TrainSettings, folds: int, on_epoch: OnEpoch, say: Say, on_step: OnStep, tell: Tell
 ) -> Crossed:
     """Metrics over all patients, each answered by the model that has not seen its fold. A finished fold is not fitted again."""
     place = assign_folds(cohort.bags, cohort.target, folds, settings.seed)
@@ -113,14 +121,14 @@ def cross_validate(
         say(f"fold {fold} of {folds}")
         here = folder / "folds" / str(fold)
         if not _is_done(here, fit_key(parts, cohort.target, cohort.recipe, settings)):
-            _train_one(cohort, here, settings, parts, on_epoch, on_step, None, is_fold=True)
+            _train_one(cohort, here, settings, parts, on_epoch, on_step, None, tell, is_fold=True)
         model = load_model(here)
         found.append(answer(model, parts["test"]))
         kept += [abstention(model, found[-1])] if cohort.target.is_classification else []
         if settings.kind != "mean":
             plain.append(answer(_plain_pooling(cohort, parts, settings, here), parts["test"]))
     pooled = _joined(found)
-    write_atomically(folder / "folds" / "predictions.csv", answers_csv(pooled))
+    write_atomically(folder / "folds" / "predictions.csv", answers_csv(pooled, tell))
     metrics = evaluate(pooled, settings.seed)
     evaluation_picture(folder / "folds" / "evaluation.png", pooled, metrics, f"{folds}-fold cross-validation")
     beside = against_pooling(pooled, _joined(plain), settings.seed) if plain else None
@@ -152,7 +160,7 @@ def _is_done(folder: Path, key: str) -> bool:
 
 def _train_one(
     cohort: Cohort, folder: Path, settings: TrainSettings, parts: Parts, on_epoch: OnEpoch, on_step: OnStep,
-    crossed: Crossed | None, is_fold: bool = False, domain: str = "",
+    crossed: Crossed | None, tell: Tell, is_fold: bool = False, domain: str = "",
 ) -> ModelCard:  # fmt: skip
     for name in ("train", "validation"):
         check_part(name, parts[name], cohort.target)
@@ -210,7 +218,7 @@ def _train_one(
     training_curves(
         folder / "training.png", fitted.history, fitted.best_epoch, f"{settings.kind}, epoch {fitted.best_epoch} kept"
     )
-    _write_parts(folder, parts, answers)
+    _write_parts(folder, parts, answers, tell)
     saved = save_model(folder, replace(model, card=ModelCard(card)), describe_model)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return saved.card
@@ -256,11 +264,11 @@ def _calibrated(fitted: Fitted, cohort: Cohort, parts: Parts) -> SlideModel:
     return replace(bare, calibration=calibration, novelty=Novelty.fit(slides["train"], slides["validation"]))
 
 
-def _write_parts(folder: Path, parts: Parts, answers: dict[str, Answers]) -> None:
+def _write_parts(folder: Path, parts: Parts, answers: dict[str, Answers], tell: Tell) -> None:
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["slide_id", "patient", "split"])
-    writer.writerows([slide, bag.patient, name] for name, part in parts.items() for bag in part for slide in bag.slides)
+    writer.writerows([slide, tell(bag.patient), name] for name, part in parts.items() for bag in part for slide in bag.slides)
     write_atomically(folder / "split.csv", buffer.getvalue().encode("utf-8", "replace"))
     judged = answers.get("test", answers["validation"])
-    write_atomically(folder / "predictions.csv", answers_csv(judged))
+    write_atomically(folder / "predictions.csv", answers_csv(judged, tell))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -56,10 +55,10 @@ def suggest_tiles(
     found = []
     for record in out.embedded():
         try:
-            stored = FeatureStore(out.slide(record.slide_id), Path(record.description.file)).read()
+            stored = FeatureStore(out.slide(record.slide_id), out.called(record)).read()
             found.append(candidates(record, stored, model, painted.get(record.slide_id)))
         except (SlideError, SettingsError) as error:
-            say(f"{record.description.file}: left out ({error})")
+            say(f"{out.called(record).name}: left out ({error})")
     asked = choose(found, count)
     _write(out, asked, say, with_picture)
     return asked
@@ -126,7 +125,7 @@ def _write(out: OutFolder, asked: list[AskedTile], say: Say, with_picture: bool)
         if not with_picture:
             continue
         if (path := files.get(record.sha256)) is None:
-            say(f"{record.description.file}: it is not where it was, so there is no picture of its tiles")
+            say(f"{out.called(record).name}: it is not where it was, so there is no picture of its tiles")
             continue
         with open_slide(path, record.description.mpp, record.description.mpp_source, record.sha256) as slide:
             pictures |= {tile.rank: tile.picture(slide) for tile in tiles}

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import stat
 import subprocess
 import sys
 import time
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,28 +18,40 @@ from pathovit.outputs.lease import LOCK, lease
 PROCESSES = 4
 
 
-def try_to_own(out: Path, together: Barrier, told: Any) -> None:
-    together.wait()
+RACER = """
+import sys
+from pathlib import Path
+from pathovit.errors import OutputInUseError
+from pathovit.outputs.lease import lease
+for line in sys.stdin:
     try:
-        with lease(out):
-            told.put("owner")
-            together.wait()  # until all have tried
+        with lease(Path(line.strip())):
+            print("owner", flush=True)
+            sys.stdin.readline()  # until all have tried
     except OutputInUseError:
-        told.put("refused")
-        together.wait()
+        print("refused", flush=True)
+        sys.stdin.readline()
+"""
 
 
 def test_of_several_that_begin_at_once_one_owns_the_folder(tmp_path: Path, everything: bool) -> None:
-    context = multiprocessing.get_context("fork")
+    pipe = subprocess.PIPE
+    racers = [
+        subprocess.Popen([sys.executable, "-c", RACER], stdin=pipe, stdout=pipe, text=True, bufsize=1) for _ in range(PROCESSES)
+    ]
     for race in range(100 if everything else 8):
-        out, together, told = tmp_path / str(race), context.Barrier(PROCESSES), context.Queue()
-        all_of_them = [context.Process(target=try_to_own, args=(out, together, told)) for _ in range(PROCESSES)]
-        for process in all_of_them:
-            process.start()
-        said = sorted(told.get(timeout=60) for _ in all_of_them)
-        for process in all_of_them:
-            process.join()
+        tell(racers, str(tmp_path / str(race)))
+        said = sorted(racer.stdout.readline().strip() for racer in racers if racer.stdout)
+        tell(racers, "all have tried")
         assert said == ["owner"] + ["refused"] * (PROCESSES - 1)
+    for racer in racers:
+        racer.communicate(timeout=60)
+
+
+def tell(racers: list[subprocess.Popen[str]], line: str) -> None:
+    for racer in racers:
+        assert racer.stdin
+        racer.stdin.write(f"{line}\n")
 
 
 def test_the_death_of_its_owner_gives_a_folder_free_at_once(tmp_path: Path) -> None:

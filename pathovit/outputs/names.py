@@ -1,0 +1,138 @@
+"""Names: which file and which patient stands behind an id. One private file of a folder says it, and nothing else that is stored.
+
+FOLDER/names.private.json   for its owner alone (0600)
+
+Tables, records and pictures speak of ids, unless --keep-names asks for names.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import re
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pathovit import RESEARCH_USE
+from pathovit.errors import SettingsError
+from pathovit.files import slide_stem, write_atomically
+from pathovit.outputs.sealed import read_sealed, sealed
+
+PRIVATE = "names.private.json"
+PATIENT_ID = re.compile("patient-[0-9a-f]{12}")
+HIDDEN = f"({PRIVATE})"  # stands where a path was
+
+
+@dataclass(frozen=True)
+class GivenFile:
+    """A slide file that was given."""
+
+    path: str
+    patient: str = ""
+    slide_id: str = ""  # as far as it is known
+
+    @property
+    def name(self) -> str:
+        return Path(self.path).name
+
+
+@dataclass
+class Names:
+    """What ids of a folder stand for."""
+
+    key: str = field(default_factory=lambda: secrets.token_hex(16))  # without it nobody can try out which id a name would have
+    files: dict[str, GivenFile] = field(default_factory=dict)  # by file id
+    patients: dict[str, str] = field(default_factory=dict)  # by patient id
+    runs: dict[str, dict[str, Any]] = field(default_factory=dict)  # what was asked of each run, in so many words
+
+    @classmethod
+    def read(cls, folder: Path) -> Names:
+        """What is known in a folder; nothing, where there is no such file, or it is somebody else's.
+
+        Raises
+        ------
+        SettingsError : it is damaged
+        """
+        try:
+            found = read_sealed(folder / PRIVATE)
+            files = {name: GivenFile(**about) for name, about in found["files"].items()}
+            return cls(str(found["key"]), files, dict(found["patients"]), dict(found["runs"]))
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return cls()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SettingsError(
+                f"{folder / PRIVATE}: it is damaged ({error}). Put a copy of it in its place, or remove it: results then keep their ids, and "
+                "nobody knows whose they are."
+            ) from error
+
+    @classmethod
+    def beside(cls, folder: Path, key: str) -> Names:
+        """Those of a folder; of a new one under a key, so that ids are those of another folder."""
+        return cls.read(folder) if (folder / PRIVATE).exists() else cls(key)
+
+    def write(self, folder: Path) -> None:
+        """Add to what is known in a folder. Raises StorageError, also where the file is somebody else's."""
+        before = Names.read(folder)
+        files = before.files | {name: about for name, about in self.files.items() if about.slide_id or name not in before.files}
+        content = {
+            "research_use": RESEARCH_USE,
+            "private": "Names of files and patients. Leave this file out when you give results on.",
+            "key": self.key,
+            "files": {name: asdict(about) for name, about in sorted(files.items())},
+            "patients": before.patients | self.patients,
+            "runs": before.runs | self.runs,
+        }
+        write_atomically(folder / PRIVATE, sealed(content), private=True)
+
+    # To ids
+
+    def patient_id(self, name: str) -> str:
+        """What stands for a patient; it is remembered whom. What is an id already stays."""
+        if PATIENT_ID.fullmatch(name):
+            return name
+        known = f"patient-{self._digest('patient', name)}"
+        self.patients[known] = name
+        return known
+
+    def file_id(self, path: Path) -> str:
+        """What stands for a file whose content is not known."""
+        return f"file-{self._digest('file', str(path.resolve()))}"
+
+    def note(self, path: Path, patient: str | None, slide_id: str = "") -> str:
+        """Remember a file; its id."""
+        known = self.file_id(path)
+        self.files[known] = GivenFile(str(path), patient or "", slide_id)
+        return known
+
+    def _digest(self, kind: str, name: str) -> str:
+        return hmac.new(bytes.fromhex(self.key), f"{kind}\0{name}".encode("utf-8", "surrogateescape"), "sha256").hexdigest()[:12]
+
+    # From ids
+
+    def patient_of(self, known_as: str) -> str:
+        """The patient behind an id; what is no id, or of nobody known, as it is."""
+        return self.patients.get(known_as, known_as)
+
+    def paths(self) -> list[Path]:
+        """Of all files that were given."""
+        return [Path(about.path) for about in self.files.values()]
+
+    def by_id(self) -> Mapping[str, str]:
+        """File names by the ids of files and slides."""
+        slides = {about.slide_id: about.name for about in self.files.values() if about.slide_id}
+        return slides | {known: about.name for known, about in self.files.items()}
+
+
+def without_names(text: str, path: Path, others: Iterable[str] = ()) -> str:
+    """A sentence about a file that does not say what it, the folders around it, and its patient are called."""
+    names = [str(path), os.path.realpath(path), path.name, slide_stem(path.name), *map(str, path.parents), *others]
+    for name in sorted(filter(_is_telling, names), key=len, reverse=True):
+        text = text.replace(name, "…")
+    return text
+
+
+def _is_telling(name: str) -> bool:
+    return len(name.strip("/.\\")) > 2
