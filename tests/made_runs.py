@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
+from pathovit.outputs.folder import OutFolder
+from pathovit.outputs.names import PRIVATE
 from pathovit.outputs.sealed import read_sealed, write_sealed
 
 HOSTILE = 'it\'s [b]a<img src=x onerror=alert(1)>  "ü" slide'
@@ -21,5 +24,22 @@ def rewrite(path: Path, **changes: Any) -> None:
 
 
 def folder_of(out: Path, stem: str) -> Path:
-    (folder,) = (p for p in (out / "slides").iterdir() if p.name.startswith(stem + "-"))
+    """The folder of the slide whose file is called so."""
+    found = OutFolder(out)
+    (folder,) = (
+        one.path for one in found.slides() if stem in (Path(found.name_of(one.slide_id)).stem, one.slide_id.rsplit("-", 1)[0])
+    )
     return folder
+
+
+def rows_of(out: Path) -> list[dict[str, str]]:
+    """predictions.csv, with the names of files."""
+    found = OutFolder(out)
+    with (out / "predictions.csv").open(newline="") as file:
+        return [row | {"file": found.name_of(row["file"] or row["slide_id"]) or row["file"]} for row in csv.DictReader(file)]
+
+
+def move_away(out: Path, to: str = "/gone") -> None:
+    """As if the slides had been moved: no run knows where they are."""
+    known = read_sealed(out / PRIVATE)["files"]
+    rewrite(out / PRIVATE, files={name: about | {"path": f"{to}/{Path(about['path']).name}"} for name, about in known.items()})

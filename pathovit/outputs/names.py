@@ -11,7 +11,7 @@ import hmac
 import os
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ class Names:
     key: str = field(default_factory=lambda: secrets.token_hex(16))  # without it nobody can try out which id a name would have
     files: dict[str, GivenFile] = field(default_factory=dict)  # by file id
     patients: dict[str, str] = field(default_factory=dict)  # by patient id
-    runs: dict[str, dict[str, Any]] = field(default_factory=dict)  # what was asked of each run, in so many words
+    runs: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # what was asked of each run, in so many words
 
     @classmethod
     def read(cls, folder: Path) -> Names:
@@ -69,9 +69,10 @@ class Names:
             ) from error
 
     @classmethod
-    def beside(cls, folder: Path, key: str) -> Names:
-        """Those of a folder; of a new one under a key, so that ids are those of another folder."""
-        return cls.read(folder) if (folder / PRIVATE).exists() else cls(key)
+    def beside(cls, folder: Path, *keys: str) -> Names:
+        """Those of a folder; of a new one under the first key that is known, so that ids are those of another folder."""
+        known = next(filter(None, keys), "")
+        return cls(known) if known and not (folder / PRIVATE).exists() else cls.read(folder)
 
     def write(self, folder: Path) -> None:
         """Add to what is known in a folder. Raises StorageError, also where the file is somebody else's."""
@@ -126,13 +127,18 @@ class Names:
         return slides | {known: about.name for known, about in self.files.items()}
 
 
-def without_names(text: str, path: Path, others: Iterable[str] = ()) -> str:
-    """A sentence about a file that does not say what it, the folders around it, and its patient are called."""
-    names = [str(path), os.path.realpath(path), path.name, slide_stem(path.name), *map(str, path.parents), *others]
-    for name in sorted(filter(_is_telling, names), key=len, reverse=True):
+def key_of(folder: Path) -> str:
+    """The key of a folder's ids; empty where it has none."""
+    return Names.read(folder).key if (folder / PRIVATE).is_file() else ""
+
+
+def without_names(text: str, path: Path) -> str:
+    """A sentence about a slide that does not say what its file, those beside it and the folders around it are called."""
+    try:
+        beside = os.listdir(path.parent)  # a slide can be of several files
+    except OSError:
+        beside = []
+    names = {str(path), os.path.realpath(path), path.name, slide_stem(path.name), *beside, *map(str, path.parents)}
+    for name in sorted((name for name in names if len(name.strip("/.")) > 2), key=len, reverse=True):
         text = text.replace(name, "…")
     return text
-
-
-def _is_telling(name: str) -> bool:
-    return len(name.strip("/.\\")) > 2

@@ -268,9 +268,9 @@ class FeaturesRecord:
 class Outcome:
     """What happened to a slide file that has no record of its own: it failed, or is the same slide as another one."""
 
-    file: str  # its name, without the folder; empty where names are not kept
+    file: str  # its name, without the folder, or what stands for it where names are not kept
     reason: str
-    slide_id: str = ""  # as far as it is known; without a name, that of its file
+    slide_id: str = ""  # as far as it is known
     twin: bool = False
     patient: str | None = None
     when: str = ""  # day

@@ -13,7 +13,7 @@ from pathovit.outputs.inventory import FOLDERS, INVENTORY, Inventory, common_fil
 from pathovit.outputs.lease import LOCK
 from pathovit.outputs.names import PRIVATE
 from pathovit.outputs.records import DONE, RecordError, SlideRecord
-from pathovit.outputs.runs import RUN, last_run
+from pathovit.outputs.runs import RUN, all_runs, last_run
 from pathovit.outputs.sealed import read_sealed
 
 RECORDS = (".runs", ".outcomes", ".fingerprints", "tissue/.drawn")  # folders of sealed records
@@ -68,8 +68,7 @@ def verify(out: OutFolder) -> Verified:
         slides += count > 0
     files += _verify_records(out, faults)
     files += _verify_common(out, faults, remarks)
-    if (out.path / PRIVATE).is_file() and (out.path / PRIVATE).stat().st_mode & 0o077:
-        faults.append(Fault(PRIVATE, "others may read it: chmod 600"))
+    _verify_names(out, faults, remarks)
     _verify_belonging(out, faults, remarks)
     return Verified(slides, files, tuple(faults), tuple(remarks))
 
@@ -170,6 +169,15 @@ def _has_ended(out: OutFolder, faults: list[Fault]) -> bool:
     if not ended:
         faults.append(Fault(RUN, f"the newest run has not ended: it was killed, or is at work. {AGAIN}"))
     return ended
+
+
+def _verify_names(out: OutFolder, faults: list[Fault], remarks: list[str]) -> None:
+    """Whether what ids stand for is known, and to its owner alone; where results were given on it is left out."""
+    private = out.path / PRIVATE
+    if private.is_file() and private.stat().st_mode & 0o077:
+        faults.append(Fault(PRIVATE, f"others may read it: chmod 600 {private}"))
+    elif not private.is_file() and any(slide.startswith("file-") for run in all_runs(out)[:1] for slide in run.slides):
+        remarks.append(f"no {PRIVATE}: nobody knows here which slides and patients the ids stand for")
 
 
 def _verify_belonging(out: OutFolder, faults: list[Fault], remarks: list[str]) -> None:

@@ -197,7 +197,7 @@ class Desk:
 
     def called(self, case: Case) -> str:
         """What to call a slide before its reader: by the name of its file, as far as it is known."""
-        return case.file or self.out.name_of(case.slide_id) or case.slide_id
+        return self.out.name_of(case.file or case.slide_id) or case.file or case.slide_id
 
     def patient(self, case: Case) -> str:
         """Whose it is, by name, as far as it is known."""

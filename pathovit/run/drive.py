@@ -278,7 +278,7 @@ class Drive:
         outcome = None
         if state.error is not None or state.twin_of is not None:
             outcome = Outcome(
-                state.job.file, state.told.splitlines()[0], state.slide_id or state.job.file_id, state.twin_of is not None, state.job.patient,
+                state.job.called, state.told.splitlines()[0], state.slide_id, state.twin_of is not None, state.job.patient,
                 date.today().isoformat(), state.code,
             )  # fmt: skip
         self.work.out.settle(state.job.path, state.slide_id, outcome)

@@ -196,7 +196,7 @@ def run_jobs(
     if model is not None and not stop.event.is_set():
         _map_tissue(out, say, stop)
     code = stop.code or exit_code(states)
-    outcomes = tuple(SlideOutcome(s.job.file, s.stage, s.slide_id or s.job.file_id, s.told, s.code) for s in states)
+    outcomes = tuple(SlideOutcome(s.job.called, s.stage, s.slide_id, s.told, s.code) for s in states)
     if names is not None:
         for state in states:
             names.note(state.job.path, names.patient_of(state.job.patient or ""), state.slide_id)

@@ -44,7 +44,12 @@ class SlideJob:
     patient: str | None = None
     label: str | None = None
     file: str = ""  # its name, if it may be told; else results speak of ids
-    file_id: str = ""  # where its slide_id is not known
+    file_id: str = ""  # what stands for the file itself
+
+    @property
+    def called(self) -> str:
+        """What results call the file."""
+        return self.file or self.file_id
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ def measure_robustness(
 
 def _called(job: SlideJob) -> str:
     """A slide, as results may tell of it."""
-    return plain(job.file or job.file_id)
+    return plain(job.called)
 
 
 def _of_slide(

@@ -113,13 +113,16 @@ class SlideState:
     @cached_property
     def likeness(self) -> tuple[int, bytes]:
         """Equal for two that might be the same slide given twice, which would write to the same folder."""
+        path = self.job.path
         try:
-            with open_patiently(self.job.path) as file:
+            if not path.is_file():  # a pipe would be waited for
+                return 0, os.fsencode(path)
+            with open_patiently(path) as file:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(max(0, size - LOOKED_AT_BYTES))  # where the directory of most slides lies, which differs
                 return size, hashlib.sha256(file.read()).digest()
         except OSError:  # it is said where the slide is read
-            return 0, b""
+            return 0, os.fsencode(path)
 
     def like(self, states: Sequence[SlideState]) -> list[SlideState]:
         """Other slides that might be this one."""

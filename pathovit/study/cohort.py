@@ -22,6 +22,7 @@ from pathovit.model.aggregator import WINDOW
 from pathovit.model.targets import Target, Truth, read_truth
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.folder import OutFolder
+from pathovit.outputs.names import key_of
 from pathovit.outputs.recipe import Values, differing
 from pathovit.outputs.store import FeatureStore
 from pathovit.slides.identity import content_sha256
@@ -65,7 +66,7 @@ class Cohort:
     recipe: Values
     fixed: dict[str, str]  # patient -> part, where the table says it
     unlabelled: tuple[Bag, ...] = ()  # known by their regions alone: they can teach, and cannot judge
-    key: str = ""  # under which ids stand for patients, where its features lie
+    key: str = ""  # under which ids stand for patients where its features lie; empty where there are none
 
     def without(self, held_out: Sequence[Bag]) -> Cohort:
         """The others, and none of their groups."""
@@ -145,7 +146,7 @@ def load_cohort(
     if trial:
         say(f"these features are a trial: at most {trial} tiles of each slide (--max-tiles); so is a model of them")
     labelled, unlabelled = (tuple(bag for bag in bags if bag.is_labelled == wanted) for wanted in (True, False))
-    return Cohort(labelled, target, {**shape, "max_tiles": trial}, _fixed_parts(by_patient), unlabelled, out.names().key)
+    return Cohort(labelled, target, {**shape, "max_tiles": trial}, _fixed_parts(by_patient), unlabelled, key_of(features))
 
 
 def _marked(bag: Bag, of_slides: Sequence[Marks | None], drawn: Drawn) -> Bag:

@@ -15,7 +15,7 @@ from pathovit.model.faithfulness import CheckSummary
 from pathovit.model.judged import Abstention, Metrics, OfSize
 from pathovit.model.slide_model import load_model
 from pathovit.model.targets import Target
-from pathovit.outputs.names import PATIENT_ID, Names
+from pathovit.outputs.names import PATIENT_ID, Names, key_of
 from pathovit.outputs.provenance import versions
 from pathovit.outputs.recipe import EmbedRecipe
 from pathovit.study.cohort import Cohort
@@ -75,7 +75,7 @@ def evaluate_model(
     ----------
     keep_names : tables and pictures tell patients by name, not by an id
     """
-    model = load_model(folder)
+    model, model_folder = load_model(folder), read_card(folder)[0]
     model.check(EmbedRecipe(cohort.recipe))
     bags, others = (
         [bag for bag in part if split is None or cohort.fixed.get(bag.patient) == split]
@@ -106,7 +106,7 @@ def evaluate_model(
         trial=bool(cohort.recipe["max_tiles"]),
         versions=versions(),
     )
-    names = None if keep_names else Names.beside(out, cohort.key)
+    names = None if keep_names else Names.beside(out, cohort.key, key_of(model_folder))
     tell = names.patient_id if names else str
     extra = {"novelty": [f"{v:.4f}" for v in answers.novelty]} if model.novelty else {}
     write_atomically(out / "predictions.csv", answers_csv(answers, tell, extra))

@@ -50,7 +50,7 @@ RECORDS = {
 def test_a_record_follows_its_schema_and_a_changed_one_does_not(name: str) -> None:
     found = as_read_back(RECORDS[name])
     check(name, found)
-    optional = {"finished", "outcomes", "error", "views", "code"}
+    optional = {"finished", "outcomes", "error", "views", "code", "run"}
     for key in found:
         if key not in optional:
             with pytest.raises(ValidationError):

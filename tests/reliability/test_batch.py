@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
 import random
@@ -13,6 +12,7 @@ from types import ModuleType
 import numpy as np
 import tifffile
 from command import pathovit
+from made_runs import rows_of
 from PIL import Image
 
 GREY = np.random.default_rng(0).integers(0, 256, (600, 600), np.uint8)
@@ -87,8 +87,7 @@ def test_sound_slides_among_broken_ones_come_out_as_they_would_alone(maker: Modu
         out = tmp_path / f"out{order}"
         done = pathovit("embed", *given, "--out", out, timeout=3600)
         assert done.returncode == 3, done.stderr
-        with (out / "predictions.csv").open() as file:
-            rows = {row["file"]: row for row in csv.DictReader(file)}
+        rows = {row["file"]: row for row in rows_of(out)}
         assert {name: rows[name]["code"] for name in expected} == expected
         assert all(rows[path.name]["verdict"] == "ok" for path in sound.iterdir())
         for calm in (tmp_path / "calm").glob("slides/*/features.json"):

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import tifffile
 from command import pathovit
+from made_runs import rows_of
 from PIL import Image
 from typer.testing import CliRunner
 
 from pathovit.cli import app
 from pathovit.cli import commands as _registered  # noqa: F401
 from pathovit.errors import SlideError
+from pathovit.outputs.folder import OutFolder
 from pathovit.reasons import EXPLAINED, Code
 from pathovit.slides.slide import open_slide
 
@@ -102,12 +104,9 @@ def test_codes_reach_the_table_the_records_and_json(tmp_path: Path) -> None:
     done = pathovit("embed", *given, "--out", tmp_path / "out", "--json")
     assert done.returncode == 3
     assert {row["file"]: row["code"] for row in json.loads(done.stdout)["slides"]} == expected
-    import csv
-
-    with (tmp_path / "out" / "predictions.csv").open() as file:
-        assert {row["file"]: row["code"] for row in csv.DictReader(file)} == expected
+    assert {row["file"]: row["code"] for row in rows_of(tmp_path / "out")} == expected
     record = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert {row["file"]: row["code"] for row in record["outcomes"]} == expected
+    assert {OutFolder(tmp_path / "out").name_of(row["file"]): row["code"] for row in record["outcomes"]} == expected
 
 
 @pytest.mark.skipif(not SAMPLE.is_dir(), reason="needs the sample slides of vendors")

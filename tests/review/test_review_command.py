@@ -58,7 +58,7 @@ def test_decisions_are_written_as_train_reads_them(client: Client, out: Path, tm
 
 def test_painted_tiles_go_out_as_outlines_and_come_back_the_same(client: Client, out: Path, tmp_path: Path) -> None:
     desk = client.review.desk
-    case = next(case for case in desk.cases() if case.file == "one.svs")
+    case = next(case for case in desk.cases() if desk.called(case) == "one.svs")
     stored = desk.features(case)
     cells = [(int(row), int(column)) for column, row in stored.grid.lattice()]
     chosen: dict[Cell, str] = (
@@ -89,7 +89,7 @@ def test_painted_tiles_go_out_as_outlines_and_come_back_the_same(client: Client,
 
 def test_a_drawing_from_qupath_lands_on_its_tiles_also_where_qupath_crops(client: Client, out: Path, tmp_path: Path) -> None:
     desk = client.review.desk
-    case = next(case for case in desk.cases() if case.file == "one.svs")
+    case = next(case for case in desk.cases() if desk.called(case) == "one.svs")
     x, y = (float(v) for v in desk.features(case).xy[5])
     side = desk.features(case).tile_l0[0]
     ring = [[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]
@@ -243,7 +243,7 @@ def says_tumour(labels: Path, features: Path, model: Path, regions: list[Path]) 
 def test_a_map_that_was_corrected_is_another_one_there(client: Client, out: Path) -> None:
     """run, review, correct, teach: tiles that were painted as normal are cold afterwards."""
     desk = client.review.desk
-    case = next(case for case in desk.cases() if case.file == "one.svs")
+    case = next(case for case in desk.cases() if desk.called(case) == "one.svs")
     stored = desk.features(case)
     with tifffile.TiffFile(desk.out.slide(case.slide_id).path / "heatmap.ome.tiff") as tiff:
         before = tiff.series[0].asarray()[0]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_reader import ORIGIN, TOKEN, Client, client_of
-from made_runs import HOSTILE, rewrite
+from made_runs import HOSTILE, move_away, rewrite
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -270,8 +270,7 @@ def test_a_proxy_on_this_computer_says_who_asks_and_nobody_else_can(out: Path) -
 def test_a_slide_that_is_gone_or_changed_says_so(client: Client, out: Path, tmp_path: Path) -> None:
     key = client.keys()["one.svs"]
     desk = client.review.desk
-    for run in [out / "run.json", *(out / ".runs").glob("*.json")]:
-        rewrite(run, slides=[str(tmp_path / "one.svs")])
+    move_away(out, str(tmp_path))
     desk._paths.clear()
     page = client.http.get(f"/api/slides/{key}").json()
     assert "not where it was" in page["missing"]

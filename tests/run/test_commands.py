@@ -58,6 +58,7 @@ def test_every_command_of_the_readme_works_on_real_files(
         "encoders": ["encoders"],
         "explain": ["explain", "truncated"],
         "verify": ["verify", out],
+        "names": ["names", out],
         "certificates": ["certificates", tmp_path / "certificates"],
         "doctor": ["doctor"],
         "bench": ["bench", slides[1], "--runs", 1, "--max-tiles", 8],
@@ -86,7 +87,7 @@ print(result.exit_code, [str(error) for error in result.failures.values()], said
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     first, last = done.stdout.splitlines()
-    assert re.match(r"two-[0-9a-f]{12} .*tumour: [01]\.\d{3}", first)
+    assert re.match(r"slide-[0-9a-f]{12} .*tumour: [01]\.\d{3}", first)
     assert last.startswith("3 ['empty.svs: the file is empty")
     assert last.endswith("workers are ready; the first loads the encoder")
 

@@ -37,7 +37,7 @@ def test_looking_at_a_slide_does_not_read_its_content(squares: Path, monkeypatch
         assert slide.size == (2048, 1536)
         monkeypatch.undo()
         assert slide.sha256 == digest
-        assert slide.id == f"squares-{digest[:12]}"
+        assert slide.id == f"slide-{digest[:12]}"
 
 
 # 7, 11. What a hang does

@@ -84,9 +84,12 @@ def test_tiles_that_cannot_be_read_are_counted(slides: list[Path], tmp_path: Pat
     done = pathovit("robustness", "reference", hurt, "--max-tiles", 60, "--out", tmp_path / "r")
     assert done.returncode == 0, done.stderr
     unread = json.loads((tmp_path / "r" / "robustness.json").read_text())["unreadable_tiles"]
-    assert {"hurt.svs, as it is", "hurt.svs, 5 % finer", "hurt.svs, half a tile aside"} <= {*unread}
+    assert {"as it is", "5 % finer", "half a tile aside"} <= {way.partition(", ")[2] for way in unread}
     assert all(0 < tiles < 60 for tiles in unread.values())
-    assert f"hurt.svs, as it is: {unread['hurt.svs, as it is']} tiles could not be read and are left out" in done.stderr
+    assert (
+        f"hurt.svs, as it is: {next(tiles for way, tiles in unread.items() if way.endswith('as it is'))} tiles could not be read and are left out"
+        in done.stderr
+    )
 
 
 def test_a_folder_that_is_no_model_is_told(slides: list[Path], tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ import pytest
 import tifffile
 import zarr
 from command import pathovit
-from made_runs import HOSTILE, folder_of
+from made_runs import HOSTILE, folder_of, rows_of
 from made_slides import squares_picture, write_tiff, zero_tiles
 from PIL import Image
 
 from pathovit.cli import commands as _registered  # noqa: F401
+from pathovit.outputs.names import PRIVATE
 
 
 def test_a_run_leaves_every_product_of_the_design(finished: Path) -> None:
@@ -28,6 +29,7 @@ def test_a_run_leaves_every_product_of_the_design(finished: Path) -> None:
         "report.html",
         "slides",
         "tissue",
+        PRIVATE,
     }
     for folder in (finished / "slides").iterdir():
         names = {p.name for p in folder.iterdir()}
@@ -63,8 +65,7 @@ def test_the_store_holds_what_the_design_says(finished: Path) -> None:
 
 
 def test_predictions_are_one_row_per_slide(finished: Path) -> None:
-    with (finished / "predictions.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(finished)
     assert len(rows) == 3
     assert {row["file"] for row in rows} == {"one.svs", "two.svs", f"{HOSTILE}.svs"}
     for row in rows:
@@ -87,8 +88,13 @@ def test_the_heatmap_lies_on_the_tumour(finished: Path, slides: list[Path]) -> N
         assert roc_auc_score(inside, scores) > 0.9, path.name
 
 
-def test_names_with_markup_stay_text_in_the_report(finished: Path) -> None:
+def test_names_with_markup_stay_text_in_the_report(finished: Path, slides: list[Path], tmp_path: Path) -> None:
     html = (finished / "report.html").read_text()
+    assert "onerror" not in html  # names are not kept
+    shutil.copytree(finished, tmp_path / "out")
+    done = pathovit("run", slides[2], "--keep-names", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    html = (tmp_path / "out" / "report.html").read_text()
     assert "<img src=x" not in html
     assert "&lt;img src=x onerror=alert(1)&gt;" in html
     assert "http://" not in html.replace("http://www.w3.org", "")
@@ -224,14 +230,12 @@ def test_good_slides_finish_and_each_bad_one_has_its_own_reason(slides: list[Pat
     assert {name: slide["stage"] for name, slide in found.items() if name in reasons} == dict.fromkeys(reasons, "failed")
     for name, reason in reasons.items():
         assert reason in found[name]["reason"], name
-    with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
-        rows = {row["file"]: row for row in csv.DictReader(file)}
+    rows = {row["file"]: row for row in rows_of(tmp_path / "out")}
     assert len(rows) == 9
     assert int(rows["zeroed.tif"]["tiles_unread"]) > 0
     again = pathovit("run", zeroed, folder / "good.svs", "--out", tmp_path / "out")
     assert again.returncode == 3  # a degraded slide stays degraded when it is skipped
-    with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
-        kept = {row["file"]: row for row in csv.DictReader(file)}
+    kept = {row["file"]: row for row in rows_of(tmp_path / "out")}
     assert kept == rows  # what failed before is still in the table, with its reason
 
 
@@ -255,8 +259,7 @@ def test_a_slide_given_twice_is_done_once(slides: list[Path], tmp_path: Path) ->
     assert "given twice" in second["reason"]
     again = pathovit("embed", slides[0], copy, "--out", tmp_path / "out", "--max-tiles", 8, "--overwrite")
     assert again.returncode == 0, again.stderr
-    with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(tmp_path / "out")
     assert [(row["file"], row["verdict"], row["tiles"]) for row in rows] == [(copy.name, "ok", "8")] * 2
     assert not (tmp_path / "out" / ".replaced").exists()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 import tifffile
 from command import pathovit
 from made_paint import paint_strokes
-from made_runs import folder_of, rewrite, stored_bytes
+from made_runs import folder_of, move_away, rows_of, stored_bytes
 from PIL import Image
 
 from pathovit.outputs.folder import OutFolder
@@ -29,17 +28,6 @@ def taught(finished: Path, slides: list[Path], tmp_path: Path) -> tuple[Path, Pa
     return out, paint_strokes(out, first, slides[0].with_suffix(".geojson"), tmp_path / "strokes")
 
 
-def rows(out: Path) -> list[dict[str, str]]:
-    with (out / "predictions.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-def move_away(out: Path) -> None:
-    """As if the slides had been moved: no run knows where they are."""
-    for record in [out / "run.json", *(out / ".runs").glob("*.json")]:
-        rewrite(record, slides=[f"/gone/{Path(path).name}" for path in json.loads(record.read_text())["slides"]])
-
-
 def test_maps_of_all_slides_are_drawn_anew_without_the_slides(taught: tuple[Path, Path], tmp_path: Path) -> None:
     out, strokes = taught
     move_away(out)
@@ -50,7 +38,7 @@ def test_maps_of_all_slides_are_drawn_anew_without_the_slides(taught: tuple[Path
     assert min(json.loads(done.stdout)["taught"]["tiles"].values()) >= 12
     assert stored_bytes(out) == before
     assert all(p.read_bytes() != old for p, old in shown.items())
-    for row in rows(out):
+    for row in rows_of(out):
         assert row["answer"] == "map"
         assert row["model"] == "model"
         shares = [float(row[f"share_{name}"]) for name in ("untaught", "other tissue", "Tumor")]
@@ -59,7 +47,8 @@ def test_maps_of_all_slides_are_drawn_anew_without_the_slides(taught: tuple[Path
     record = folder_of(out, "one") / "slide.json"
     assert json.loads(record.read_text())["top_tiles"] == []  # their pictures take the slide
     assert pathovit("verify", out).returncode == 0
-    assert last_run(OutFolder(out)).model == str(tmp_path / "model")
+    found = OutFolder(out)
+    assert last_run(found).with_names(found.names()).model == str(tmp_path / "model")
     assert "map" in (out / "report.html").read_text()
 
 
@@ -67,7 +56,7 @@ def test_the_map_lies_where_the_tumour_is(taught: tuple[Path, Path], slides: lis
     out, strokes = taught
     done = pathovit("teach", out, strokes, "--model", tmp_path / "model")
     assert done.returncode == 0, done.stderr
-    by_file = {row["file"]: row for row in rows(out)}
+    by_file = {row["file"]: row for row in rows_of(out)}
     assert float(by_file["one.svs"]["share_Tumor"]) > float(by_file["two.svs"]["share_Tumor"])
     folder = folder_of(out, "one")
     assert len(json.loads((folder / "slide.json").read_text())["top_tiles"]) > 0  # the slide is at hand
@@ -84,7 +73,7 @@ def test_tiles_to_ask_about_are_named_and_can_be_taught_from(taught: tuple[Path,
     done = pathovit("teach", out, strokes, "--model", model, "--suggest", 6, "--no-maps", "--json")
     assert done.returncode == 0, done.stderr
     assert "6 tiles to ask about" in done.stderr
-    assert all(row["answer"] != "map" for row in rows(out))  # --no-maps
+    assert all(row["answer"] != "map" for row in rows_of(out))  # --no-maps
     files = sorted((out / "suggested").glob("*.geojson"))
     features = [feature for file in files for feature in json.loads(file.read_text())["features"]]
     assert sorted(feature["properties"]["name"] for feature in features) == [f"suggested {rank}" for rank in range(1, 7)]
@@ -134,7 +123,7 @@ def test_a_taught_model_runs_on_other_slides(taught: tuple[Path, Path], slides: 
     assert pathovit("teach", out, strokes, "--model", model, "--no-maps").returncode == 0
     done = pathovit("run", slides[1], "--model", model, "--out", tmp_path / "more")
     assert done.returncode == 0, done.stderr
-    (row,) = rows(tmp_path / "more")
+    (row,) = rows_of(tmp_path / "more")
     assert row["answer"] == "map"
     predicted = pathovit("predict", tmp_path / "more", "--model", model, "--json")
     assert json.loads(predicted.stdout)[0]["share_Tumor"] == pytest.approx(float(row["share_Tumor"]), abs=1e-4)

@@ -103,7 +103,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
 
 def test_answers_are_written_and_read_again(tmp_path: Path) -> None:
     answers = binary(30)
-    (tmp_path / "predictions.csv").write_bytes(answers_csv(answers, {"novelty": ["0.5"] * 30}))
+    (tmp_path / "predictions.csv").write_bytes(answers_csv(answers, str, {"novelty": ["0.5"] * 30}))
     again = read_answers(tmp_path / "predictions.csv", BINARY)
     assert again.patients == answers.patients
     assert again.values == pytest.approx(answers.values, abs=1e-6)

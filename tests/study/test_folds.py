@@ -12,6 +12,7 @@ from pathovit.cli import app, commands  # noqa: F401  # registers them
 from pathovit.manifest import read_manifest
 from pathovit.model.slide_model import load_model
 from pathovit.model.targets import read_target
+from pathovit.outputs.names import Names
 from pathovit.study.cohort import load_cohort
 from pathovit.study.parts import assign_folds, split_patients
 from pathovit.study.study import _workable_folds
@@ -31,7 +32,8 @@ def test_folds_answer_every_patient_once_and_are_not_fitted_twice(cohort: Path, 
     assert len(seen) == 4  # three folds and the model of all patients
     with (tmp_path / "m" / "folds" / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert sorted(row["patient"] for row in rows) == sorted(row["patient"] for row in table(cohort))
+    names = Names.read(tmp_path / "m")
+    assert sorted(names.patient_of(row["patient"]) for row in rows) == sorted(row["patient"] for row in table(cohort))
     (tmp_path / "m" / "model.json").unlink()
     study(cohort / "labels.csv", cohort / "features", tmp_path / "m", ONCE, folds=3, on_epoch=lambda line: seen.append(1))
     assert len(seen) == 5

@@ -19,6 +19,7 @@ from pathovit.model.slide_model import load_model
 from pathovit.model.targets import read_target
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.lease import lease
+from pathovit.outputs.names import PRIVATE
 from pathovit.outputs.store import FeatureStore
 from pathovit.settings import TrainSettings
 from pathovit.study.cohort import load_cohort
@@ -37,6 +38,7 @@ def test_a_model_learns_from_slide_labels_and_shows_where(cohort: Path, tmp_path
     assert card["metrics"]["test"]["auroc"]["value"] >= 0.9
     assert sum(card["patients"].values()) == 28
     assert {p.name for p in (tmp_path / "model").iterdir()} == {
+        PRIVATE,
         "model.safetensors",
         "model.json",
         "MODEL_CARD.md",
@@ -175,7 +177,7 @@ def test_names_that_are_formulas_are_drawn_and_quoted(cohort: Path, tmp_path: Pa
     path = with_columns(
         cohort, tmp_path / "l.csv", lambda i, row: {"label": r"$\alpha_$" if i % 2 else "_benign", "patient": f"Doe, J{i}"}
     )
-    study(path, cohort / "features", tmp_path / "m", ONCE)
+    study(path, cohort / "features", tmp_path / "m", ONCE, keep_names=True)
     with (tmp_path / "m" / "split.csv").open() as file:
         assert {row["patient"] for row in csv.DictReader(file)} == {f"Doe, J{i}" for i in range(28)}
 
@@ -187,7 +189,7 @@ def test_an_evaluation_writes_predictions_pictures_and_says_what_was_seen(cohort
     found = evaluate_model(tmp_path / "m", loaded, tmp_path / "e", None)
     assert found.patients == 28
     assert found.patients_it_learned_from == 28 - load_model(tmp_path / "m").card.values["patients"]["test"]
-    assert {p.name for p in (tmp_path / "e").iterdir()} == {"predictions.csv", "evaluation.json", "evaluation.png"}
+    assert {p.name for p in (tmp_path / "e").iterdir()} == {"predictions.csv", "evaluation.json", "evaluation.png", PRIVATE}
     with (tmp_path / "e" / "predictions.csv").open() as file:
         row = next(csv.DictReader(file))
     assert set(row) == {"patient", "true_tumour", "prob_normal", "prob_tumour", "novelty"}

@@ -181,7 +181,7 @@ def test_figures_of_maps_are_means_over_patients_and_go_through_a_file(tmp_path:
     assert found is not None
     assert found["tile_auroc"].value == 0.9
     assert found["hot_outside"].value == 0.2
-    (tmp_path / "m.csv").write_bytes(maps_csv(maps))
+    (tmp_path / "m.csv").write_bytes(maps_csv(maps, str))
     again = read_maps(tmp_path / "m.csv")
     assert again[0] == maps[0]
     assert np.isnan(again[1].tile_ap)
