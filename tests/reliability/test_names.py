@@ -134,7 +134,8 @@ def test_no_name_comes_out(slides: list[Path], tmp_path: Path, shared: Path) -> 
     settings.write_text("[run]\nslide_timeout_min = 60\n")
     out, results = tmp_path / "out", tmp_path / "results"
     assert len(canary.planted) >= 30
-    done = pathovit("run", home, "--manifest", manifest, "--settings", settings, "--out", out)
+    given = (home, next(home.glob("*.png")))
+    done = pathovit("run", *given, "--manifest", manifest, "--settings", settings, "--out", out)
     assert done.returncode == 3, done.stderr
     assert first.name in done.stderr  # who sits before it may know
     with (out / "predictions.csv").open() as file:
@@ -144,14 +145,13 @@ def test_no_name_comes_out(slides: list[Path], tmp_path: Path, shared: Path) -> 
     ]
     assert canary.found_in(out) == {}
     slide = folder_of(out, first.stem)
-    strokes = paint_strokes(out, slide.name, slides[0].with_suffix(".geojson"), home / canary("regions"))
-    (path,) = strokes.glob("*.geojson")
-    path.rename(strokes / f"{first.stem}.geojson")  # named after the slide, as QuPath does
+    painted = paint_strokes(out, slide.name, slides[0].with_suffix(".geojson"), home / canary("regions"))
+    strokes = painted.rename(painted.with_name(f"{first.stem}.geojson"))  # as QuPath does
     model = home / "taught"
     for command in (
         ("teach", out, strokes, "--model", model, "--suggest", 3),
         ("tissue", out),
-        ("heatmap", home, "--manifest", manifest, "--out", out),
+        ("heatmap", *given, "--manifest", manifest, "--out", out),
         ("export", out, "--folder", results / "export"),
         ("review", out, "--import", strokes),
         ("review", out, "--export", results / "labels.csv", "--regions", results / "regions", "--static", results / "static"),
@@ -161,6 +161,9 @@ def test_no_name_comes_out(slides: list[Path], tmp_path: Path, shared: Path) -> 
         done = pathovit(*command)
         assert done.returncode in (0, 3), done.stderr
         assert canary.found_in(out, results) == {}, command
+    done = pathovit("run", first, "--keep-names", "--max-tiles", 8, "--out", tmp_path / "kept")
+    assert done.returncode == 0, done.stderr
+    assert [name for name in canary.found_in(tmp_path / "kept") if name in first.name]  # so they are searched well
     told = pathovit("predict", out).stdout
     assert not any(name in told for name in canary.planted)
     names = json.loads(pathovit("names", out, "--json").stdout)
