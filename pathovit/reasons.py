@@ -125,7 +125,7 @@ EXPLAINED = {
     Code.SAME_SLIDE: Explained("The same content was given twice, and is done once.", "Nothing needs to be done, unless the other one failed."),
     Code.SETTINGS: Explained("An option, a settings file, a table or a model cannot be used; exit code 2.", "The message names it."),
     Code.NO_SLIDES: Explained("Nothing was found to be done; exit code 4.", "Give slide files, a folder of them, or the --out folder of a run."),
-    Code.IN_USE: Explained("Another run writes to this folder; exit code 5.", "Wait for it, or choose another --out."),
+    Code.IN_USE: Explained("Another run writes to this folder; exit code 5.", "Wait for it, begin both with --join, or choose another --out."),
     Code.STORAGE: Explained(
         "The output cannot be written: full, read-only, gone or faulty; exit code 6.",
         "Free some space or choose another --out; the same command then goes on where it stopped.",

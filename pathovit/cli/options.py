@@ -93,6 +93,9 @@ ModelName = Annotated[
 Check = Annotated[
     bool | None, typer.Option("--check", help="Measure whether the heatmap shows what the answer rests on (minutes a slide).")
 ]
+Join = Annotated[
+    bool, typer.Option("--join", help="Work on the same output together with other runs: each slide is done by one of them.")
+]
 TellNames = Annotated[
     bool,
     typer.Option("--keep-names", help="Write names of patients into tables and pictures, not into a private file beside them."),

@@ -32,6 +32,7 @@ def run(
     asked: options.Asked,
     out: options.Out = Path("out"),
     overwrite: options.Overwrite = False,
+    join: options.Join = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; read no tiles, load no model.")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -49,7 +50,7 @@ def run(
         from pathovit.cli.info import show_plan
 
         sys.exit(show_plan(jobs, matched.settings, as_json))
-    sys.exit(carry_out(jobs, out, matched, overwrite, as_json))
+    sys.exit(carry_out(jobs, out, matched, overwrite, as_json, join))
 
 
 @app.command()
@@ -58,25 +59,26 @@ def embed(
     asked: options.Asked,
     out: options.Out = Path("out"),
     overwrite: options.Overwrite = False,
+    join: options.Join = False,
     as_json: options.Json = False,
 ) -> None:
     """Slide files to stored features, without a slide model: what `pathovit train` learns from."""
     from pathovit.run.folder import Matched
 
-    sys.exit(carry_out(asked.jobs(), out, Matched(asked.settings(), None), overwrite, as_json))
+    sys.exit(carry_out(asked.jobs(), out, Matched(asked.settings(), None), overwrite, as_json, join))
 
 
-def carry_out(jobs: Sequence[SlideJob], out: Path, matched: Matched, overwrite: bool, as_json: bool) -> int:
+def carry_out(jobs: Sequence[SlideJob], out: Path, matched: Matched, overwrite: bool, as_json: bool, join: bool = False) -> int:
     """Run all jobs into a folder with progress on stderr, and say what came of it; returns the exit code."""
     from pathovit.cli.progress import Progress
-    from pathovit.outputs.inventory import writing
+    from pathovit.outputs.inventory import holding
     from pathovit.run.folder import run_jobs
 
-    with writing(out) as folder:
+    with holding(out, join) as (folder, leases):
         sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
         with stoppable() as stop, Progress(len(jobs)) as progress:
             result = run_jobs(
-                jobs, folder, matched, overwrite, sys.argv[1:], progress.changed, progress.say, stop
+                jobs, folder, matched, overwrite, sys.argv[1:], progress.changed, progress.say, stop, leases
             )  # fmt: skip
         _say_goodbye(result)
         if as_json:

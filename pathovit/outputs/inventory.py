@@ -11,7 +11,7 @@ from typing import Any
 from pathovit import RESEARCH_USE
 from pathovit.files import file_sha256
 from pathovit.outputs.folder import OutFolder
-from pathovit.outputs.lease import lease
+from pathovit.outputs.lease import Leases, lease
 from pathovit.outputs.records import DONE
 from pathovit.outputs.runs import RUN
 from pathovit.outputs.sealed import read_sealed, write_sealed
@@ -77,12 +77,20 @@ def write_inventory(out: OutFolder) -> None:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[OutFolder]:
-    """Hold an output folder, as `lease` does; what lies there at the end is noted."""
-    with lease(path):
-        out = OutFolder(path)
+def holding(path: Path, join: bool = False) -> Iterator[tuple[OutFolder, Leases]]:
+    """Hold an output folder, as `lease` does; what was half written is removed, and what lies there at the end is noted."""
+    out = OutFolder(path)
+    with lease(path, join=join, alone=out.sweep) as leases:
         try:
-            yield out
+            yield out, leases
         finally:
-            if (path / RUN).is_file():
-                write_inventory(out)
+            with leases.tables():
+                if (path / RUN).is_file():
+                    write_inventory(out)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[OutFolder]:
+    """Hold an output folder by oneself."""
+    with holding(path) as (out, _):
+        yield out

@@ -1,29 +1,94 @@
-"""One run at a time writes to an output folder."""
+"""Who writes to an output folder: one run; or several that join, each slide being one's.
+
+The kernel gives a lock back when its owner dies, however it dies; no clock is involved.
+"""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import socket
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pathovit.errors import OutputInUseError, SettingsError, StorageError
 from pathovit.files import storage_errors
 
 LOCK = ".lock"
+LEASES, TABLES = ".leases", "tables"
+LOOK_S = 0.1  # between two looks whether another run has written its tables
+NOW = fcntl.LOCK_EX | fcntl.LOCK_NB
+
+
+@dataclass
+class Leases:
+    """Which slides of a folder are this run's, and when it may write what is made of all of them.
+
+    A run that has the folder to itself has all of it.
+    """
+
+    out: Path
+    joined: bool = False
+    _held: dict[str, int] = field(default_factory=dict)
+
+    def take(self, slide: str) -> bool:
+        """Whether a slide is this run's now; another run may have it."""
+        if not self.joined or slide in self._held:
+            return True
+        path = self.out / LEASES / slide
+        while True:
+            handle, _ = _open_lock(path)
+            try:
+                fcntl.flock(handle, NOW)
+            except BlockingIOError:
+                os.close(handle)
+                return False
+            if path.exists() and path.stat().st_ino == os.fstat(handle).st_ino:  # else its owner took it away meanwhile
+                self._held[slide] = handle
+                return True
+            os.close(handle)
+
+    def give_back(self, slide: str) -> None:
+        if (handle := self._held.pop(slide, None)) is not None:
+            (self.out / LEASES / slide).unlink(missing_ok=True)
+            os.close(handle)
+
+    def close(self) -> None:
+        for slide in [*self._held]:
+            self.give_back(slide)
+
+    @contextmanager
+    def tables(self, say: Callable[[str], None] = lambda text: None) -> Iterator[None]:
+        """While this lasts no other run reads and writes what is made of all slides."""
+        if not self.joined:
+            yield
+            return
+        (self.out / LEASES).mkdir(exist_ok=True)
+        handle, _ = _open_lock(self.out / LEASES / TABLES)
+        try:
+            if not _locked(handle, NOW):
+                say("waiting for another run, which writes tables")
+                while not _locked(handle, NOW):
+                    time.sleep(LOOK_S)
+            yield
+        finally:
+            os.close(handle)
 
 
 @contextmanager
-def lease(out: Path, option: str = "--out") -> Iterator[None]:
-    """Hold the folder. The kernel gives the lock back when its owner dies, however it dies; no clock is involved.
+def lease(out: Path, option: str = "--out", join: bool = False, alone: Callable[[], None] = lambda: None) -> Iterator[Leases]:
+    """Hold the folder, by oneself or together with other runs that join.
 
     Parameters
     ----------
     option : that names another folder, for messages
+    alone : called as it begins, if nobody else is at work there
 
     Raises
     ------
@@ -31,8 +96,6 @@ def lease(out: Path, option: str = "--out") -> Iterator[None]:
     SettingsError : there can be no such folder, or its lock is a link
     StorageError : the folder cannot be made or written
     """
-    import fcntl
-
     try:
         with storage_errors(out):
             out.mkdir(parents=True, exist_ok=True)
@@ -45,27 +108,54 @@ def lease(out: Path, option: str = "--out") -> Iterator[None]:
                 f"{out / '.lock'} is a link, and is not followed. Remove it, or choose another {option}."
             ) from error
         raise SettingsError(f"{option} {out}: there can be no such folder ({error.strerror}). Choose another one.") from error
+    leases = Leases(out, join)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            owner = os.pread(handle, 4096, 0).decode("utf-8", "replace").strip() or "unknown"
-            raise OutputInUseError(
-                f"{out}: another run is writing here ({owner}). Wait for it, or choose another {option}."
-            ) from error
-        except OSError as error:  # some network file systems have no locks
-            sys.stderr.write(f"pathovit: {out} cannot be locked ({error.strerror}): make sure that no other run writes here.\n")
+        with leases.tables():
+            _hold(handle, out, option, join, alone)
         if ours:
             with storage_errors(out):
                 os.ftruncate(handle, 0)
-                os.pwrite(handle, json.dumps({"host": socket.gethostname(), "process": os.getpid()}).encode(), 0)
+                owner = {"host": socket.gethostname(), "process": os.getpid(), **({"join": True} if join else {})}
+                os.pwrite(handle, json.dumps(owner).encode(), 0)
         try:
-            yield
+            yield leases
         finally:
-            if ours:
+            leases.close()
+            if ours and not join:
                 os.ftruncate(handle, 0)  # nobody holds it any more
     finally:
         os.close(handle)
+
+
+def _hold(handle: int, out: Path, option: str, join: bool, alone: Callable[[], None]) -> None:
+    """Lock the folder, for oneself or with others."""
+    try:
+        if _locked(handle, NOW):
+            alone()
+            if join:
+                fcntl.flock(handle, fcntl.LOCK_SH)
+            return
+        if join and _locked(handle, fcntl.LOCK_SH | fcntl.LOCK_NB):
+            return
+    except OSError as error:  # some network file systems have no locks
+        if join:
+            raise SettingsError(
+                f"{out} cannot be locked ({error.strerror}), so that no run can join here. Use one run."
+            ) from error
+        sys.stderr.write(f"pathovit: {out} cannot be locked ({error.strerror}): make sure that no other run writes here.\n")
+        alone()
+        return
+    owner = os.pread(handle, 4096, 0).decode("utf-8", "replace").strip() or "unknown"
+    remedy = "begin both with --join" if join or '"join"' not in owner else "join it with --join"
+    raise OutputInUseError(f"{out}: another run is writing here ({owner}). Wait for it, {remedy}, or choose another {option}.")
+
+
+def _locked(handle: int, how: int) -> bool:
+    try:
+        fcntl.flock(handle, how)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _open_lock(path: Path) -> tuple[int, bool]:

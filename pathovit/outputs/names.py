@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pathovit import RESEARCH_USE
-from pathovit.errors import SettingsError
+from pathovit.errors import SettingsError, StorageError
 from pathovit.files import slide_stem, write_atomically
 from pathovit.outputs.sealed import read_sealed, sealed
 
@@ -74,8 +74,15 @@ class Names:
         known = next(filter(None, keys), "")
         return cls(known) if known and not (folder / PRIVATE).exists() else cls.read(folder)
 
+    @staticmethod
+    def are_closed(folder: Path) -> bool:
+        """Whether the file is there, and somebody else's."""
+        return (folder / PRIVATE).exists() and not os.access(folder / PRIVATE, os.R_OK | os.W_OK)
+
     def write(self, folder: Path) -> None:
         """Add to what is known in a folder. Raises StorageError, also where the file is somebody else's."""
+        if self.are_closed(folder):
+            raise StorageError(f"{folder / PRIVATE} is another user's. Choose another folder, or use --keep-names.")
         before = Names.read(folder)
         files = before.files | {name: about for name, about in self.files.items() if about.slide_id or name not in before.files}
         content = {

@@ -185,7 +185,8 @@ class RunLog:
         self.record = dataclasses.replace(self.record, run=name)
         if self.names is not None:
             self.record = self.record.without_names(self.names)
-            self.names.write(self.out.path)
+            if not self.names.are_closed(self.out.path):
+                self.names.write(self.out.path)
         current = self.out.path / RUN
         self._before: bytes | None = read_bytes(current) if current.is_file() else None
         if self._before and not any((self.out.path / ".runs").glob("*.json")):  # of a version that kept the newest alone

@@ -10,7 +10,7 @@ from pathlib import Path
 from pathovit.files import file_sha256
 from pathovit.outputs.folder import OutFolder, Refused, SlideFolder
 from pathovit.outputs.inventory import FOLDERS, INVENTORY, Inventory, common_files
-from pathovit.outputs.lease import LOCK
+from pathovit.outputs.lease import LEASES, LOCK
 from pathovit.outputs.names import PRIVATE
 from pathovit.outputs.records import DONE, RecordError, SlideRecord
 from pathovit.outputs.runs import RUN, all_runs, last_run
@@ -24,6 +24,7 @@ OURS = {
     INVENTORY,
     PRIVATE,
     LOCK,
+    LEASES,
     "slides",
     ".runs",
     ".outcomes",

@@ -13,11 +13,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 from pathovit.encoders.spec import spec_at_sight
 from pathovit.errors import InternalError, PathovitError, SettingsError, SlideError, StorageError
 from pathovit.files import note_retry
+from pathovit.outputs.lease import Leases
 from pathovit.outputs.recipe import EmbedRecipe
 from pathovit.outputs.records import Outcome, SlideRecord
 from pathovit.reasons import EXPLAINED, Code
@@ -26,8 +28,10 @@ from pathovit.run.plan import SlideJob, SlidePlan, Twin, recognise_slide
 from pathovit.run.schedule import SLOTS, Free, SlideState, Step, next_step, reason_of
 from pathovit.run.worker import TOPIC, Failed, Message, Ok, Work, in_worker
 from pathovit.slides.check import check_kind
+from pathovit.text import counted
 
 LOOK_S = 0.1  # between two looks whether the run was stopped, while nothing ends
+OTHERS_S = 0.5  # between two looks whether other runs have ended a slide
 RESULT_S = 2.0  # to fetch a result of a few bytes, before it is looked whether its worker is still there
 IO_TRIES = 2  # times that a slide is begun again where the drive failed, after all the patience of single reads
 MOST_LOST = 4  # workers whose device failed, one after the other, before the run ends
@@ -38,8 +42,9 @@ Say = Callable[[str], None]
 
 
 def run_slides(
-    jobs: Sequence[SlideJob], work: Work, changed: Listener, stop: threading.Event, say: Say = lambda text: None
-) -> list[SlideState]:
+    jobs: Sequence[SlideJob], work: Work, changed: Listener, stop: threading.Event, say: Say = lambda text: None,
+    leases: Leases | None = None,
+) -> list[SlideState]:  # fmt: skip
     """Carry all slides through their steps; a slide that fails becomes a row, the others go on.
 
     Parameters
@@ -47,13 +52,14 @@ def run_slides(
     changed : called with a slide's state whenever it changes
     stop : when set, no more steps are handed out and the function returns
     say : called with a sentence on what happens to workers
+    leases : of a folder to which other runs may write at the same time
 
     Raises
     ------
     SettingsError, StorageError : what no slide can get past
     """
     states = [SlideState(index, job) for index, job in enumerate(jobs)]
-    drive = Drive(states, work, changed, stop, say)
+    drive = Drive(states, work, changed, stop, say, leases or Leases(work.out.path))
     drive.refuse_at_sight()
     drive.recognise()
     if all(state.over for state in states):
@@ -80,7 +86,9 @@ class Drive:
     changed: Listener
     stop: threading.Event
     say: Say
+    leases: Leases = field(default_factory=lambda: Leases(Path()))
     _lost: int = 0  # workers whose device failed, one after the other
+    _told_of_others: bool = False
     _told: set[str] = field(default_factory=set)  # workers whose death has been told
 
     def refuse_at_sight(self) -> None:
@@ -130,7 +138,9 @@ class Drive:
         queue, ended = as_completed(), threading.Event()
         while not self.stop.is_set():
             slots = {at: Counter(count) for at, count in slots_of(client).items()}
-            while found := next_step(self.states, self.work, Free(slots, ((at, step) for _, step, at in running.values()))):
+            while found := next_step(
+                self.states, self.work, Free(slots, ((at, step) for _, step, at in running.values())), self._may_begin
+            ):
                 state, step, worker = found
                 state.handed_out = state.handed_out or time.monotonic()
                 future = client.submit(
@@ -143,7 +153,9 @@ class Drive:
                 future.add_done_callback(lambda future: ended.set())
                 self.changed(state)
             if not running:
-                return
+                if not self._awaits_others():
+                    return
+                continue
             while not queue.has_ready() and not self.stop.is_set():
                 ended.wait(LOOK_S)
                 ended.clear()
@@ -160,6 +172,20 @@ class Drive:
             if result is not None and not state.over:  # another part of it may have failed
                 self._take(state, step, result)
             self._settle(state)
+
+    def _may_begin(self, state: SlideState) -> bool:
+        return not self.leases.joined or self.leases.take(state.lease)
+
+    def _awaits_others(self) -> bool:
+        """Wait a little where all slides that are left are other runs'; False where none is left."""
+        left = [state for state in self.states if not state.over]
+        if not left or not self.leases.joined:
+            return False
+        if not self._told_of_others:
+            self._told_of_others = True
+            self.say(f"{counted(len(left), 'slide')} left, which other runs are at; waiting for them")
+        self.stop.wait(OTHERS_S)
+        return True
 
     def _give_up_late_ones(self) -> None:
         """Fail slides that have taken longer than one may; what is still at work for them is not waited for."""
@@ -275,6 +301,8 @@ class Drive:
         self.changed(state)
         if not state.over:
             return
+        if self.leases.joined:
+            self.leases.give_back(state.lease)
         outcome = None
         if state.error is not None or state.twin_of is not None:
             outcome = Outcome(

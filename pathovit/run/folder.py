@@ -15,8 +15,9 @@ from pathovit.errors import InternalError, NoSlidesError, PathovitError, Setting
 from pathovit.files import take_retries
 from pathovit.model.card import NO_EVIDENCE, REFERENCE, Trained, model_digest, read_card, require_weights
 from pathovit.outputs.folder import OutFolder, Refused
-from pathovit.outputs.inventory import writing
-from pathovit.outputs.names import Names
+from pathovit.outputs.inventory import holding
+from pathovit.outputs.lease import Leases
+from pathovit.outputs.names import PRIVATE, Names
 from pathovit.outputs.records import SlideRecord, SlideVerdict
 from pathovit.outputs.runs import RunLog, RunRecord, SlideOutcome, last_run
 from pathovit.run.drive import Listener, run_slides
@@ -77,6 +78,7 @@ def run_folder(
     mpp: float | None = None,
     manifest: Path | str | None = None,
     overwrite: bool = False,
+    join: bool = False,
     changed: Listener = lambda state: None,
     say: Say = lambda text: None,
 ) -> RunResult:
@@ -87,6 +89,7 @@ def run_folder(
     slides : files, or folders of them
     model : a folder that `pathovit train` made; None for the bundled one, or for features only where `settings` name another encoder
     mpp : um per pixel of level 0, for slides that do not say it
+    join : other runs may join in the same folder: each slide is done by one of them
     changed : called with a slide's state whenever it changes
     say : called with a sentence on what was understood, and on what happens to workers
 
@@ -100,8 +103,8 @@ def run_folder(
         settings = replace(settings, heatmap=replace(settings.heatmap, model=str(model)))
     matched = match_model(settings, settings.embed.encoder != REFERENCE, model is not None, say)
     jobs = find_jobs([Path(path) for path in given], mpp, None if manifest is None else Path(manifest), say)
-    with writing(Path(out)) as folder:
-        return run_jobs(jobs, folder, matched, overwrite, ("run_folder",), changed, say, Stop())
+    with holding(Path(out), join) as (folder, leases):
+        return run_jobs(jobs, folder, matched, overwrite, ("run_folder",), changed, say, Stop(), leases)
 
 
 def match_model(settings: Settings, encoder_given: bool, model_given: bool, say: Say = lambda text: None) -> Matched:
@@ -148,68 +151,93 @@ def _refuse_misfit(settings: Settings, trained: Trained, model: str) -> None:
 
 def run_jobs(
     jobs: Sequence[SlideJob], out: OutFolder, matched: Matched, overwrite: bool, command: Sequence[str], changed: Listener, say: Say,
-    stop: Stop,
+    stop: Stop, leases: Leases | None = None,
 ) -> RunResult:  # fmt: skip
     """Run all jobs into a folder whose lease is held, and write down what came of it.
+
+    Parameters
+    ----------
+    leases : of a folder to which other runs may write at the same time
 
     Raises
     ------
     PathovitError : what no slide can get past; what was finished before is shown, and the record of the run before stays
     """
-    out.sweep()
+    leases = leases or Leases(out.path)
+    if overwrite and leases.joined:
+        raise SettingsError("--overwrite and --join do not go together: one run would replace what another has just made.")
     take_retries()  # of what was done before
     settings, model = _with_whole_paths(matched.settings), matched.model
-    names = None if settings.run.keep_names else Names.read(out.path)
-    jobs = told(jobs, names)
     weights_sha256 = check_weights(settings)
     card = read_card(model)[1] if model is not None else None
     work = Work(
         OutFolder(out.path.resolve()), settings, weights_sha256, model, model_digest(card) if card else None, overwrite
     )  # fmt: skip
     began = time.monotonic()
-    log = RunLog(
-        out,
-        RunRecord(
-            command=tuple(command),
-            started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            settings=settings.to_dict(),
-            weights_sha256=weights_sha256,
-            model=model,
-            model_sha256=work.model_sha256,
-            demonstration=card is not None and card.demonstration,
-            slides=tuple(job.file_id or str(job.path) for job in jobs),
-        ),
-        names,
-    )
+    with leases.tables(say):
+        names = _names(out, settings, say)
+        jobs = told(jobs, names)
+        log = RunLog(
+            out,
+            RunRecord(
+                command=tuple(command),
+                started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                settings=settings.to_dict(),
+                weights_sha256=weights_sha256,
+                model=model,
+                model_sha256=work.model_sha256,
+                demonstration=card is not None and card.demonstration,
+                slides=tuple(job.file_id or str(job.path) for job in jobs),
+            ),
+            names,
+        )
     if overwrite and out.begin_replacing(_key(work, jobs)):
         say("the same --overwrite was interrupted: it goes on with the slides that it had not begun")
     try:
-        states = run_slides(jobs, work, changed, stop.event, say)
+        states = run_slides(jobs, work, changed, stop.event, say, leases)
     except StorageError:
         raise  # nothing can be written there
     except PathovitError as error:
-        log.refuse(error.exit_code, str(error))
-        show_results(out, log.record)
+        with leases.tables(say):
+            log.refuse(error.exit_code, str(error))
+            show_results(out, log.record)
         raise
+    with leases.tables(say):
+        return _end(states, work, log, time.monotonic() - began, say, stop)
+
+
+def _end(states: Sequence[SlideState], work: Work, log: RunLog, seconds: float, say: Say, stop: Stop) -> RunResult:
+    """Write what is made of all slides, and how the run ended."""
+    out, names = log.out, log.names
     found = Contents.of(out)
     _require_rows(states, found)
-    if model is not None and not stop.event.is_set():
+    if work.model is not None and not stop.event.is_set():
         _map_tissue(out, say, stop)
     code = stop.code or exit_code(states)
     outcomes = tuple(SlideOutcome(s.job.called, s.stage, s.slide_id, s.told, s.code) for s in states)
     if names is not None:
         for state in states:
             names.note(state.job.path, names.patient_of(state.job.patient or ""), state.slide_id)
-        names.write(out.path)
+        if not names.are_closed(out.path):
+            names.write(out.path)
     retries = take_retries()
-    record = log.end(code, time.monotonic() - began, outcomes, retries)
+    record = log.end(code, seconds, outcomes, retries)
     show_results(out, record)
     if stop.code != 0 and stop.code != code:  # it came while that was written
         code = stop.code
-        record = log.end(code, time.monotonic() - began, outcomes, retries)
-    if overwrite and not stop.event.is_set():
+        record = log.end(code, seconds, outcomes, retries)
+    if work.overwrite and not stop.event.is_set():
         out.end_replacing()
     return RunResult(out, tuple(states), found.refused, record, code)
+
+
+def _names(out: OutFolder, settings: Settings, say: Say) -> Names | None:
+    """Where it is noted what ids stand for; None where results tell names."""
+    if settings.run.keep_names:
+        return None
+    if Names.are_closed(out.path):
+        say(f"{PRIVATE} is another user's: what the ids of this run stand for is noted nowhere")
+    return Names.read(out.path)
 
 
 class _Stopped(Exception):

@@ -124,6 +124,12 @@ class SlideState:
         except OSError:  # it is said where the slide is read
             return 0, os.fsencode(path)
 
+    @property
+    def lease(self) -> str:
+        """By which it is known to other runs, whatever its path is there."""
+        size, end = self.likeness
+        return f"{size}-{hashlib.sha256(end).hexdigest()[:24]}"
+
     def like(self, states: Sequence[SlideState]) -> list[SlideState]:
         """Other slides that might be this one."""
         return [state for state in states if state is not self and state.likeness == self.likeness]
@@ -152,12 +158,18 @@ class Free:
         return max(fitting, key=lambda at: self._free[at].total(), default=None)
 
 
-def next_step(states: Sequence[SlideState], work: Work, free: Free) -> tuple[SlideState, Step, str | None] | None:
+def next_step(
+    states: Sequence[SlideState], work: Work, free: Free, may_begin: Callable[[SlideState], bool] = lambda state: True
+) -> tuple[SlideState, Step, str | None] | None:
     """The next thing to do that finds its slots free, slides in the order they were given, and the worker to do it.
 
     Suspects come first, and nothing else is begun before they have a worker to themselves. Then parts; then finishes,
     unless so few parts wait that a device would soon have nothing to do; then new slides, not many ahead. Where nothing
     runs at all, and no worker is there, a step waits for one.
+
+    Parameters
+    ----------
+    may_begin : whether a slide may be; another run may have it
     """
     for state in states:
         if state.suspects:
@@ -178,7 +190,7 @@ def next_step(states: Sequence[SlideState], work: Work, free: Free) -> tuple[Sli
     if len(embedded) <= free.all["other"] and (waiting_parts < free.all["embed"] or not embedded):
         begun = {state.likeness for state in states if state.stage not in ("waiting", "done", "failed")}
         for state in states if waiting_parts < 2 * free.all["embed"] or free.idle else ():
-            if state.stage == "waiting" and state.likeness not in begun:
+            if state.stage == "waiting" and state.likeness not in begun and may_begin(state):
                 state.stage = "planning"
                 given = frozenset(other.plan.slide_id for other in state.like(states) if other.plan and other.stage != "failed")
                 return state, Step("start", worker.start, (state.job, given, work), {"other": 1}), at

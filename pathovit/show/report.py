@@ -105,6 +105,7 @@ def write_report(out: OutFolder, found: Contents, record: RunRecord) -> Path:
         left_out=len(answered) - len(shown),
         cards=_cards(record),
         runs=all_runs(out),
+        untold=any(not record.description.file for record in found.records),
         demonstration=record.demonstration and bool(answered),
         train_hint=TRAIN_HINT,
     )

@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import stat
+import subprocess
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -243,6 +246,34 @@ def test_damaged_names_are_told(finished: Path, slides: list[Path], tmp_path: Pa
     (out / PRIVATE).write_bytes(content)
     (out / PRIVATE).chmod(0o644)
     assert "others may read it" in pathovit("verify", out).stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be a colleague")
+def test_a_colleague_neither_reads_names_nor_takes_them_away(tmp_path: Path) -> None:
+    names = Names()
+    names.patient_id("Smith")
+    names.write(tmp_path)
+    tmp_path.chmod(0o777)
+    code = f"""
+import os
+from pathlib import Path
+from pathovit.errors import StorageError
+from pathovit.outputs.names import Names
+os.setuid(65534)
+folder = Path({str(tmp_path)!r})
+print(Names.are_closed(folder), Names.read(folder).patients)
+try:
+    Names().write(folder)
+except StorageError as error:
+    print(error)
+"""
+    for folder in [tmp_path, *tmp_path.parents]:  # a folder of tests lets nobody in
+        if folder.stat().st_uid == 0 and folder != Path("/") and not folder.stat().st_mode & 1:
+            folder.chmod(folder.stat().st_mode | 0o711)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[0] == "True {}", done.stderr
+    assert "another user's" in done.stdout
+    assert set(Names.read(tmp_path).patients.values()) == {"Smith"}
 
 
 @pytest.mark.parametrize("text", ["/data/SMITH/SMITH_J.svs: cannot be read", "SMITH_J.svs is damaged", "of SMITH_J alone"])
