@@ -142,7 +142,11 @@ def _say_goodbye(result: RunResult) -> None:
     say(f"Report:       {out.report}\n{f'{table}:':13} {out.predictions}\nPer slide:    {out.path / 'slides'}\n")
     if (kinds := out.path / "tissue" / "kinds.png").is_file():
         say(f"Tissue:       {kinds}\n")
-    if (out.path / PRIVATE).is_file():
+    if result.named:
+        say(
+            f"Names:        {counted(result.named, 'slide')} of this folder were stored with names before, and keep them. For results without: another --out\n"
+        )
+    elif (out.path / PRIVATE).is_file():
         say(
             f"Names:        {out.path / PRIVATE} (for you alone: results speak of ids; pathovit names {out.path}, or --keep-names)\n"
         )

@@ -69,10 +69,19 @@ class Leases:
         if not self.joined:
             yield
             return
-        (self.out / LEASES).mkdir(exist_ok=True)
-        handle, _ = _open_lock(self.out / LEASES / TABLES)
+        folder = self.out / LEASES
+        if folder.is_symlink():
+            raise SettingsError(f"{folder} is a link, and is not followed. Remove it, or choose another --out.")
+        folder.mkdir(exist_ok=True)
+        handle, _ = _open_lock(folder / TABLES)
         try:
-            if not _locked(handle, NOW):
+            try:
+                free = _locked(handle, NOW)
+            except OSError as error:
+                raise SettingsError(
+                    f"{self.out} cannot be locked ({error.strerror}), so that no run can join here. Use one run."
+                ) from error
+            if not free:
                 say("waiting for another run, which writes tables")
                 while not _locked(handle, NOW):
                     time.sleep(LOOK_S)
@@ -130,20 +139,16 @@ def lease(out: Path, option: str = "--out", join: bool = False, alone: Callable[
 def _hold(handle: int, out: Path, option: str, join: bool, alone: Callable[[], None]) -> None:
     """Lock the folder, for oneself or with others."""
     try:
-        if _locked(handle, NOW):
-            alone()
-            if join:
-                fcntl.flock(handle, fcntl.LOCK_SH)
-            return
-        if join and _locked(handle, fcntl.LOCK_SH | fcntl.LOCK_NB):
-            return
+        nobody_else = _locked(handle, NOW)
     except OSError as error:  # some network file systems have no locks
-        if join:
-            raise SettingsError(
-                f"{out} cannot be locked ({error.strerror}), so that no run can join here. Use one run."
-            ) from error
         sys.stderr.write(f"pathovit: {out} cannot be locked ({error.strerror}): make sure that no other run writes here.\n")
+        nobody_else = True
+    if nobody_else:
         alone()
+        if join:
+            fcntl.flock(handle, fcntl.LOCK_SH)
+        return
+    if join and _locked(handle, fcntl.LOCK_SH | fcntl.LOCK_NB):
         return
     owner = os.pread(handle, 4096, 0).decode("utf-8", "replace").strip() or "unknown"
     remedy = "begin both with --join" if join or '"join"' not in owner else "join it with --join"
@@ -151,6 +156,7 @@ def _hold(handle: int, out: Path, option: str, join: bool, alone: Callable[[], N
 
 
 def _locked(handle: int, how: int) -> bool:
+    """Whether a file is locked now; others may hold it. Raises OSError where there are no locks."""
     try:
         fcntl.flock(handle, how)
     except BlockingIOError:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pathovit import RESEARCH_USE
+from pathovit.errors import PathovitError
 from pathovit.files import read_bytes, write_atomically
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.names import HIDDEN, Names
@@ -113,7 +114,9 @@ class RunRecord:
     def without_names(self, names: Names) -> RunRecord:
         """The record as it is stored: what was given is noted among the names."""
         paths = {f"{table}.{name}": value for table, name in PATHS if (value := self.settings[table][name]) not in OF_NOBODY}
-        names.runs[self.run] = {"command": list(self.command), "model": self.model, "settings": paths}
+        files = {about.path: known for known, about in names.files.items()}
+        command = [files.get(os.path.abspath(word), word) for word in self.command]
+        names.runs[self.run] = {"command": command, "model": self.model, "settings": paths}
         settings = {table: dict(values) for table, values in self.settings.items()}
         for place in paths:
             table, name = place.split(".")
@@ -126,7 +129,7 @@ class RunRecord:
         )
 
     def with_names(self, names: Names) -> RunRecord:
-        """The record as it was given, as far as that is known."""
+        """The record with settings and model as they were given, as far as that is known."""
         asked = names.runs.get(self.run)
         if asked is None:
             return self
@@ -134,7 +137,7 @@ class RunRecord:
         for place, value in asked["settings"].items():
             table, name = place.split(".")
             settings[table][name] = value
-        return dataclasses.replace(self, command=tuple(asked["command"]), settings=settings, model=asked["model"])
+        return dataclasses.replace(self, settings=settings, model=asked["model"])
 
 
 def last_run(out: OutFolder) -> RunRecord:
@@ -200,9 +203,10 @@ class RunLog:
         self._write()
         return self.record
 
-    def refuse(self, exit_code: int, error: str) -> None:
-        """The call ended with an error that no slide could get past."""
-        self.record = dataclasses.replace(self.record, exit_code=exit_code, error=error)
+    def refuse(self, error: PathovitError) -> None:
+        """The call ended with an error that no slide could get past; where names are not kept its code has to do."""
+        said = str(error) if self.names is None else error.code.value
+        self.record = dataclasses.replace(self.record, exit_code=error.exit_code, error=said)
         write_sealed(self._kept, self.record.to_json())
         write_atomically(self.out.path / RUN, self._before or sealed(self.record.to_json()))
 

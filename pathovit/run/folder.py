@@ -56,6 +56,7 @@ class RunResult:
     refused: tuple[Refused, ...]  # records in the folder that are not read
     record: RunRecord
     exit_code: int
+    named: int  # slides of the folder that were stored with their names before, though this run does not keep names
 
     @property
     def slides(self) -> list[SlideRecord]:
@@ -199,15 +200,15 @@ def run_jobs(
         raise  # nothing can be written there
     except PathovitError as error:
         with leases.tables(say):
-            log.refuse(error.exit_code, str(error))
+            log.refuse(error)
             show_results(out, log.record)
         raise
     with leases.tables(say):
-        return _end(states, work, log, time.monotonic() - began, say, stop)
+        return _end(states, work, log, began, say, stop)
 
 
-def _end(states: Sequence[SlideState], work: Work, log: RunLog, seconds: float, say: Say, stop: Stop) -> RunResult:
-    """Write what is made of all slides, and how the run ended."""
+def _end(states: Sequence[SlideState], work: Work, log: RunLog, began: float, say: Say, stop: Stop) -> RunResult:
+    """Write what is made of all slides, and how the run ended; `began` is when, on the monotonic clock."""
     out, names = log.out, log.names
     found = Contents.of(out)
     _require_rows(states, found)
@@ -221,14 +222,15 @@ def _end(states: Sequence[SlideState], work: Work, log: RunLog, seconds: float, 
         if not names.are_closed(out.path):
             names.write(out.path)
     retries = take_retries()
-    record = log.end(code, seconds, outcomes, retries)
+    record = log.end(code, time.monotonic() - began, outcomes, retries)
     show_results(out, record)
     if stop.code != 0 and stop.code != code:  # it came while that was written
         code = stop.code
-        record = log.end(code, seconds, outcomes, retries)
+        record = log.end(code, time.monotonic() - began, outcomes, retries)
     if work.overwrite and not stop.event.is_set():
         out.end_replacing()
-    return RunResult(out, tuple(states), found.refused, record, code)
+    named = sum(bool(record.description.file) for record in found.records) if names else 0
+    return RunResult(out, tuple(states), found.refused, record, code, named)
 
 
 def _names(out: OutFolder, settings: Settings, say: Say) -> Names | None:

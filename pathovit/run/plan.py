@@ -201,10 +201,10 @@ def _is_asked(record: SlideRecord, plan: SlidePlan, settings: Settings, model: S
     """Whether what was made is all that is asked for now. Features are enough where no model is given."""
     if record.finish_recipe is None:
         return False
+    named = not plan.job.file or bool(record.description.file)
     if model is None:
-        return True
-    asked = finish_recipe(settings, model.sha256, plan.job.patient, plan.job.label)
-    return record.finish_recipe == asked and (not plan.job.file or bool(record.description.file))
+        return named or record.prediction is not None
+    return named and record.finish_recipe == finish_recipe(settings, model.sha256, plan.job.patient, plan.job.label)
 
 
 def _is_whole(store: FeatureStore) -> bool:

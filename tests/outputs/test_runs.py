@@ -106,7 +106,7 @@ def test_run_records_are_kept_newest_first_and_a_refused_call_replaces_none(tmp_
     RunLog(out, run_record(command=("run", "one"))).end(0, 1.0, ())
     log = RunLog(out, run_record(command=("run", "two")))
     assert last_run(out).exit_code is None  # as a run that was killed leaves it
-    log.refuse(2, "no such device")
+    log.refuse(SettingsError("no such device"))
     assert last_run(out).command == ("run", "one")
     RunLog(out, run_record(command=("heatmap",))).end(3, 2.0, ())
     assert [(record.command[-1], record.exit_code) for record in all_runs(out)] == [

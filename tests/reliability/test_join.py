@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import pytest
 from command import PATHOVIT, pathovit
 from made_runs import rows_of, stored_bytes
 
+from pathovit.errors import SettingsError
 from pathovit.outputs.lease import LEASES, TABLES, Leases, lease
 
 
@@ -91,6 +93,25 @@ def test_a_slide_has_one_owner_whatever_becomes_of_its_file(tmp_path: Path) -> N
     b.close()
     assert c.take("x")
     assert list((tmp_path / LEASES).iterdir()) == [tmp_path / LEASES / "x"]
+
+
+def test_where_there_are_no_locks_nobody_joins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(handle: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.raises(SettingsError, match="No locks available.*no run can join"), lease(tmp_path, join=True):
+        pass
+    with lease(tmp_path):
+        pass
+
+
+def test_a_link_is_no_folder_of_leases(tmp_path: Path) -> None:
+    (tmp_path / "else").mkdir()
+    (tmp_path / LEASES).symlink_to(tmp_path / "else")
+    with pytest.raises(SettingsError, match="is not followed"), lease(tmp_path, join=True):
+        pass
+    assert not list((tmp_path / "else").iterdir())
 
 
 def test_what_others_are_writing_is_not_swept(tmp_path: Path) -> None:

@@ -222,6 +222,7 @@ def test_kept_names_stand_in_the_results(slides: list[Path], finished: Path, tmp
     assert json.loads((out / "run.json").read_text())["slides"] == [str(path) for path in slides]
     done = pathovit("run", *slides, "--out", out)
     assert done.stderr.count("done already") == 3, done.stderr
+    assert "3 slides of this folder were stored with names" in done.stderr
 
 
 def test_a_run_that_was_killed_leaves_names_for_what_it_did(finished: Path, slides: list[Path], tmp_path: Path) -> None:
