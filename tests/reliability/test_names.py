@@ -150,7 +150,7 @@ def test_no_name_comes_out(slides: list[Path], tmp_path: Path, shared: Path) -> 
     slide = folder_of(out, first.stem)
     painted = paint_strokes(out, slide.name, slides[0].with_suffix(".geojson"), home / canary("regions"))
     strokes = painted.rename(painted.with_name(f"{first.stem}.geojson"))  # as QuPath does
-    model = home / "taught"
+    model = results / "taught"
     for command in (
         ("teach", out, strokes, "--model", model, "--suggest", 3),
         ("tissue", out),

@@ -16,7 +16,7 @@ SLIDES, MOST_KIB = 2000, 20  # a slide
 
 def test_neither_memory_nor_handles_grow_with_the_slides(maker: ModuleType, tmp_path: Path, everything: bool) -> None:
     if not everything:
-        pytest.skip("takes most of an hour: make reliability")
+        pytest.skip("takes ten minutes: make reliability")
     slides, out = tmp_path / "slides", tmp_path / "out"
     slides.mkdir()
     content = maker.make_slide(tmp_path, maker.SampleSpec(name="base", seed=1, size=(700, 700), tumour_fraction=0.3)).read_bytes()
