@@ -146,7 +146,7 @@ def _say_goodbye(result: RunResult) -> None:
         say(
             f"Names:        {counted(result.named, 'slide')} of this folder were stored with names before, and keep them. For results without: another --out\n"
         )
-    elif (out.path / PRIVATE).is_file():
+    if (out.path / PRIVATE).is_file():
         say(
             f"Names:        {out.path / PRIVATE} (for you alone: results speak of ids; pathovit names {out.path}, or --keep-names)\n"
         )
