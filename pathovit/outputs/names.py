@@ -44,7 +44,7 @@ class Names:
     """What ids of a folder stand for."""
 
     key: str = field(default_factory=lambda: secrets.token_hex(16))  # without it nobody can try out which id a name would have
-    files: dict[str, GivenFile] = field(default_factory=dict)  # by file id
+    files: dict[str, GivenFile] = field(default_factory=dict)  # by file id, in the order they were given
     patients: dict[str, str] = field(default_factory=dict)  # by patient id
     runs: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # what was asked of each run, in so many words
 
@@ -89,7 +89,7 @@ class Names:
             "research_use": RESEARCH_USE,
             "private": "Names of files and patients. Leave this file out when you give results on.",
             "key": self.key,
-            "files": {name: asdict(about) for name, about in sorted(files.items())},
+            "files": {name: asdict(about) for name, about in files.items()},
             "patients": before.patients | self.patients,
             "runs": before.runs | self.runs,
         }
@@ -129,8 +129,8 @@ class Names:
         return [Path(about.path) for about in self.files.values()]
 
     def by_id(self) -> Mapping[str, str]:
-        """File names by the ids of files and slides."""
-        slides = {about.slide_id: about.name for about in self.files.values() if about.slide_id}
+        """File names by the ids of files and slides; of the same slide in several files, the one given first."""
+        slides = {about.slide_id: about.name for about in reversed(self.files.values()) if about.slide_id}
         return slides | {known: about.name for known, about in self.files.items()}
 
 

@@ -43,6 +43,7 @@ class Death:
 
 UNKNOWN = Death("its worker ended, crashed, hung or outgrew its memory", True)  # of a cluster that is not ours
 deaths: dict[str, Death] = {}  # by address of the worker, of our own cluster
+guarded: dict[str, str] = {}  # addresses of the workers that came last, by that of their nanny
 
 
 def death_of(address: str, wait_s: float = 5.0) -> Death:
@@ -83,6 +84,7 @@ def open_client(settings: Settings, stop: threading.Event) -> Iterator[Any | Non
         return
     _leave_lost_folder()
     deaths.clear()
+    guarded.clear()
     with (
         own_configuration(),
         _apart_from_the_script(),
@@ -237,7 +239,10 @@ def _local_cluster(wanted: int | None, device: str) -> Iterator[tuple[Any, int]]
                 "memory_limit": MEMORY_LIMIT // workers,
             },
         }
-    scheduler = {"cls": Scheduler, "options": {**listen, "port": 0, "dashboard_address": "127.0.0.1:0"}}
+    scheduler = {
+        "cls": Scheduler,
+        "options": {**listen, "port": 0, "dashboard_address": "127.0.0.1:0", "plugins": (_noting_plugin(),)},
+    }
     with SpecCluster(workers=specs, scheduler=scheduler, security=security, silence_logs=50) as cluster:
         yield cluster, workers
 
@@ -250,16 +255,27 @@ def _watching_nanny() -> Any:
         def _on_worker_exit_sync(self, exitcode: int) -> None:
             memory = self.memory_manager
             out_of_memory, memory._last_terminated_pid = memory._last_terminated_pid != -1, -1
-            if self.worker_address:
-                deaths.setdefault(self.worker_address, _cause(exitcode, out_of_memory))
+            if (worker := guarded.get(self.address)) is not None:
+                deaths.setdefault(worker, _cause(exitcode, out_of_memory))
             super()._on_worker_exit_sync(exitcode)
 
         async def kill(self, timeout: float = 5, reason: str = "nanny-kill") -> None:
-            if self.worker_address and "ttl" in reason:  # the scheduler has not heard from it
-                deaths[self.worker_address] = Death(f"its worker did not answer for {SILENT_S} s", True, Code.TIMEOUT)
+            if "ttl" in reason and (worker := guarded.get(self.address)) is not None:  # the scheduler has not heard from it
+                deaths[worker] = Death(f"its worker did not answer for {SILENT_S} s", True, Code.TIMEOUT)
             await super().kill(timeout=timeout, reason=reason)
 
     return WatchingNanny
+
+
+def _noting_plugin() -> Any:
+    """Notes which worker is whose before it is given a step: a nanny learns that later, and a step can end its worker before."""
+    from distributed import SchedulerPlugin
+
+    class NotingPlugin(SchedulerPlugin):  # type: ignore[misc]  # as above
+        def add_worker(self, scheduler: Any, worker: str) -> None:
+            guarded[scheduler.workers[worker].nanny] = worker
+
+    return NotingPlugin()
 
 
 def _nannies() -> list[Any]:

@@ -249,6 +249,20 @@ def test_damaged_names_are_told(finished: Path, slides: list[Path], tmp_path: Pa
     assert "others may read it" in pathovit("verify", out).stdout
 
 
+def test_a_slide_in_several_files_is_called_by_the_one_given_first(tmp_path: Path) -> None:
+    for number in range(20):  # each with a key of its own, which decides how ids are sorted
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        names = Names()
+        for name in ("first", "second", "third"):
+            names.note(tmp_path / f"{name}.svs", None, "slide-0123456789ab")
+        names.write(folder)
+        again = Names.read(folder)
+        again.note(tmp_path / "a copy.svs", None, "slide-0123456789ab")
+        again.write(folder)
+        assert Names.read(folder).by_id()["slide-0123456789ab"] == "first.svs"
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be a colleague")
 def test_a_colleague_neither_reads_names_nor_takes_them_away(tmp_path: Path) -> None:
     names = Names()

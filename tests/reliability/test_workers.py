@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -54,6 +55,21 @@ def test_what_is_busy_for_ever_has_a_limit_too() -> None:
     with watchdog("a.svs", "planning it", idle_s=60):
         time.sleep(0.3)
         assert watchdog.overdue() == ("a.svs", "planning it took longer than 0.2 s")
+
+
+def test_what_a_worker_died_of_is_known_where_it_died_at_once(slides: list[Path], tmp_path: Path) -> None:
+    """Before the nanny has learned its worker's address, which it asks for from time to time: here every 4 s."""
+    script = tmp_path / "run.py"
+    script.write_text(f"""
+import distributed.nanny
+from pathovit.run.folder import run_folder
+from pathovit.settings import RunSettings, Settings
+distributed.nanny.WorkerProcess._init_msg_interval = 4
+done = run_folder({str(slides[0])!r}, {str(tmp_path / "out")!r}, settings=Settings(run=RunSettings(read_timeout_s=0.0001)))
+print(*done.failures.values())
+""")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
+    assert "reading it hung, twice" in done.stdout, done.stderr
 
 
 def test_a_slide_may_take_so_long_and_no_longer(slides: list[Path], tmp_path: Path) -> None:
