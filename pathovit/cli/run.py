@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -160,6 +162,7 @@ def leave(code: int) -> NoReturn:
     """End at once: all is on disk, and to take apart what is left of workers in order takes a second, and complains where it was interrupted."""
     sys.stdout.flush()
     sys.stderr.flush()
+    shutil.rmtree(get_temp_dir(), ignore_errors=True)  # of the process that workers are forked from
     os._exit(code)
 
 

@@ -71,7 +71,8 @@ def _cause(exitcode: int, out_of_memory: bool) -> Death:
 def open_client(settings: Settings, stop: threading.Event) -> Iterator[Any | None]:
     """A Dask client with at least one worker: our own cluster on this machine, or a running one. None if stopped before.
 
-    When it was stopped, our own workers are killed: all state is on disk, and a worker that is asked to end takes its time.
+    In the end our own workers are killed: all state is on disk, and a worker that is asked to end takes its time, and complains
+    where the scheduler was faster.
 
     Raises
     ------
@@ -106,8 +107,8 @@ def open_client(settings: Settings, stop: threading.Event) -> Iterator[Any | Non
         try:
             yield None if stop.is_set() else client
         finally:
+            kill_workers()
             if stop.is_set():
-                kill_workers()
                 stack.pop_all()  # nothing is left to be closed in order
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -34,10 +35,15 @@ CALM = {  # what Dask does many times a second beside its work: on two cores it 
 }
 FORKS = sys.platform == "linux"  # elsewhere the system's own libraries do not bear it
 AHEAD = "pathovit.run.ahead"
+MOST_OF_A_SOCKET, MOST_ADDED = (
+    107,
+    len("/pymp-12345678/listener-12345678"),
+)  # bytes of its path on Linux, and what multiprocessing adds
 # Of the process that workers are forked from. Its folder is the user's, and a file there called like a module is none.
 BEFORE_FORK = {
     "MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
     "PYTHONSAFEPATH": "1",
+    "PYTHONWARNINGS": "ignore:resource_tracker",  # of semaphores of workers that were killed in the end: it clears them away itself
 }  # fmt: skip
 
 
@@ -87,6 +93,7 @@ def import_ahead() -> None:
     before = {name: os.environ.get(name) for name in BEFORE_FORK}
     os.environ.update(BEFORE_FORK)
     try:
+        _choose_temporary_folder()
         forkserver.set_forkserver_preload([AHEAD])
         forkserver.ensure_running()
     finally:
@@ -95,3 +102,16 @@ def import_ahead() -> None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def _choose_temporary_folder() -> None:
+    """Of the forkserver's socket, whose path the system bounds: where the user's folder is too deep for it, it lies in /tmp."""
+    from multiprocessing.util import get_temp_dir
+
+    before = tempfile.tempdir
+    if len(os.fsencode(tempfile.gettempdir())) + MOST_ADDED > MOST_OF_A_SOCKET:
+        tempfile.tempdir = "/tmp"
+    try:
+        get_temp_dir()  # which is kept
+    finally:
+        tempfile.tempdir = before

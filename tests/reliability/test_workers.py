@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -70,6 +71,38 @@ print(*done.failures.values())
 """)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
     assert "reading it hung, twice" in done.stdout, done.stderr
+
+
+def test_the_end_of_a_run_is_quiet_whatever_is_under_way(slides: list[Path], tmp_path: Path) -> None:
+    """Its workers wait for the answer to a heartbeat, which here never comes."""
+    script = tmp_path / "run.py"
+    script.write_text(f"""
+import asyncio
+from distributed import Scheduler
+from pathovit.run.folder import run_folder
+
+class Deaf(Scheduler):
+    def __init__(self, *given, **options):
+        super().__init__(*given, **options)
+        self.handlers["heartbeat_worker"] = self.wait
+
+    async def wait(self, *given, **options):
+        await asyncio.sleep(600)
+
+import distributed
+distributed.Scheduler = Deaf
+print(len(run_folder({str(slides[0])!r}, {str(tmp_path / "out")!r}).slides))
+""")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
+    assert (done.stdout, done.stderr) == ("1\n", "")
+
+
+def test_a_run_clears_its_sockets_away(slides: list[Path], tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as temporary:
+        environment = os.environ | {"TMPDIR": temporary}
+        command = [*PATHOVIT, "embed", slides[0], "--out", tmp_path / "out"]
+        assert subprocess.run(command, env=environment, capture_output=True, timeout=300).returncode == 0
+        assert not list(Path(temporary).glob("pymp-*"))
 
 
 def test_a_slide_may_take_so_long_and_no_longer(slides: list[Path], tmp_path: Path) -> None:
