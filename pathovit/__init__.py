@@ -14,7 +14,7 @@ _HOMES = {
     "find_tissue": "slides.tissue", "TissueMask": "slides.tissue",
     "lay_grid": "slides.tiling", "fill_spec": "settings", "TileGrid": "slides.tiling", "read_tile": "slides.tiling",
     "Settings": "settings", "TissueSettings": "settings", "TileSpec": "settings", "load_settings": "settings",
-    "Encoder": "encoders", "load_encoder": "encoders",
+    "Encoder": "encoders", "EncoderRecord": "encoders", "load_encoder": "encoders", "own_encoder": "encoders", "write_encoder": "encoders",
     "Embedder": "run.embedder",
     "SlideFeatures": "outputs.features", "TileVerdict": "outputs.features",
     "FeatureStore": "outputs.store", "OutFolder": "outputs.folder", "SlideRecord": "outputs.records", "RunRecord": "outputs.runs",

@@ -16,7 +16,7 @@ from pathovit.bench.peers import measure_machine, measure_peer
 from pathovit.bench.timing import NAN, Measured, Taken, median
 from pathovit.bench.whole import draw_timeline, lines_of, matched_model, measure_finishing, one_run
 from pathovit.encoders.names import known_record
-from pathovit.encoders.records import EncoderRecord
+from pathovit.encoders.record import EncoderRecord
 from pathovit.machine import allowed_cores, keep_freed_memory
 from pathovit.outputs.features import FeatureAttributes
 from pathovit.outputs.folder import OutFolder

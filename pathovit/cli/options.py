@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pathovit.errors import NoSlidesError, SlideError
+from pathovit.errors import NoSlidesError, SettingsError, SlideError
 from pathovit.settings import Settings, load_settings
 from pathovit.text import plain
 
@@ -34,6 +34,9 @@ ManifestFile = Annotated[
 ]
 EncoderName = Annotated[
     str | None, typer.Option("--encoder", help="Encoder by name (see `pathovit encoders`), or any timm name.")
+]
+Pool = Annotated[
+    str | None, typer.Option("--pool", help="Of the encoder's tokens: cls, mean or cls_mean.  \\[default: as it was published]")
 ]
 Weights = Annotated[str | None, typer.Option("--weights", help="Weights for the encoder, a .safetensors file.")]
 TilePx = Annotated[int | None, typer.Option("--tile-px", help="Tile side in pixels.  \\[default: the encoder's own]")]
@@ -184,7 +187,8 @@ def takes_slides(*names: str) -> Callable[[Callable[..., None]], Callable[..., N
     def wrap(command: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "asked"]
         shared = {"slides": MaybeSlides, "mpp": Mpp, "manifest": ManifestFile}
-        shared |= {name: SHARED[name].kind for name in SHARED if name in names} | {"settings_file": SettingsFile}
+        shared |= {name: SHARED[name].kind for name in SHARED if name in names}
+        shared |= {"pool": Pool, "settings_file": SettingsFile} if "encoder" in names else {"settings_file": SettingsFile}
         added = [
             inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind) for n, kind in shared.items()
         ]
@@ -193,6 +197,8 @@ def takes_slides(*names: str) -> Callable[[Callable[..., None]], Callable[..., N
         def called(**values: Any) -> None:
             found = {name: values.pop(name) for name in shared}
             given = {name: value for name, value in found.items() if name in SHARED and value is not None}
+            if pool := found.get("pool"):
+                given["encoder"] = _pooled(given.get("encoder"), pool)
             asked = Asked(given, found["settings_file"], found["slides"], found["mpp"], found["manifest"])
             command(asked=asked, **values)
 
@@ -209,6 +215,12 @@ def takes_slides(*names: str) -> Callable[[Callable[..., None]], Callable[..., N
         return called
 
     return wrap
+
+
+def _pooled(encoder: str | None, pool: str) -> str:
+    if encoder is None:
+        raise SettingsError("--pool says what is done with the tokens of an encoder: name it with --encoder.")
+    return f"{encoder}:{pool}"
 
 
 def _is_argument(parameter: inspect.Parameter) -> bool:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pathovit.encoders.records import EncoderRecord
+from pathovit.encoders.pool import pool_tokens
+from pathovit.encoders.record import EncoderRecord
 from pathovit.encoders.spec import EncoderSpec
 
 if TYPE_CHECKING:
@@ -117,7 +118,11 @@ class Encoder:
         mean, std = self.colours
         images = (pixels.permute(0, 3, 1, 2).float() - mean) / std  # (B, H, W, 3) -> (B, 3, H, W), channels last in memory
         if images.shape[-1] != self.model_px:
-            images = functional.interpolate(images, (self.model_px, self.model_px), mode="bilinear", antialias=True)
+            side = self.model_px * 8 // 7 if self.record.input == "crop" else self.model_px  # 256 for 224
+            if images.shape[-1] != side:
+                images = functional.interpolate(images, (side, side), mode="bilinear", antialias=True)
+            edge = (side - self.model_px) // 2
+            images = images[..., edge : edge + self.model_px, edge : edge + self.model_px]
         return pool_tokens(self.model, images.to(next(self.model.parameters()).dtype), self.record.pool)
 
     @cached_property
@@ -138,18 +143,3 @@ class Encoder:
     def recipe(self) -> dict[str, Any]:
         """What determines the bits of a feature, besides the tile."""
         return self.spec.recipe()
-
-
-def pool_tokens(model: nn.Module, images: torch.Tensor, pool: str) -> torch.Tensor:
-    """One vector (B, D) per image: timm's own pooling, CLS and mean patch token concatenated, or the model's own output."""
-    import torch
-
-    if pool == "direct":
-        direct: torch.Tensor = model(images)
-        return direct
-    features = model.forward_features(images)  # type: ignore[operator]  # every timm model has it
-    if pool == "cls_mean":
-        patches = features[:, model.num_prefix_tokens :]
-        return torch.cat([features[:, 0], patches.mean(1)], dim=-1)
-    pooled: torch.Tensor = model.forward_head(features, pre_logits=True)  # type: ignore[operator]
-    return pooled

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pathovit.encoders.records import RECORDS, EncoderRecord
+from pathovit.encoders.names import record_at_sight
+from pathovit.encoders.record import EncoderRecord
 from pathovit.machine import device_at_sight, precision_at_sight
 from pathovit.settings import Settings
 
@@ -46,13 +47,13 @@ class EncoderSpec:
 def sides(record: EncoderRecord, tile_px: int | None) -> tuple[int, int]:
     """Side of the tiles that an encoder takes, and of what its model sees."""
     side = tile_px or record.tile_px
-    return side, side if side % record.multiple_px == 0 else record.tile_px
+    return side, side if record.input == "resample" and side % record.multiple_px == 0 else record.tile_px
 
 
 def spec_at_sight(settings: Settings, weights_sha256: str) -> EncoderSpec | None:
     """What `load_encoder` will load; None where torch has to be asked: for a GPU, and for names that our table does not have."""
     embed = settings.embed
-    record = RECORDS.get(embed.encoder)
+    record = record_at_sight(embed.encoder)
     device = "cpu" if embed.engine == "openvino" else device_at_sight(settings.run.device)
     if record is None or device is None:
         return None

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pathovit.encoders.records import EncoderRecord
+from pathovit.encoders.cache import cache_folder, in_hub_cache, origin_in, weights_in
+from pathovit.encoders.own import WEIGHTS
+from pathovit.encoders.record import EncoderRecord
 from pathovit.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -50,41 +52,28 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def find_weights(record: EncoderRecord, given: str | None) -> Path:
-    """The weights file of an encoder: the one given, the bundled one, or the one in the hub's local cache.
+    """The weights file of an encoder: the one given, the bundled one, the one that was fetched, or one in the hub's own cache.
 
     Never uses the network; `fetch_weights` does.
     """
     if given is not None:
         return Path(given)
-    bundled = BUNDLED / f"{record.name}.safetensors"
+    name = record.base
+    if record.folder:
+        return Path(record.folder) / WEIGHTS
+    bundled = BUNDLED / f"{name}.safetensors"
     if bundled.is_file():
         return bundled
+    if origin_in(cache_folder(), name) is not None:
+        return weights_in(cache_folder(), name)
+    remedy = "Give"
     if record.hub:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
-
-        try:
-            return Path(hf_hub_download(record.hub, "model.safetensors", local_files_only=True))
-        except LocalEntryNotFoundError:
-            pass
-    remedy = f"Fetch them once with: pathovit encoders fetch {record.name}, or g" if record.hub else "G"
-    raise WeightsError(
-        f"Encoder {record.name!r} has no weights on this machine. {remedy}ive a file with --weights FILE.safetensors."
-    )
-
-
-def fetch_weights(record: EncoderRecord) -> Path:
-    """Download an encoder's weights into the hub's local cache. The only function that uses the network."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    if not record.hub:
-        raise WeightsError(f"Encoder {record.name!r} is not on a hub. Give a file with --weights FILE.safetensors.")
-    try:
-        return Path(hf_hub_download(record.hub, "model.safetensors"))
-    except (HfHubHTTPError, OSError) as error:
-        gate = " Accept its licence on the hub and log in first." if record.gated else ""
-        raise WeightsError(f"{record.hub}: the weights could not be fetched ({error}).{gate}") from error
+        found = in_hub_cache(record)
+        if found is not None and found.suffix == ".safetensors":
+            return found
+        how = "Another program has fetched them; take them over (no network is used)" if found else "Fetch them once"
+        remedy = f"{how} with: pathovit encoders fetch {name}, or give"
+    raise WeightsError(f"Encoder {name!r} has no weights on this machine. {remedy} a file with --weights FILE.safetensors.")
 
 
 def convert_weights(source: Path, target: Path) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pathovit.encoders.records import EncoderRecord
+from pathovit.encoders.record import EncoderRecord
 from pathovit.geometry import XY
 from pathovit.outputs.provenance import STEP_VERSIONS
 from pathovit.settings import Settings, TileSpec, fill_spec

@@ -24,7 +24,14 @@ from pathovit.outputs.records import FORMAT, RecordError, reading
 from pathovit.outputs.sealed import read_sealed, sealed, write_sealed
 
 RUN = "run.json"
-PATHS = (("embed", "weights"), ("heatmap", "model"), ("run", "scheduler"), ("run", "scheduler_file"), ("run", "certificates"))
+PATHS = (
+    ("embed", "encoder"),
+    ("embed", "weights"),
+    ("heatmap", "model"),
+    ("run", "scheduler"),
+    ("run", "scheduler_file"),
+    ("run", "certificates"),
+)
 OPTION = re.compile(r"--[a-z-]+")
 OF_NOBODY = (None, "random", "reference")  # in their places
 
@@ -114,6 +121,8 @@ class RunRecord:
     def without_names(self, names: Names) -> RunRecord:
         """The record as it is stored: what was given is noted among the names."""
         paths = {f"{table}.{name}": value for table, name in PATHS if (value := self.settings[table][name]) not in OF_NOBODY}
+        if os.sep not in paths.get("embed.encoder", os.sep):  # a name of our table or of timm
+            del paths["embed.encoder"]
         files = {about.path: known for known, about in names.files.items()}
         command = [files.get(os.path.abspath(word), word) for word in self.command]
         names.runs[self.run] = {"command": command, "model": self.model, "settings": paths}

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pathovit.encoders.check import check_weights
+from pathovit.encoders.check import check_weights, remarks_on
+from pathovit.encoders.names import can_be_known, record_at_sight
+from pathovit.encoders.own import is_folder
+from pathovit.encoders.record import parted
 from pathovit.errors import InternalError, NoSlidesError, PathovitError, SettingsError, SlideError, StorageError
 from pathovit.files import take_retries
 from pathovit.model.card import NO_EVIDENCE, REFERENCE, Trained, model_digest, read_card, require_weights
@@ -130,6 +134,10 @@ def match_model(settings: Settings, encoder_given: bool, model_given: bool, say:
     if settings.heatmap.model != REFERENCE:  # `heatmap` may be called from another folder later
         settings = replace(settings, heatmap=replace(settings.heatmap, model=str(folder)))
     trained = card.trained
+    if not encoder_given and not can_be_known(trained.encoder):
+        raise SettingsError(
+            f"{settings.heatmap.model}: it was trained on an encoder of somebody's own, {trained.encoder!r}. Give its folder with --encoder."
+        )
     if not encoder_given:
         settings = replace(settings, embed=replace(settings.embed, encoder=trained.encoder))
     tiles = settings.tiles
@@ -140,7 +148,12 @@ def match_model(settings: Settings, encoder_given: bool, model_given: bool, say:
 
 def _refuse_misfit(settings: Settings, trained: Trained, model: str) -> None:
     """Refuse tiles and encoders that the model was not made for; before workers are started."""
-    asked = {"--encoder": settings.embed.encoder, "--tile-px": settings.tiles.tile_px, "--tile-mpp": settings.tiles.mpp}
+    record = record_at_sight(settings.embed.encoder)
+    asked = {
+        "--encoder": record.name if record else settings.embed.encoder,
+        "--tile-px": settings.tiles.tile_px,
+        "--tile-mpp": settings.tiles.mpp,
+    }
     fitting = {"--encoder": trained.encoder, "--tile-px": trained.tile_px, "--tile-mpp": trained.mpp}
     for option, value in asked.items():
         if value != fitting[option]:
@@ -170,6 +183,8 @@ def run_jobs(
     take_retries()  # of what was done before
     settings, model = _with_whole_paths(matched.settings), matched.model
     weights_sha256 = check_weights(settings)
+    for remark in remarks_on(settings):
+        say(remark)
     card = read_card(model)[1] if model is not None else None
     work = Work(
         OutFolder(out.path.resolve()), settings, weights_sha256, model, model_digest(card) if card else None, overwrite
@@ -292,9 +307,11 @@ def _require_rows(states: Sequence[SlideState], found: Contents) -> None:
 
 def _with_whole_paths(settings: Settings) -> Settings:
     """Paths made absolute, for workers that may run in another folder."""
-    weights = settings.embed.weights
+    weights, encoder = settings.embed.weights, settings.embed.encoder
     if weights and weights != "random":
         settings = replace(settings, embed=replace(settings.embed, weights=str(Path(weights).resolve())))
+    if is_folder(parted(encoder)[0]):
+        settings = replace(settings, embed=replace(settings.embed, encoder=os.path.abspath(encoder)))
     return settings
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pathovit.encoders.records import EncoderRecord
+from pathovit.encoders.record import EncoderRecord
 from pathovit.errors import StoreError, slide_errors
 from pathovit.geometry import XY
 from pathovit.outputs.features import FeatureAttributes

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pathovit.encoders import RECORDS, Encoder, find_record, load_encoder, make_model
+from pathovit.encoders import RECORDS, Encoder, known_record, load_encoder, make_model
 from pathovit.encoders.weights import BUNDLED, convert_weights
 from pathovit.errors import SettingsError, WeightsError
 from pathovit.files import file_sha256
@@ -50,14 +51,6 @@ def test_every_encoder_keeps_the_contract(name: str) -> None:
 @pytest.mark.parametrize("name", LARGE)
 def test_every_large_encoder_keeps_the_contract(name: str) -> None:
     test_every_encoder_keeps_the_contract(name)
-
-
-@pytest.mark.parametrize("name", [name for name in RECORDS if name != "reference"])
-def test_every_record_builds_the_network_it_describes(name: str) -> None:
-    record = RECORDS[name]
-    with torch.device("meta"):  # shapes only: giants cost nothing
-        model = make_model(record, record.tile_px)
-    assert record.dim == model.num_features * (2 if record.pool == "cls_mean" else 1)
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -113,37 +106,52 @@ def test_the_batch_is_halved_until_the_gpu_holds_it(monkeypatch: pytest.MonkeyPa
     assert tried == [256, 128, 64]
 
 
-def test_positions_are_resampled_for_other_tile_sizes() -> None:
-    encoder = load_encoder("vit_small", "random", tile_px=256)
-    assert encoder.model_px == 256
-    assert encoder.embed(tiles(256, 1)).shape == (1, 384)
-
-
-def test_weights_for_224_px_are_resampled_to_256_px(tmp_path: Path) -> None:
+def test_a_tile_of_another_size_is_resized_unless_the_name_says_resample(tmp_path: Path) -> None:
     at_224 = load_encoder("vit_small", "random", precision="fp32")
     save_file(at_224.model.state_dict(), tmp_path / "w.safetensors")
-    at_256 = load_encoder("vit_small", str(tmp_path / "w.safetensors"), tile_px=256, precision="fp32")
-    assert at_256.model.pos_embed.shape[1] == 1 + 16 * 16
+    resized = load_encoder("vit_small", str(tmp_path / "w.safetensors"), tile_px=256, precision="fp32")
+    batch = tiles(256, 2)
+    images = torch.from_numpy(batch).permute(0, 3, 1, 2).float()
+    smaller = torch.nn.functional.interpolate(images, (224, 224), mode="bilinear", antialias=True).permute(0, 2, 3, 1)
+    assert np.abs(resized.embed(batch) - at_224.embed(smaller.round().clamp(0, 255).to(torch.uint8).numpy())).max() < 0.05
+    resampled = load_encoder("vit_small:resample", str(tmp_path / "w.safetensors"), tile_px=256, precision="fp32")
+    assert (resized.model_px, resampled.model_px) == (224, 256)
+    assert resampled.model.pos_embed.shape[1] == 1 + 16 * 16
+    assert resampled.embed(batch).shape == (2, 384)
+    assert resized.recipe() != resampled.recipe()
+
+
+def test_a_cropped_tile_is_seen_in_its_middle() -> None:
+    """As GigaPath's own preparation does: 256 px are cropped to 224, others are resized to 256 first."""
+    cropped, plain = (load_encoder(name, "random", tile_px=side) for name, side in (("vit_small:crop", 256), ("vit_small", 224)))
+    batch = tiles(256, 2)
+    assert np.array_equal(cropped.embed(batch), plain.embed(np.ascontiguousarray(batch[:, 16:240, 16:240])))
+    larger = load_encoder("vit_small:crop", "random", tile_px=512)
+    small = Image.fromarray(tiles(8, 1)[0])
+    at_256, at_512 = (np.asarray(small.resize((side, side), Image.Resampling.BICUBIC))[None] for side in (256, 512))
+    assert cosine(larger.embed(at_512), cropped.embed(at_256)).min() > 0.999
+    assert RECORDS["prov_gigapath"].input == "crop"
 
 
 def test_tiles_that_do_not_fit_the_patches_are_resized() -> None:
-    encoder = load_encoder("dinov2_small", "random", tile_px=256)  # 256 is no multiple of 14
+    encoder = load_encoder("dinov2_small:resample", "random", tile_px=256)  # 256 is no multiple of 14
     assert encoder.model_px == 224
     assert encoder.embed(tiles(256, 1)).shape == (1, 384)
 
 
 def test_any_timm_name_works() -> None:
-    record = find_record("resnet18")
+    record = known_record("resnet18")
     assert (record.dim, record.tile_px) == (512, 224)
 
 
 def test_an_unknown_name_offers_the_nearest() -> None:
     with pytest.raises(WeightsError, match=r"Unknown encoder 'vit_smal'. Did you mean vit_small"):
-        find_record("vit_smal")
+        known_record("vit_smal")
 
 
 def test_without_weights_the_message_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATHOVIT_CACHE", str(tmp_path))
     with pytest.raises(WeightsError, match=r"pathovit encoders fetch vit_small, or give a file with --weights"):
         load_encoder("vit_small")
 

@@ -21,17 +21,19 @@ from pathovit.settings import Settings
 
 @pytest.mark.parametrize("precision", ["auto", "fp32", "bf16"])
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
-@pytest.mark.parametrize("tile_px", [None, 128, 100])
-def test_what_is_told_at_sight_is_what_is_loaded(precision: str, engine: str, tile_px: int | None) -> None:
+@pytest.mark.parametrize(
+    ("name", "tile_px"), [("vit_small", None), ("vit_small:mean:resample", 128), ("vit_small:resample", 100)]
+)
+def test_what_is_told_at_sight_is_what_is_loaded(precision: str, engine: str, name: str, tile_px: int | None) -> None:
     """A finished batch is recognised by it, so it must never differ from what would be loaded."""
     settings = Settings()
-    embed = replace(settings.embed, encoder="vit_small", weights="random", precision=precision, engine=engine)
+    embed = replace(settings.embed, encoder=name, weights="random", precision=precision, engine=engine)
     settings = replace(
         settings, embed=embed, run=replace(settings.run, device="cpu"), tiles=replace(settings.tiles, tile_px=tile_px)
     )
     if engine == "openvino":
         pytest.importorskip("openvino")
-    loaded = load_encoder("vit_small", "random", "cpu", precision, tile_px, engine)
+    loaded = load_encoder(name, "random", "cpu", precision, tile_px, engine)
     assert spec_at_sight(settings, "random") == loaded.spec
 
 

@@ -25,9 +25,9 @@ def flops_per_tile(name: str) -> float:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from pathovit.encoders import find_record, make_model, pool_tokens
+    from pathovit.encoders import known_record, make_model, pool_tokens
 
-    record = find_record(name)
+    record = known_record(name)
     with torch.device("meta"):
         model = make_model(record, record.tile_px).eval()
         with FlopCounterMode(display=False) as counter:
