@@ -21,6 +21,7 @@ from pathovit.show.sheet import drawable
 from pathovit.study.cohort import Bag
 from pathovit.study.evaluation import Answers, Tell
 from pathovit.study.localisation import tile_scores
+from pathovit.study.probe import Probed
 
 MODEL, FAINT, SECOND = "#24507a", "#9aa5b1", "#c0562f"
 MAX_CURVES = 8
@@ -133,6 +134,42 @@ def robustness_picture(path: Path, names: Sequence[str], moved: Mapping[str, Seq
         axes.invert_yaxis()
     panels[0].set_xlim(-1.02, 1.02)
     panels[1].set_xlim(-0.02, 1.02)
+    save(figure, path)
+
+
+@own_style()
+def probe_picture(path: Path, rows: Sequence[Probed], title: str) -> None:
+    """Quality over size: the linear probe's AUROC of every encoder with its interval; random weights are hollow."""
+    figure, (axes, names) = _figure(1, 2, (11, max(4.5, 1.5 + 0.32 * len(rows))), title)
+    ranked = sorted(rows, key=lambda row: row.linear.value or 0)
+    for place, row in enumerate(ranked):
+        value, low, high = row.linear.value, row.linear.low, row.linear.high
+        if value is None:
+            continue
+        look = {
+            "color": SECOND if row.weights == "random" else MODEL,
+            "markerfacecolor": "white" if row.weights == "random" else None,
+        }
+        for panel, at in ((axes, (max(row.millions, 0.01), value)), (names, (value, place))):
+            panel.plot(*at, marker="o", linestyle="none", **look)
+        if low is not None and high is not None:
+            axes.plot([max(row.millions, 0.01)] * 2, [low, high], color=look["color"], linewidth=1)
+            names.plot([low, high], [place] * 2, color=look["color"], linewidth=1)
+        if row.nearest.value is not None:
+            names.plot(row.nearest.value, place, marker="|", markersize=9, color=FAINT)
+        axes.annotate(_label(row.name), (max(row.millions, 0.01), value), xytext=(5, 4), textcoords="offset points", fontsize=7)
+    axes.set(xscale="log", xlabel="million parameters", ylabel="AUROC of a linear probe, 95 % interval")
+    sizes = [max(row.millions, 0.01) for row in rows]
+    axes.set_xlim(min(sizes) / 2, max(sizes) * 4)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
+    labels = [_label(row.name) + (", random weights" if row.weights == "random" else "") for row in ranked]
+    names.set(
+        yticks=range(len(ranked)),
+        yticklabels=labels,
+        xlabel="AUROC: linear probe (dot), 20 nearest (stroke)",
+        ylim=(-0.6, len(ranked) - 0.4),
+    )
     save(figure, path)
 
 

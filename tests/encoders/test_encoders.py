@@ -128,7 +128,7 @@ def test_a_cropped_tile_is_seen_in_its_middle() -> None:
     assert np.array_equal(cropped.embed(batch), plain.embed(np.ascontiguousarray(batch[:, 16:240, 16:240])))
     larger = load_encoder("vit_small:crop", "random", tile_px=512)
     small = Image.fromarray(tiles(8, 1)[0])
-    at_256, at_512 = (np.asarray(small.resize((side, side), Image.Resampling.BICUBIC))[None] for side in (256, 512))
+    at_256, at_512 = (np.array(small.resize((side, side), Image.Resampling.BICUBIC))[None] for side in (256, 512))
     assert cosine(larger.embed(at_512), cropped.embed(at_256)).min() > 0.999
     assert RECORDS["prov_gigapath"].input == "crop"
 

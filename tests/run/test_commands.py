@@ -12,6 +12,7 @@ import pytest
 from command import pathovit
 from made_paint import paint_strokes
 from made_runs import folder_of
+from made_tiles import write_tiles
 from typer.testing import CliRunner
 
 from pathovit.cli import app
@@ -55,6 +56,15 @@ def test_every_command_of_the_readme_works_on_real_files(
         "robustness": ["robustness", "reference", slides[0], "--max-tiles", 12, "--out", tmp_path / "robust"],
         "heatmap": ["heatmap", slides[0], "--out", out, "--hot-score", 0.6],
         "export": ["export", out, "--to", "h5", "--folder", tmp_path / "h5"],
+        "probe": [
+            "probe",
+            write_tiles(tmp_path / "tiles"),
+            "--encoders",
+            "reference",
+            "reference=random",
+            "--out",
+            tmp_path / "probe",
+        ],
         "encoders": ["encoders"],
         "explain": ["explain", "truncated"],
         "verify": ["verify", out],

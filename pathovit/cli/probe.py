@@ -1,0 +1,102 @@
+"""pathovit probe: which encoder is best on labelled tiles of one's own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pathovit import RESEARCH_USE
+from pathovit.cli import options
+from pathovit.cli.app import app
+from pathovit.cli.progress import Steps
+
+if TYPE_CHECKING:
+    from pathovit.study.probe import Probed
+
+
+@app.command()
+def probe(
+    tiles: Annotated[Path, typer.Argument(help="A table of picture files and labels, or a folder with a folder for each class.")],
+    more: Annotated[list[str] | None, typer.Argument(help="More encoders.", show_default=False, metavar="[ENCODERS]...")] = None,
+    encoders: Annotated[
+        list[str] | None, typer.Option("--encoders", help="By name; NAME=FILE.safetensors or NAME=random for other weights.")
+    ] = None,
+    label: Annotated[str, typer.Option("--label", help="Column with the class.")] = "label",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the table and the picture.")] = Path("probe"),
+    device: options.Device = None,
+    precision: options.Precision = None,
+    as_json: options.Json = False,
+) -> None:
+    """Compare encoders on labelled tiles: a linear probe and nearest neighbours on patients left out, beside speed and size.
+
+    pathovit probe tiles.csv --encoders reference uni virchow2
+    """
+    from pathovit.encoders import load_encoder
+    from pathovit.encoders.names import known_record
+    from pathovit.encoders.own import is_folder
+    from pathovit.files import csv_table, storage_errors, to_json, write_atomically
+    from pathovit.study.figures import probe_picture
+    from pathovit.study.labelled_tiles import find_tiles, read_pictures
+    from pathovit.study.probe import folds_of, probe
+
+    sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
+    asked = [*(encoders or ()), *(more or ())] or ["reference"]
+    pairs = [(name, weights or None) for name, _, weights in (one.partition("=") for one in asked)]
+    for name, _ in pairs:
+        known_record(name)  # said before anything is done
+    found = find_tiles(tiles, label, options.note)
+    folds_of(found, 0)
+    steps, rows = Steps(), []
+    for name, weights in pairs:
+        encoder = load_encoder(name, weights, device or "auto", precision or "auto")
+        pixels = read_pictures(found.paths, encoder.tile_px, options.note)
+        said = weights if weights in (None, "random") else Path(weights).name
+        whose = said or ("one's own" if is_folder(name) else "bundled" if name == "reference" else "published")
+        rows.append(probe(encoder, whose, found, pixels, steps))
+        del encoder, pixels
+    with storage_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    said_of_all = {
+        "research_use": RESEARCH_USE, "tiles": len(found), "classes": list(found.classes), "patients": len(set(found.groups.tolist())) if found.by_patient else None,
+        "encoders": [asdict(row) for row in rows],
+    }  # fmt: skip
+    write_atomically(out / "probe.json", to_json(said_of_all))
+    write_atomically(out / "probe.csv", csv_table(tuple(_row(rows[0])), [_row(row) for row in rows]))
+    title = (
+        f"{len(found):,} tiles of {said_of_all['patients']} patients"
+        if found.by_patient
+        else f"{len(found):,} tiles, patients not known"
+    )
+    probe_picture(out / "probe.png", rows, title)
+    if as_json:
+        typer.echo(json.dumps(said_of_all, indent=1))
+        return
+    _print(rows)
+    sys.stderr.write(f"Table:    {out / 'probe.csv'}\nPicture:  {out / 'probe.png'}\n")
+
+
+def _row(row: Probed) -> dict[str, object]:
+    """A row of the table: metrics with their intervals apart."""
+    values = asdict(row)
+    for name in ("linear", "nearest"):
+        metric = values.pop(name)
+        values |= {f"{name}_auroc": metric["value"], f"{name}_low": metric["low"], f"{name}_high": metric["high"]}
+    return values
+
+
+def _print(rows: list[Probed]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for name in ("encoder", "weights", "linear probe", "20 nearest", "tiles/s", "M par.", "features", "licence"):
+        table.add_column(name, justify="right" if name in ("tiles/s", "M par.", "features") else "left")
+    for row in sorted(rows, key=lambda row: -(row.linear.value or 0)):
+        table.add_row(
+            row.name, row.weights, str(row.linear), str(row.nearest), f"{row.tiles_per_s:,.0f}", f"{row.millions:,.1f}", str(row.dim), row.licence
+        )  # fmt: skip
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
