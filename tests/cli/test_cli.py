@@ -145,7 +145,7 @@ def test_file_names_cannot_play_tricks_on_the_terminal(tmp_path: Path) -> None:
 
 def test_encoders_are_listed_with_licence_and_state() -> None:
     out = pathovit("encoders").stdout
-    assert re.search(r"reference +256 +96 px at 1 µm +Apache-2.0 +here", out)
+    assert re.search(r"reference +256 +4 +96 px at 1 µm +Apache-2.0 +here", out)
     assert re.search(r"uni2_h +1536 +681 +224 px at 0.5 µm +CC-BY-NC-ND-4.0 +fetch, after a click", out)
 
 

@@ -54,6 +54,15 @@ def test_a_folder_is_an_encoder(mine: Path, slides: list[Path], tmp_path: Path) 
     assert "done already" in again.stderr, again.stderr
 
 
+def test_pool_is_a_part_of_the_name(mine: Path, slides: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = pathovit("embed", slides[0], "--encoder", mine, "--pool", "cls_mean", "--max-tiles", 8, "--out", out)
+    assert done.returncode == 0, done.stderr
+    (slide,) = OutFolder(out).embedded()
+    assert (slide.recipe.encoder["encoder"], slide.recipe.encoder["dim"]) == ("mine:cls_mean", 384)
+    assert "name it with --encoder" in pathovit("embed", slides[0], "--pool", "cls", "--out", out).stderr
+
+
 def test_weights_that_were_changed_are_refused(mine: Path, tmp_path: Path) -> None:
     content = bytearray((mine / WEIGHTS).read_bytes())
     content[-1] ^= 1

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import Block
 from torch import nn
 
+from pathovit.encoders.check import remarks_on
 from pathovit.encoders.load import load_encoder
 from pathovit.encoders.reference import ReferenceNet
 from pathovit.encoders.spec import spec_at_sight
@@ -91,3 +92,24 @@ def test_whole_branches_are_left_out_by_chance_in_training_alone() -> None:
     assert not torch.equal(network(tiles), network(tiles))
     network.eval()
     assert torch.equal(network(tiles), network(tiles))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "tile_px", "mpp", "said"),
+    [
+        ("reference", None, None, []),
+        ("uni", 256, 0.5, ["uni sees 224 px: tiles of 256 px are resized to that (uni:resample for as they are)"]),
+        ("prov_gigapath", 256, 0.5, ["are cropped", "1,135 million parameters: about 9.1 GB of memory"]),
+        ("uni:resample", 256, 0.5, []),
+        ("uni", None, 1.0, ["trained at 0.5 um per pixel, and tiles of 1 are asked for"]),
+        ("virchow2", None, 1.0, ["631 million parameters"]),  # it was trained at 1.0, too
+    ],
+)
+def test_what_a_user_should_know_is_said(encoder: str, tile_px: int | None, mpp: float | None, said: list[str]) -> None:
+    settings = Settings()
+    settings = replace(
+        settings, embed=replace(settings.embed, encoder=encoder), tiles=replace(settings.tiles, tile_px=tile_px, mpp=mpp)
+    )
+    found = remarks_on(settings)
+    assert len(found) == len(said)
+    assert all(words in line for words, line in zip(said, found, strict=True)), found
