@@ -11,6 +11,7 @@ from pathovit.cli import (  # noqa: F401
     maintenance,
     names,
     predict,
+    pretrain,
     probe,
     review,
     robustness,

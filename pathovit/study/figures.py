@@ -138,6 +138,18 @@ def robustness_picture(path: Path, names: Sequence[str], moved: Mapping[str, Seq
 
 
 @own_style()
+def pretraining_picture(path: Path, history: Sequence[dict[str, float]], title: str) -> None:
+    """Loss, learning rate and, where labelled tiles were at hand, how well nearest neighbours tell them, over the steps."""
+    names = {"loss": "loss", "learning_rate": "learning rate", "nearest": "AUROC of 20 nearest"}
+    shown = {key: name for key, name in names.items() if key in history[0]}
+    figure, panels = _figure(1, len(shown), (4 * len(shown), 3.6), title)
+    for axes, (key, name) in zip(panels, shown.items(), strict=True):
+        axes.plot([line["step"] for line in history], [line[key] for line in history], color=MODEL, marker=".")
+        axes.set(xlabel="step", ylabel=name)
+    save(figure, path)
+
+
+@own_style()
 def probe_picture(path: Path, rows: Sequence[Probed], title: str) -> None:
     """Quality over size: the linear probe's AUROC of every encoder with its interval; random weights are hollow."""
     figure, (axes, names) = _figure(1, 2, (11, max(4.5, 1.5 + 0.32 * len(rows))), title)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pathovit.errors import SettingsError, SlideOpenError
-from pathovit.files import FLAT_SUFFIXES
+from pathovit.files import FLAT_SUFFIXES, open_patiently
 from pathovit.manifest import one_spelling, read_manifest, some
 from pathovit.slides.readers import RGB
 from pathovit.tables import NO_VALUE, Say, spelling
@@ -122,7 +122,7 @@ def read_pictures(paths: Sequence[Path], side: int, say: Say) -> RGB:
 
     def read(path: Path) -> tuple[tuple[int, int], RGB]:
         try:
-            with Image.open(path) as picture:
+            with open_patiently(path) as file, Image.open(file) as picture:
                 size, rgb = picture.size, picture.convert("RGB")
         except Exception as error:  # whatever a damaged file does to its decoder
             raise SlideOpenError(

@@ -145,13 +145,18 @@ def _nearest(features: Floats, truth: NDArray[np.int64], groups: NDArray[np.int6
     return found
 
 
-def judged(chance: Floats, tiles: LabelledTiles, seed: int) -> Metric:
+def nearest_score(features: NDArray[np.float32], tiles: LabelledTiles) -> float | None:
+    """AUROC of the nearest neighbours of other patients, from features (n, D)."""
+    return judged(_left_out(features.astype(np.float64), tiles, folds_of(tiles, 0), _nearest), tiles, 0, interval=False).value
+
+
+def judged(chance: Floats, tiles: LabelledTiles, seed: int, interval: bool = True) -> Metric:
     """AUROC with its interval over patients (or tiles, where these are not known); without one for fewer than 20."""
     known = np.isfinite(chance[:, 0])
     chance, truth, groups = chance[known], tiles.truth[known], tiles.groups[known]
     value = number_or_none(_auroc(truth, chance))
     _, group, counts = np.unique(groups, return_inverse=True, return_counts=True)
-    if len(counts) < FEWEST_FOR_INTERVAL:
+    if not interval or len(counts) < FEWEST_FOR_INTERVAL:
         return Metric(value)
     rows = np.split(np.argsort(group, kind="stable"), np.cumsum(counts)[:-1])
     drawn = (np.concatenate([rows[one] for one in chosen]) for chosen in draws(len(counts), seed))

@@ -1,0 +1,60 @@
+"""The network that is trained: features of images, and maps of where they lie."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pathovit.encoders.build import make_model
+from pathovit.encoders.pool import pool_tokens
+from pathovit.encoders.record import EncoderRecord
+from pathovit.errors import SettingsError
+
+
+class Backbone(nn.Module):
+    """A record's network behind its colours: images (B, 3, H, W) of 0 to 1.
+
+    Raises
+    ------
+    WeightsError : it cannot see images of this side
+    """
+
+    def __init__(self, record: EncoderRecord, side: int) -> None:
+        super().__init__()
+        self.record, self.side = record, side
+        self.network = make_model(record, side)
+        self.register_buffer("mean", torch.tensor(record.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(record.std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (B, D)."""
+        return pool_tokens(self.network, self._seen(images), self.record.pool)
+
+    def _seen(self, images: Tensor) -> Tensor:
+        mean, std = self.get_buffer("mean"), self.get_buffer("std")
+        return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+
+    def maps(self, images: Tensor) -> Tensor:
+        """Features by place, (B, D, h, w).
+
+        Raises
+        ------
+        SettingsError : its architecture does not give them
+        """
+        seen = self._seen(images)
+        tokens = getattr(self.network, "tokens", None)  # of the bundled architecture
+        if tokens is None and self.record.pool == "direct":
+            raise SettingsError(f"{self.record.arch} gives no features by place, which mae needs. Use --method dino or distil.")
+        found: Tensor = tokens(seen) if tokens is not None else self.network.forward_features(seen)  # type: ignore[operator]  # timm's
+        if found.ndim == 3:  # (B, T, D), perhaps with a CLS token and registers
+            found = found[:, int(getattr(self.network, "num_prefix_tokens", 0)) :]
+            side = round(found.shape[1] ** 0.5)
+            return found.transpose(1, 2).reshape(len(found), -1, side, side)
+        return found.permute(0, 3, 1, 2) if found.shape[1] == found.shape[2] else found  # (B, h, w, D) of Swin
+
+
+def width_of(backbone: Backbone) -> tuple[int, int]:
+    """Numbers of a feature by place, and pixels from one place to the next."""
+    with torch.no_grad():
+        found = backbone.eval().maps(torch.zeros(1, 3, backbone.side, backbone.side))
+    return found.shape[1], backbone.side // found.shape[2]

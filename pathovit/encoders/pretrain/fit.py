@@ -1,0 +1,226 @@
+"""Steps of a pretraining, one after the other; a killed one goes on to the same weights. On several devices under torchrun."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pathovit.encoders.encoder import Encoder
+from pathovit.encoders.pretrain.augment import to_images
+from pathovit.encoders.pretrain.backbone import Backbone
+from pathovit.encoders.pretrain.methods import Dino, Distil, Mae, Method
+from pathovit.encoders.pretrain.tiles import Batch, TileStream
+from pathovit.encoders.record import EncoderRecord
+from pathovit.errors import SettingsError
+from pathovit.files import write_atomically
+from pathovit.machine import keep_freed_memory, pick_device, pick_precision
+
+METHODS = ("distil", "dino", "mae")
+LOOK_TILES = 256  # from which the spread of a teacher's features is learned
+FAR = 1_000_003  # a step that no training reaches: of these tiles
+LOOKS = 20  # lines of the history
+Line = dict[str, float]
+State = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """How an encoder is trained without labels."""
+
+    method: str = "distil"
+    steps: int = 2000
+    batch_tiles: int = 32
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.04
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise SettingsError(f"--method {self.method!r}, expected {', '.join(METHODS)}.")
+        for name in ("steps", "batch_tiles"):
+            if getattr(self, name) < 2:
+                raise SettingsError(f"--{name.replace('_', '-')} is {getattr(self, name)}, expected at least 2.")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What came of it."""
+
+    backbone: Backbone
+    history: list[Line]
+
+
+def pretrain(
+    record: EncoderRecord, side: int, start: Callable[[nn.Module], None], stream: TileStream, teacher: Encoder | None,
+    settings: PretrainSettings, known: str, checkpoint: Path, on_line: Callable[[Line], None], score: Callable[[Backbone], float | None],
+) -> Pretrained:  # fmt: skip
+    """Train a network on tiles of slides.
+
+    Parameters
+    ----------
+    side : of the tiles
+    start : gives the network its first weights; or leaves them to chance
+    teacher : for distil
+    known : digest of everything else that determines the weights: slides, teacher, start
+    checkpoint : the same call goes on from it. It is left for the caller to remove.
+    score : how good the network is at a moment, if that can be told
+
+    Raises
+    ------
+    SettingsError : the method does not fit the network, or the loss is no longer a number
+    """
+    keep_freed_memory()
+    with torch.random.fork_rng(), _together() as (rank, ranks):
+        torch.manual_seed(settings.seed)
+        device = pick_device(settings.device)
+        backbone = Backbone(record, side)
+        start(backbone.network)
+        method = _method(settings.method, backbone, teacher).to(device)
+        optimizer = torch.optim.AdamW(_groups(method, settings.weight_decay), settings.learning_rate)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, settings.steps))
+        state = {"method": method, "optimizer": optimizer, "schedule": schedule}
+        key = hashlib.sha256(
+            json.dumps([asdict(settings), asdict(record), side, known, ranks], sort_keys=True).encode()
+        ).hexdigest()
+        done, history = _restore(checkpoint, state, key, device)
+        if not done and teacher is not None:
+            method.look(_told(teacher, stream.batch(FAR, LOOK_TILES)).to(device))
+        for line in history if rank == 0 else ():
+            on_line(line)
+        whole: nn.Module = DistributedDataParallel(method, find_unused_parameters=True) if ranks > 1 else method
+        dtype = pick_precision(settings.precision, device)
+        every = max(1, settings.steps // LOOKS)
+        total, since, begun = 0.0, done, time.monotonic()
+        for batch in stream.batches(done, settings.steps, settings.batch_tiles * ranks):
+            torch.manual_seed(settings.seed * FAR + batch.step * ranks + rank)
+            method.train()
+            mine = slice(rank * settings.batch_tiles, (rank + 1) * settings.batch_tiles)
+            wanted = _told(teacher, batch)[mine] if teacher is not None else torch.empty(0)
+            images = to_images(torch.from_numpy(batch.pixels[mine]).to(device))
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                loss = whole(images, wanted.to(device))
+            loss.backward()
+            nn.utils.clip_grad_norm_(method.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+            method.after_step((batch.step + 1) / settings.steps)
+            total += loss.item()
+            step = batch.step + 1
+            if not np.isfinite(total):
+                raise SettingsError(f"Step {step}: the loss is no longer a number. Lower --learning-rate.")
+            if step % every and step != settings.steps:
+                continue
+            if rank == 0:
+                tiles_s = settings.batch_tiles * ranks * (step - since) / (time.monotonic() - begun)
+                line = {
+                    "step": step,
+                    "loss": total / (step - since),
+                    "learning_rate": float(schedule.get_last_lr()[0]),
+                    "tiles_per_s": tiles_s,
+                }
+                found = score(method.learned.eval())
+                history.append(line if found is None else line | {"nearest": found})
+                on_line(history[-1])
+                _keep(checkpoint, state, key, step, history)
+            total, since, begun = 0.0, step, time.monotonic()
+        return Pretrained(method.learned.eval().cpu(), history)
+
+
+def _told(teacher: Encoder, batch: Batch) -> Tensor:
+    """A teacher's features of the tiles of a step. They are asked for anew each time: their last bits depend on their company."""
+    size = teacher.batch_tiles
+    return torch.from_numpy(
+        np.concatenate([teacher.embed(batch.pixels[at : at + size]) for at in range(0, len(batch.pixels), size)])
+    )
+
+
+def rate(step: int, steps: int) -> float:
+    """Share of the learning rate: up over the first twentieth, then down along a cosine."""
+    warm = max(1, steps // 20)
+    return (step + 1) / (warm + 1) if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def _method(name: str, backbone: Backbone, teacher: Encoder | None) -> Method:
+    if name == "distil":
+        if teacher is None:
+            raise SettingsError("--method distil learns from another encoder: name it with --teacher.")
+        return Distil(backbone, teacher.dim)
+    if name == "dino":
+        return Dino(backbone, _local_side(backbone))
+    return Mae(backbone)
+
+
+def _local_side(backbone: Backbone) -> int:
+    """About half the side, where the network sees several sizes; else the whole."""
+    step = backbone.record.multiple_px
+    half = max(step, backbone.side // 2 // step * step)
+    try:
+        with torch.no_grad():
+            backbone.eval()(torch.zeros(1, 3, half, half))
+    except Exception:  # networks say in many ways that a size is not theirs
+        return backbone.side
+    return half
+
+
+def _groups(method: nn.Module, weight_decay: float) -> list[Any]:
+    """Parameters that decay, and vectors, which do not."""
+    free = [p for p in method.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in free if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in free if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[tuple[int, int]]:
+    """Rank, and how many there are: under torchrun several processes, with a device each, learn as one."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks == 1:
+        yield 0, 1
+        return
+    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        yield torch.distributed.get_rank(), ranks
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _keep(path: Path, state: State, key: str, step: int, history: list[Line]) -> None:
+    buffer = io.BytesIO()
+    torch.save(
+        {"key": key, "step": step, "history": history, **{name: part.state_dict() for name, part in state.items()}}, buffer
+    )
+    write_atomically(path, buffer.getvalue())
+
+
+def _restore(path: Path, state: State, key: str, device: torch.device) -> tuple[int, list[Line]]:
+    """Put the state of a checkpoint back, and the steps that were done; none where it is of another training."""
+    if not path.is_file():
+        return 0, []
+    kept = torch.load(path, map_location=device, weights_only=True)
+    if kept["key"] != key:
+        raise SettingsError(
+            f"{path.parent}: a pretraining by other settings or on other slides was begun there. Choose another --out, or remove {path.name}."
+        )
+    for name, part in state.items():
+        part.load_state_dict(kept[name])
+    return int(kept["step"]), list(kept["history"])

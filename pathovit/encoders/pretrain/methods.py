@@ -1,0 +1,146 @@
+"""Three ways to learn from tiles without labels; each is a module whose forward pass is its loss.
+
+distil  the features of a teacher, which sees the tile as it is, from a tile that was altered
+dino    one view of a tile says what a slowly moving average of the network says of another (Caron et al., ICCV 2021)
+mae     pixels of places that were covered (He et al., CVPR 2022), in the form that every architecture takes (SimMIM, Xie et al., CVPR 2022)
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pathovit.encoders.pretrain.augment import altered, views
+from pathovit.encoders.pretrain.backbone import Backbone, width_of
+
+COVERED, PLACE_PX = 0.6, 32  # share of the image, and side of what is covered together
+PROTOTYPES, HIDDEN, BOTTLENECK = 2048, 512, 128
+STUDENT_TEMPERATURE, TEACHER_TEMPERATURE, CENTRE_MOMENTUM = 0.1, 0.05, 0.9
+LOCAL_VIEWS = 2
+GLOBAL, LOCAL = (0.4, 1.0), (0.1, 0.4)
+
+
+class Method(nn.Module):
+    """A backbone, and what is trained with it."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    @property
+    def learned(self) -> Backbone:
+        """The network that comes out of it."""
+        return self.backbone
+
+    def after_step(self, progress: float) -> None:
+        """What changes beside the gradient; `progress` is the share of all steps."""
+
+    def look(self, targets: Tensor) -> None:
+        """Know the spread of what is to be predicted, before the first step."""
+
+
+class Distil(Method):
+    def __init__(self, backbone: Backbone, dim: int) -> None:
+        super().__init__(backbone)
+        self.head = nn.Linear(backbone.record.dim, dim)
+        self.register_buffer("centre", torch.zeros(dim))
+        self.register_buffer("spread", torch.ones(dim))
+
+    def look(self, targets: Tensor) -> None:
+        self.get_buffer("centre").copy_(targets.mean(0))
+        self.get_buffer("spread").copy_(targets.std(0).clamp_min(1e-4))
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Loss of images (B, 3, H, W) and the teacher's features of them (B, T)."""
+        wanted = (targets - self.get_buffer("centre")) / self.get_buffer("spread")
+        found = self.head(self.backbone(views(altered(images), images.shape[-1], (0.8, 1.0))).float())
+        angle = 1 - functional.cosine_similarity(found, wanted).mean()
+        return functional.smooth_l1_loss(found, wanted) + angle
+
+
+class Projector(nn.Module):
+    """Features to the chance of each prototype, as logits."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(dim, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, BOTTLENECK)
+        )
+        self.prototypes = nn.Parameter(torch.randn(PROTOTYPES, BOTTLENECK))
+
+    def forward(self, features: Tensor) -> Tensor:
+        along = functional.normalize(self.layers(features), dim=-1)
+        return along @ functional.normalize(self.prototypes, dim=-1).T
+
+
+class Dino(Method):
+    def __init__(self, backbone: Backbone, local_px: int) -> None:
+        super().__init__(backbone)
+        self.head = Projector(backbone.record.dim)
+        self.teacher, self.teacher_head = copy.deepcopy(backbone), copy.deepcopy(self.head)
+        self.teacher.requires_grad_(False)
+        self.teacher_head.requires_grad_(False)
+        self.local_px = local_px
+        self.register_buffer("centre", torch.zeros(1, PROTOTYPES))
+
+    @property
+    def learned(self) -> Backbone:
+        return self.teacher
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Loss of images (B, 3, H, W)."""
+        side = images.shape[-1]
+        seen = [views(altered(images), side, GLOBAL) for _ in range(2)]
+        small = [views(altered(images), self.local_px, LOCAL) for _ in range(LOCAL_VIEWS)]
+        centre = self.get_buffer("centre")
+        with torch.no_grad():
+            told = [self.teacher_head(self.teacher(view).float()) for view in seen]
+            wanted = [functional.softmax((one - centre) / TEACHER_TEMPERATURE, dim=-1) for one in told]
+        if self.training:
+            new = torch.cat(told).mean(0, keepdim=True)
+            if torch.distributed.is_initialized():
+                torch.distributed.all_reduce(new)
+                new = new / torch.distributed.get_world_size()
+            centre.mul_(CENTRE_MOMENTUM).add_(new, alpha=1 - CENTRE_MOMENTUM)
+        losses = []
+        for place, view in enumerate([*seen, *small]):
+            said = functional.log_softmax(self.head(self.backbone(view).float()) / STUDENT_TEMPERATURE, dim=-1)
+            losses += [-(want * said).sum(-1).mean() for other, want in enumerate(wanted) if other != place]
+        return torch.stack(losses).mean()
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        momentum = 1 - 0.01 * (1 + math.cos(math.pi * progress)) / 2  # 0.99 to 1
+        for kept, new in ((self.teacher, self.backbone), (self.teacher_head, self.head)):
+            for old, now in zip(kept.parameters(), new.parameters(), strict=True):
+                old.lerp_(now, 1 - momentum)
+            for held, fresh in zip(kept.buffers(), new.buffers(), strict=True):
+                held.copy_(fresh)
+
+
+class Mae(Method):
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__(backbone)
+        width, self.stride = width_of(backbone)
+        self.head = nn.Conv2d(width, 3 * self.stride**2, 1)
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Loss of images (B, 3, H, W): of pixels that were covered, less the mean of their place, by its spread."""
+        images = views(images, images.shape[-1], (0.5, 1.0))
+        count, _, side, _ = images.shape
+        places = side // PLACE_PX if side % PLACE_PX == 0 else side // self.stride
+        covered = torch.rand(count, 1, places, places, device=images.device) < COVERED
+        covered = functional.interpolate(covered.float(), (side, side), mode="nearest")
+        grey = self.backbone.get_buffer("mean")
+        found = functional.pixel_shuffle(
+            self.head(self.backbone.maps(torch.where(covered > 0, grey, images)).float()), self.stride
+        )
+        mean = functional.avg_pool2d(images, self.stride)
+        spread = (functional.avg_pool2d(images**2, self.stride) - mean**2).clamp_min(1e-4).sqrt()
+        mean, spread = (functional.interpolate(value, (side, side), mode="nearest") for value in (mean, spread))
+        wrong = (found - (images - mean) / spread).abs() * covered
+        return wrong.sum() / (3 * covered.sum()).clamp_min(1)

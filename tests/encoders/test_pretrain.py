@@ -1,0 +1,188 @@
+"""An encoder trained on slides without labels: it learns, goes on after a kill to the same weights, and serves as any other."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command import pathovit
+from made_tiles import write_tiles
+
+from pathovit.encoders import RECORDS, known_record, load_encoder
+from pathovit.encoders.pretrain.augment import altered, to_images, views
+from pathovit.encoders.pretrain.backbone import Backbone, width_of
+from pathovit.encoders.pretrain.fit import Line, PretrainSettings, pretrain
+from pathovit.encoders.pretrain.tiles import TileStream
+from pathovit.errors import NoSlidesError, SettingsError
+from pathovit.outputs.folder import OutFolder
+from pathovit.run.plan import SlideJob
+from pathovit.settings import Settings
+
+SIDE = 64
+SMALL = replace(RECORDS["reference"], tile_px=SIDE)
+COMMON = ("--tile-px", SIDE, "--steps", 6, "--batch-tiles", 4, "--device", "cpu")
+
+
+@pytest.fixture
+def stream(slides: list[Path]) -> Iterator[TileStream]:
+    made = TileStream([SlideJob(path) for path in slides[:2]], SIDE, [1.0, 2.0], Settings(), 2, 0, lambda text: None)
+    yield made
+    made.close()
+
+
+def test_the_same_step_has_the_same_tiles_at_every_resolution(stream: TileStream) -> None:
+    first, again, other = stream.batch(3, 16), stream.batch(3, 16), stream.batch(4, 16)
+    assert np.array_equal(first.pixels, again.pixels)
+    assert first.which == again.which != other.which
+    assert first.pixels.shape == (16, SIDE, SIDE, 3)
+    assert {resolution for _, resolution, _ in first.which} == {0, 1}
+    in_order = [batch.step for batch in stream.batches(2, 6, 4)]
+    assert in_order == [2, 3, 4, 5]
+    assert np.array_equal(next(stream.batches(3, 4, 16)).pixels, first.pixels)
+
+
+def test_a_slide_that_cannot_be_read_is_left_out_and_said(slides: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "page.svs").write_text("<html>")
+    said: list[str] = []
+    jobs = [SlideJob(tmp_path / "page.svs"), SlideJob(slides[0])]
+    made = TileStream(jobs, SIDE, [1.0], Settings(), 1, 0, said.append)
+    assert made.slides == 1
+    assert "page.svs" in said[0]
+    made.close()
+    with pytest.raises(NoSlidesError):
+        TileStream(jobs[:1], SIDE, [1.0], Settings(), 1, 0, said.append)
+
+
+def test_images_are_altered_and_stay_images() -> None:
+    torch.manual_seed(0)
+    images = to_images(torch.randint(0, 256, (4, SIDE, SIDE, 3), dtype=torch.uint8))
+    for found in (altered(images), views(images, 32, (0.2, 0.5)), views(images, SIDE, (0.99, 1.0))):
+        assert found.min() >= 0
+        assert found.max() <= 1 + 1e-6
+    assert not torch.allclose(altered(images), images, atol=0.02)
+    torch.manual_seed(3)
+    whole = views(images, SIDE, (1.0, 1.0))  # turned and mirrored alone: every pixel is kept
+    assert torch.allclose(whole.flatten(2).sort(-1).values, images.flatten(2).sort(-1).values, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "expected"), [("reference", 96, (256, 16)), ("swin_tiny", 224, (768, 32)), ("vit_small", 224, (384, 16)), ("resnet50", 224, (2048, 32))]
+)  # fmt: skip
+def test_every_family_gives_features_by_place(name: str, side: int, expected: tuple[int, int]) -> None:
+    assert width_of(Backbone(RECORDS[name], side)) == expected
+
+
+class Killed(Exception):
+    """As if the process had ended here."""
+
+
+def weights_after(stream: TileStream, method: str, checkpoint: Path, kills: tuple[int, ...] = ()) -> list[torch.Tensor]:
+    teacher = load_encoder("reference", device="cpu", precision="fp32", tile_px=SIDE) if method == "distil" else None
+    settings = PretrainSettings(method, 8, 4, device="cpu", precision="fp32")
+    left = list(kills)
+
+    def on_line(line: Line) -> None:
+        if left and line["step"] == left[0]:
+            left.pop(0)
+            raise Killed
+
+    while True:
+        try:
+            found = pretrain(
+                SMALL, SIDE, lambda network: None, stream, teacher, settings, "", checkpoint, on_line, lambda backbone: None
+            )
+        except Killed:
+            continue
+        assert [line["step"] for line in found.history] == list(range(1, 9))
+        return [tensor for tensor in found.backbone.network.state_dict().values() if tensor.is_floating_point()]
+
+
+@pytest.mark.parametrize("method", ["distil", "dino", "mae"])
+def test_a_killed_one_goes_on_to_the_same_weights(stream: TileStream, method: str, tmp_path: Path) -> None:
+    whole = weights_after(stream, method, tmp_path / "a.pt")
+    killed = weights_after(stream, method, tmp_path / "b.pt", kills=(1, 4, 7))
+    assert all(torch.equal(a, b) for a, b in zip(whole, killed, strict=True))
+
+
+def test_what_a_teacher_knows_is_learned(stream: TileStream, tmp_path: Path) -> None:
+    teacher = load_encoder("reference", device="cpu", precision="fp32", tile_px=SIDE)
+    settings = PretrainSettings("distil", 40, 8, device="cpu", precision="fp32")
+    found = pretrain(
+        SMALL, SIDE, lambda network: None, stream, teacher, settings, "", tmp_path / "c.pt", lambda line: None, lambda b: None
+    )
+    assert np.mean([line["loss"] for line in found.history[-3:]]) < 0.9 * found.history[0]["loss"]
+
+
+@pytest.mark.parametrize("method", ["distil", "dino", "mae"])
+def test_the_command_makes_an_encoder_that_serves_as_any_other(slides: list[Path], tmp_path: Path, method: str) -> None:
+    made, table = tmp_path / "My encoder", write_tiles(tmp_path / "tiles", 4)
+    teacher = ("--teacher", "reference") if method == "distil" else ()
+    done = pathovit("pretrain", *slides[:2], "--method", method, *teacher, *COMMON, "--probe", table, "--out", made)
+    assert done.returncode == 0, done.stderr
+    record = known_record(str(made))
+    assert (record.name, record.tile_px, record.dim) == ("my-encoder", SIDE, 256)
+    assert ("taught by reference (Apache-2.0)" in record.licence) == (method == "distil")
+    about = json.loads((made / "pretrain.json").read_text())
+    assert all(0 <= line["nearest"] <= 1 for line in about["history"])
+    assert str(slides[0].stem) not in (made / "pretrain.json").read_text()  # slides are named nowhere
+    assert (made / "pretrain.png").stat().st_size > 5_000
+    assert not (made / ".pretrain.pt").exists()
+    done = pathovit("embed", slides[0], "--encoder", made, "--max-tiles", 8, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    (slide,) = OutFolder(tmp_path / "out").embedded()
+    assert slide.recipe.encoder["encoder"] == "my-encoder"
+    again = pathovit("pretrain", slides[0], "--method", method, *teacher, *COMMON, "--out", made)
+    assert (again.returncode, "there is an encoder here already" in again.stderr) == (2, True)
+
+
+def test_two_processes_learn_as_one(slides: list[Path], tmp_path: Path) -> None:
+    made = tmp_path / "two"
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        "29517",
+        "-m",
+        "pathovit",
+        "pretrain",
+    ]
+    given = [slides[0], "--method", "dino", *COMMON, "--out", made]
+    done = subprocess.run(
+        [*command, *map(str, given)], capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("step 6: loss") == 1
+    assert known_record(str(made)).dim == 256
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--method", "distil"), "name it with --teacher"),
+        (("--method", "simclr"), "expected distil, dino, mae"),
+        (("--method", "mae", "--architecture", "keep"), "gives no features by place"),
+        (("--method", "dino", "--steps", 1), "--steps is 1"),
+        (("--method", "dino", "--start", "none.safetensors"), "there is no such weights file"),
+    ],
+)
+def test_what_cannot_be_is_told(slides: list[Path], tmp_path: Path, given: tuple[object, ...], said: str) -> None:
+    done = pathovit("pretrain", slides[0], *given, "--out", tmp_path / "made")
+    assert (done.returncode, done.stderr.count("Traceback")) == (2, 0), done.stderr
+    assert said in done.stderr
+
+
+def test_another_training_in_the_same_folder_is_refused(stream: TileStream, tmp_path: Path) -> None:
+    weights_after(stream, "mae", tmp_path / "a.pt")
+    with pytest.raises(SettingsError, match="by other settings or on other slides was begun there"):
+        weights_after(stream, "dino", tmp_path / "a.pt")
