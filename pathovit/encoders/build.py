@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 REFERENCE_ARCH = "pathovit-reference"
+UNFIT = (AssertionError, RuntimeError, ValueError)  # what networks raise for a size that is not theirs
 LAYERS = ("timm.layers.SwiGLUPacked", "torch.nn.SiLU")  # that a record may name
 
 
@@ -88,7 +89,7 @@ def _require_fit(record: EncoderRecord, model_px: int) -> None:
     try:
         with torch.device("meta"):
             pool_tokens(_build(record, model_px).eval(), torch.empty(1, 3, model_px, model_px), record.pool)
-    except Exception as error:  # whatever it is: this network does not see such tiles
+    except UNFIT as error:
         raise WeightsError(
             f"Encoder {record.name!r}: {record.arch} cannot see tiles of {model_px} px as they are ({str(error).splitlines()[0]}). "
             f"Without :resample in its name they are resized to {record.tile_px} px."

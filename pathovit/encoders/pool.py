@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -16,10 +16,11 @@ def pool_tokens(model: nn.Module, images: torch.Tensor, pool: str) -> torch.Tens
     if pool == "direct":
         direct: torch.Tensor = model(images)
         return direct
-    tokens = model.forward_features(images)  # type: ignore[operator]  # every timm model has it
+    network: Any = model  # timm's, each of which has these two
+    tokens: torch.Tensor = network.forward_features(images)
     if pool == "head":
-        pooled: torch.Tensor = model.forward_head(tokens, pre_logits=True)  # type: ignore[operator]
+        pooled: torch.Tensor = network.forward_head(tokens, pre_logits=True)
         return pooled
-    parts = {"cls": tokens[:, 0], "mean": tokens[:, model.num_prefix_tokens :].mean(1)}
+    parts = {"cls": tokens[:, 0], "mean": tokens[:, network.num_prefix_tokens :].mean(1)}
     norm = getattr(model, "fc_norm", torch.nn.Identity())  # where tokens are normed after they are pooled
     return torch.cat([norm(parts[name]) for name in pool.split("_")], dim=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,14 @@ from pathovit.text import counted
 
 PICTURES = (*FLAT_SUFFIXES, ".tif", ".tiff", ".bmp")
 READERS = 4
+TORN = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)  # what Pillow raises for damaged files
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,7 @@ def _of_table(given: Path, label: str, say: Say) -> list[tuple[Path, str, str | 
     found, absent, moved, without = [], [], 0, 0
     for row in read_manifest(given, say, [label]):
         name = row.label(label)
-        if name is None or plain_value(name) in NO_VALUE:
+        if not name or name.casefold() in NO_VALUE:
             without += 1
             continue
         path = _existing(row.slide, given.parent)
@@ -95,10 +104,6 @@ def _of_table(given: Path, label: str, say: Say) -> list[tuple[Path, str, str | 
     if without:
         say(f"{counted(without, 'tile')} without a label left out")
     return found
-
-
-def plain_value(text: str) -> str:
-    return text.strip().lower()
 
 
 def _existing(path: Path, base: Path) -> Path | None:
@@ -124,7 +129,7 @@ def read_pictures(paths: Sequence[Path], side: int, say: Say) -> RGB:
         try:
             with open_patiently(path) as file, Image.open(file) as picture:
                 size, rgb = picture.size, picture.convert("RGB")
-        except Exception as error:  # whatever a damaged file does to its decoder
+        except TORN as error:
             raise SlideOpenError(
                 path, f"it cannot be read as a picture ({error}). Remove it from the table, or copy it again."
             ) from error

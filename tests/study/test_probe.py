@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,6 +111,15 @@ def test_a_table_that_was_moved_is_understood_and_said(tmp_path: Path) -> None:
     assert any("found beside tiles.csv" in line for line in said)
 
 
+def test_tiles_without_a_label_are_left_out_and_said(tmp_path: Path) -> None:
+    table = write_tiles(tmp_path / "tiles", 2)
+    table.write_text(table.read_text().replace("normal,", ",", 1).replace("tumour,", "N/A,", 1))
+    said: list[str] = []
+    found = find_tiles(table, "label", said.append)
+    assert (len(found), found.classes) == (14, ("normal", "tumour"))
+    assert "2 tiles without a label left out" in said
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -118,9 +128,9 @@ def test_a_table_that_was_moved_is_understood_and_said(tmp_path: Path) -> None:
         (lambda text: text.replace("label", "diagnosis"), "no tile has a value in column 'label'"),
     ],
 )
-def test_a_table_that_cannot_be_used_is_told(tmp_path: Path, change: object, said: str) -> None:
+def test_a_table_that_cannot_be_used_is_told(tmp_path: Path, change: Callable[[str], str], said: str) -> None:
     table = write_tiles(tmp_path / "tiles", 3)
-    table.write_text(change(table.read_text()))  # type: ignore[operator]  # a function
+    table.write_text(change(table.read_text()))
     done = pathovit("probe", table, "--out", tmp_path / "out")
     assert (done.returncode, done.stderr.count("Traceback")) == (2, 0), done.stderr
     assert said in done.stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -45,7 +47,8 @@ class Backbone(nn.Module):
         tokens = getattr(self.network, "tokens", None)  # of the bundled architecture
         if tokens is None and self.record.pool == "direct":
             raise SettingsError(f"{self.record.arch} gives no features by place, which mae needs. Use --method dino or distil.")
-        found: Tensor = tokens(seen) if tokens is not None else self.network.forward_features(seen)  # type: ignore[operator]  # timm's
+        network: Any = self.network
+        found: Tensor = tokens(seen) if tokens is not None else network.forward_features(seen)
         if found.ndim == 3:  # (B, T, D), perhaps with a CLS token and registers
             found = found[:, int(getattr(self.network, "num_prefix_tokens", 0)) :]
             side = round(found.shape[1] ** 0.5)

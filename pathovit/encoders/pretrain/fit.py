@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pathovit.encoders.build import UNFIT
 from pathovit.encoders.encoder import Encoder
 from pathovit.encoders.pretrain.augment import to_images
 from pathovit.encoders.pretrain.backbone import Backbone
@@ -174,7 +175,7 @@ def _local_side(backbone: Backbone) -> int:
     try:
         with torch.no_grad():
             backbone.eval()(torch.zeros(1, 3, half, half))
-    except Exception:  # networks say in many ways that a size is not theirs
+    except UNFIT:
         return backbone.side
     return half
 
