@@ -1,4 +1,4 @@
-"""pathovit encoders: the table; fetch and convert weights."""
+"""pathovit encoders: the table; fetch and convert weights; export for machines without torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.table import Table
 from pathovit.cli import options
 from pathovit.cli.app import app
 
-encoders = typer.Typer(help="List encoders; fetch or convert their weights.", invoke_without_command=True, no_args_is_help=False)
+encoders = typer.Typer(help="List encoders; fetch, convert or export them.", invoke_without_command=True, no_args_is_help=False)
 app.add_typer(encoders, name="encoders")
 
 
@@ -98,3 +98,42 @@ def convert(
     from pathovit.encoders.weights import convert_weights
 
     typer.echo(f"{target}: {convert_weights(source, target)} tensors")
+
+
+@encoders.command()
+def export(
+    name: Annotated[str, typer.Argument(help="An encoder of the table, a timm name or a folder.")],
+    to: Annotated[str, typer.Option("--to", help="Its form: onnx.")] = "onnx",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write.  \\[default: NAME-PRECISION.onnx]")] = None,
+    precision: Annotated[str, typer.Option("--precision", help="fp32, fp16 or int8.")] = "fp32",
+    tiles: Annotated[
+        Path | None, typer.Option("--tiles", help="Folder of pictures of tiles: what int8 is fitted to, and all are checked on.")
+    ] = None,
+    weights: options.Weights = None,
+    tile_px: Annotated[int | None, typer.Option("--tile-px", help="Tile side.  \\[default: the encoder's own]")] = None,
+) -> None:
+    """Write an encoder as a graph for ONNX Runtime, TensorRT or OpenVINO, checked against torch."""
+    import numpy as np
+
+    from pathovit.encoders import load_encoder
+    from pathovit.encoders.onnx_graph import ALIKE, MOST_TILES, export_onnx
+    from pathovit.errors import SettingsError
+    from pathovit.study.labelled_tiles import pictures_in, read_pictures
+
+    if to != "onnx":
+        raise SettingsError(f"--to {to!r}, expected onnx.")
+    encoder = load_encoder(name, weights, "cpu", "fp32", tile_px)
+    seen = None
+    if tiles is not None:
+        if not (paths := pictures_in(tiles)):
+            raise SettingsError(f"--tiles {tiles}: there is no picture in it.")
+        some = np.linspace(0, len(paths) - 1, min(len(paths), MOST_TILES)).astype(int)
+        seen = read_pictures([paths[place] for place in some], encoder.tile_px, options.note)
+    path = out or Path(f"{encoder.name.replace(':', '-')}-{precision}.onnx")
+    checked = export_onnx(encoder, path, precision, seen)
+    typer.echo(
+        f"{path}: {path.stat().st_size / 1e6:,.1f} MB, licence {encoder.record.licence}\n  beside torch in fp32, on {checked.tiles} tiles of {checked.of}: "
+        f"worst cosine {checked.cosine_worst:.5f}, largest difference {checked.difference:.2%} of the largest feature"
+    )
+    if checked.cosine_worst < ALIKE:
+        options.note("these are other features than those in fp32: train and predict with features of one and the same graph")

@@ -1,4 +1,4 @@
-"""An encoder compiled for the CPU by OpenVINO. The one door to OpenVINO and NNCF, which are an extra.
+"""An encoder compiled for the CPU by OpenVINO. The one door to OpenVINO, which is an extra.
 
 bf16 rounds as torch does. int8 stores the weights of linear layers in 8 bits and rounds what flows into them to 8 bits
 as it comes, row by row, so that no tiles are needed to calibrate it and features do not depend on any.
@@ -6,8 +6,6 @@ as it comes, row by row, so that no tiles are needed to calibrate it and feature
 
 from __future__ import annotations
 
-import contextlib
-import io
 import threading
 import warnings
 from dataclasses import replace
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pathovit.encoders.int8 import weights_in_int8
 from pathovit.errors import SettingsError
 from pathovit.machine import pick_precision
 
@@ -62,7 +61,7 @@ def compile_encoder(encoder: Encoder, precision: str) -> Encoder:
         raise SettingsError(f"--engine openvino: it cannot take {encoder.name!r} ({error}). Use --engine torch.") from error
     options: dict[str, Any] = {"NUM_STREAMS": encoder.lanes, "INFERENCE_NUM_THREADS": encoder.cores}
     if precision == "int8":
-        graph = _with_int8_weights(graph)
+        graph = weights_in_int8(graph)
         options |= {"INFERENCE_PRECISION_HINT": "bf16", "DYNAMIC_QUANTIZATION_GROUP_SIZE": INT8_GROUP}
         said = "int8"
     else:
@@ -78,13 +77,3 @@ def compile_encoder(encoder: Encoder, precision: str) -> Encoder:
         return np.array(of_thread.request.infer([tiles])[0], np.float32)
 
     return replace(encoder, precision=said, engine="openvino", compiled=run)
-
-
-def _with_int8_weights(graph: Any) -> Any:
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it draws progress bars
-            import nncf
-
-            return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_ASYM)
-    except ImportError as error:
-        raise SettingsError('--precision int8: NNCF is not installed. pip install "pathovit[openvino]"') from error

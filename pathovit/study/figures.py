@@ -154,6 +154,7 @@ def probe_picture(path: Path, rows: Sequence[Probed], title: str) -> None:
     """Quality over size: the linear probe's AUROC of every encoder with its interval; random weights are hollow."""
     figure, (axes, names) = _figure(1, 2, (11, max(4.5, 1.5 + 0.32 * len(rows))), title)
     ranked = sorted(rows, key=lambda row: row.linear.value or 0)
+    sizes = [max(row.millions, 0.01) for row in rows]
     for place, row in enumerate(ranked):
         value, low, high = row.linear.value, row.linear.low, row.linear.high
         if value is None:
@@ -169,10 +170,16 @@ def probe_picture(path: Path, rows: Sequence[Probed], title: str) -> None:
             names.plot([low, high], [place] * 2, color=look["color"], linewidth=1)
         if row.nearest.value is not None:
             names.plot(row.nearest.value, place, marker="|", markersize=9, color=FAINT)
-        axes.annotate(_label(row.name), (max(row.millions, 0.01), value), xytext=(5, 4), textcoords="offset points", fontsize=7)
     axes.set(xscale="log", xlabel="million parameters", ylabel="AUROC of a linear probe, 95 % interval")
-    sizes = [max(row.millions, 0.01) for row in rows]
     axes.set_xlim(min(sizes) / 2, max(sizes) * 4)
+    axes.xaxis.get_major_locator().set_params(subs=(1, 2, 5))
+    line = 0.035 * (axes.get_ylim()[1] - axes.get_ylim()[0])
+    taken: list[tuple[float, float]] = []
+    for row in ranked:
+        if row.linear.value is not None:
+            at = np.log10(max(row.millions, 0.01))
+            taken.append((at, _free_height(taken, at, row.linear.value, line)))
+            axes.annotate(_label(row.name), (10**at * 1.08, taken[-1][1]), va="center", fontsize=7)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
     labels = [_label(row.name) + (", random weights" if row.weights == "random" else "") for row in ranked]
@@ -183,6 +190,13 @@ def probe_picture(path: Path, rows: Sequence[Probed], title: str) -> None:
         ylim=(-0.6, len(ranked) - 0.4),
     )
     save(figure, path)
+
+
+def _free_height(taken: Sequence[tuple[float, float]], column: float, height: float, line: float) -> float:
+    """The next height, upwards, at which a name of this height of `line` lies over no other; columns are log10 of a size."""
+    while any(abs(column - other) < 0.5 and abs(height - level) < line for other, level in taken):
+        height += line / 8
+    return height
 
 
 @own_style()

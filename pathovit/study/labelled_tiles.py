@@ -55,7 +55,9 @@ def find_tiles(given: Path, label: str, say: Say) -> LabelledTiles:
     """
     found: list[tuple[Path, str, str | None]]
     if given.is_dir():
-        found = [(path, folder.name, None) for folder in sorted(given.iterdir()) if folder.is_dir() for path in _pictures(folder)]
+        found = [
+            (path, folder.name, None) for folder in sorted(given.iterdir()) if folder.is_dir() for path in pictures_in(folder)
+        ]
         if not found:
             raise SettingsError(
                 f"{given}: there is no picture in its folders. Give a folder with a folder for each class, or a table of files and labels."
@@ -76,7 +78,8 @@ def find_tiles(given: Path, label: str, say: Say) -> LabelledTiles:
     return LabelledTiles(tuple(path for path, _, _ in found), classes, truth, groups, by_patient)
 
 
-def _pictures(folder: Path) -> list[Path]:
+def pictures_in(folder: Path) -> list[Path]:
+    """Files that are pictures, in a folder and those in it, sorted."""
     return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in PICTURES and path.is_file()]
 
 

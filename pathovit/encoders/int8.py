@@ -1,0 +1,69 @@
+"""Graphs in 8 bits. The one door to NNCF, which is an extra.
+
+`weights_in_int8` needs no tiles: what flows into a layer is rounded as it comes. `all_in_int8` fixes its ranges beforehand, on
+tiles, as hardware wants that has no time to look: channels that are far wider than the others are made narrower first, and the
+weights behind them wider (SmoothQuant, Xiao et al., ICML 2023); without that, features of a ViT keep a cosine of 0.33 at worst
+(docs/benchmarks.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from pathovit.errors import SettingsError
+from pathovit.slides.readers import RGB
+
+
+def weights_in_int8(graph: Any) -> Any:
+    """A graph of OpenVINO with the weights of its linear layers in 8 bits.
+
+    Raises
+    ------
+    SettingsError : NNCF is not installed
+    """
+    with _quiet():
+        nncf = _nncf("openvino")
+        return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_ASYM)
+
+
+def all_in_int8(graph: Any, tiles: RGB) -> Any:
+    """A graph of ONNX with weights and what flows into them in 8 bits, in ranges seen on tiles (N, side, side, 3). Zero points are zero.
+
+    Raises
+    ------
+    SettingsError : NNCF is not installed
+    """
+    with _quiet():
+        nncf = _nncf("onnx")
+        shown = nncf.Dataset(list(tiles), lambda tile: {"tiles": tile[None]})  # one by one: all between layers is held at a time
+        return nncf.quantize(
+            graph,
+            shown,
+            preset=nncf.QuantizationPreset.PERFORMANCE,
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(tiles),
+        )
+
+
+def _nncf(extra: str) -> Any:
+    try:
+        import nncf
+    except ImportError as error:
+        raise SettingsError(f'--precision int8: NNCF is not installed. pip install "pathovit[{extra}]"') from error
+    return nncf
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """It draws progress bars, and tells of every layer that it leaves as it is."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
