@@ -17,10 +17,11 @@ from command import pathovit
 from made_tiles import write_tiles
 
 from pathovit.encoders import RECORDS, known_record, load_encoder
+from pathovit.encoders.pretrain import fit
 from pathovit.encoders.pretrain.augment import altered, to_images, views
 from pathovit.encoders.pretrain.backbone import Backbone, width_of
 from pathovit.encoders.pretrain.fit import Line, PretrainSettings, pretrain
-from pathovit.encoders.pretrain.tiles import TileStream
+from pathovit.encoders.pretrain.tiles import Batch, TileStream
 from pathovit.errors import NoSlidesError, SettingsError
 from pathovit.outputs.folder import OutFolder
 from pathovit.run.plan import SlideJob
@@ -110,6 +111,37 @@ def test_a_killed_one_goes_on_to_the_same_weights(stream: TileStream, method: st
     whole = weights_after(stream, method, tmp_path / "a.pt")
     killed = weights_after(stream, method, tmp_path / "b.pt", kills=(1, 4, 7))
     assert all(torch.equal(a, b) for a, b in zip(whole, killed, strict=True))
+
+
+def test_work_between_two_lines_is_kept(stream: TileStream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By time: a line of the history can be hours after the one before it."""
+    monkeypatch.setattr(fit, "LOOKS", 2)
+    monkeypatch.setattr(fit, "KEEP_S", -1)
+    batches, begun, kills = TileStream.batches, [], [6]
+
+    def broken(self: TileStream, first: int, steps: int, count: int) -> Iterator[Batch]:
+        begun.append(first)
+        for batch in batches(self, first, steps, count):
+            if kills and batch.step == kills[0]:
+                kills.pop()
+                raise Killed
+            yield batch
+
+    settings = PretrainSettings("mae", 8, 4, device="cpu", precision="fp32")
+
+    def train(checkpoint: Path) -> fit.Pretrained:
+        return pretrain(SMALL, SIDE, lambda n: None, stream, None, settings, "", checkpoint, lambda line: None, lambda b: None)
+
+    whole = train(tmp_path / "a.pt")
+    monkeypatch.setattr(TileStream, "batches", broken)
+    with pytest.raises(Killed):
+        train(tmp_path / "b.pt")
+    killed = train(tmp_path / "b.pt")
+    assert begun == [0, 6]
+    assert [line["step"] for line in killed.history] == [4, 8]
+    assert [line["loss"] for line in killed.history] == [line["loss"] for line in whole.history]
+    for one, other in zip(whole.backbone.parameters(), killed.backbone.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_what_a_teacher_knows_is_learned(stream: TileStream, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ METHODS = ("distil", "dino", "mae")
 LOOK_TILES = 256  # from which the spread of a teacher's features is learned
 FAR = 1_000_003  # a step that no training reaches: of these tiles
 LOOKS = 20  # lines of the history
+KEEP_S = 300  # of work that is lost when it is killed, at most
 Line = dict[str, float]
 State = Mapping[str, Any]
 
@@ -99,7 +100,7 @@ def pretrain(
         key = hashlib.sha256(
             json.dumps([asdict(settings), asdict(record), side, known, ranks], sort_keys=True).encode()
         ).hexdigest()
-        done, history = _restore(checkpoint, state, key, device)
+        done, history, total = _restore(checkpoint, state, key, device)
         if not done and teacher is not None:
             method.look(_told(teacher, stream.batch(FAR, LOOK_TILES)).to(device))
         for line in history if rank == 0 else ():
@@ -107,7 +108,9 @@ def pretrain(
         whole: nn.Module = DistributedDataParallel(method, find_unused_parameters=True) if ranks > 1 else method
         dtype = pick_precision(settings.precision, device)
         every = max(1, settings.steps // LOOKS)
-        total, since, begun = 0.0, done, time.monotonic()
+        since = int(history[-1]["step"]) if history else 0
+        timed, begun = done, time.monotonic()  # step and moment from which speed is told
+        kept = begun
         for batch in stream.batches(done, settings.steps, settings.batch_tiles * ranks):
             torch.manual_seed(settings.seed * FAR + batch.step * ranks + rank)
             method.train()
@@ -126,21 +129,22 @@ def pretrain(
             step = batch.step + 1
             if not np.isfinite(total):
                 raise SettingsError(f"Step {step}: the loss is no longer a number. Lower --learning-rate.")
-            if step % every and step != settings.steps:
-                continue
-            if rank == 0:
-                tiles_s = settings.batch_tiles * ranks * (step - since) / (time.monotonic() - begun)
+            looked = step % every == 0 or step == settings.steps
+            if looked and rank == 0:
                 line = {
                     "step": step,
                     "loss": total / (step - since),
                     "learning_rate": float(schedule.get_last_lr()[0]),
-                    "tiles_per_s": tiles_s,
+                    "tiles_per_s": settings.batch_tiles * ranks * (step - timed) / (time.monotonic() - begun),
                 }
                 found = score(method.learned.eval())
                 history.append(line if found is None else line | {"nearest": found})
                 on_line(history[-1])
-                _keep(checkpoint, state, key, step, history)
-            total, since, begun = 0.0, step, time.monotonic()
+            if looked:
+                total, since, timed, begun = 0.0, step, step, time.monotonic()
+            if rank == 0 and (looked or time.monotonic() - kept > KEEP_S):
+                _keep(checkpoint, state, key, step, history, total)
+                kept = time.monotonic()
         return Pretrained(method.learned.eval().cpu(), history)
 
 
@@ -205,18 +209,18 @@ def _together() -> Iterator[tuple[int, int]]:
         torch.distributed.destroy_process_group()
 
 
-def _keep(path: Path, state: State, key: str, step: int, history: list[Line]) -> None:
+def _keep(path: Path, state: State, key: str, step: int, history: list[Line], total: float) -> None:
+    """`total` : loss of the steps since the last line of the history"""
     buffer = io.BytesIO()
-    torch.save(
-        {"key": key, "step": step, "history": history, **{name: part.state_dict() for name, part in state.items()}}, buffer
-    )
+    parts = {name: part.state_dict() for name, part in state.items()}
+    torch.save({"key": key, "step": step, "history": history, "total": total, **parts}, buffer)
     write_atomically(path, buffer.getvalue())
 
 
-def _restore(path: Path, state: State, key: str, device: torch.device) -> tuple[int, list[Line]]:
-    """Put the state of a checkpoint back, and the steps that were done; none where it is of another training."""
+def _restore(path: Path, state: State, key: str, device: torch.device) -> tuple[int, list[Line], float]:
+    """Put the state of a checkpoint back: steps that were done, their history, and the loss of those since its last line."""
     if not path.is_file():
-        return 0, []
+        return 0, [], 0.0
     kept = torch.load(path, map_location=device, weights_only=True)
     if kept["key"] != key:
         raise SettingsError(
@@ -224,4 +228,4 @@ def _restore(path: Path, state: State, key: str, device: torch.device) -> tuple[
         )
     for name, part in state.items():
         part.load_state_dict(kept[name])
-    return int(kept["step"]), list(kept["history"])
+    return int(kept["step"]), list(kept["history"]), float(kept["total"])
