@@ -110,7 +110,9 @@ def pretrain(
 
         checkpoint = out / ".pretrain.pt"
         try:
-            found = fit(record, side, begin, stream, taught_by, how, known.hexdigest(), checkpoint, _say, _scorer(probe, side))
+            found = fit(
+                record, side, begin, stream, taught_by, how, known.hexdigest(), checkpoint, _say, _scorer(probe, side, mpps[0])
+            )
         finally:
             stream.close()
         if not first:
@@ -139,18 +141,18 @@ def _say(line: dict[str, float]) -> None:
     sys.stderr.flush()
 
 
-def _scorer(table: Path | None, side: int) -> Callable[[Backbone], float | None]:
+def _scorer(table: Path | None, side: int, mpp: float) -> Callable[[Backbone], float | None]:
     """How well nearest neighbours of labelled tiles have their class; None where there are none."""
     if table is None:
         return lambda backbone: None
     import torch
 
     from pathovit.encoders.pretrain.augment import to_images
-    from pathovit.study.labelled_tiles import find_tiles, read_pictures
+    from pathovit.study.labelled_tiles import find_tiles
     from pathovit.study.probe import nearest_score
 
     tiles = find_tiles(table, "label", options.note)
-    pixels = read_pictures(tiles.paths, side, options.note)
+    pixels = tiles.pixels(side, mpp)
 
     def score(backbone: Backbone) -> float | None:
         device = next(backbone.parameters()).device

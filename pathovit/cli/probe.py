@@ -23,11 +23,21 @@ if TYPE_CHECKING:
 
 @app.command()
 def probe(
-    tiles: Annotated[Path, typer.Argument(help="A table of picture files and labels, or a folder with a folder for each class.")],
+    tiles: Annotated[
+        Path,
+        typer.Argument(
+            help="A table of picture files and labels, a folder with a folder for each class; with --slides, regions drawn on them."
+        ),
+    ],
     more: Annotated[list[str] | None, typer.Argument(help="More encoders.", show_default=False, metavar="[ENCODERS]...")] = None,
     encoders: Annotated[
         list[str] | None, typer.Option("--encoders", help="By name; NAME=FILE.safetensors or NAME=random for other weights.")
     ] = None,
+    slides: Annotated[
+        list[Path] | None,
+        typer.Option("--slides", help="Slides, or folders of them, that TILES (GeoJSON of QuPath, a file or folder) is of."),
+    ] = None,
+    manifest: options.ManifestFile = None,
     label: Annotated[str, typer.Option("--label", help="Column with the class.")] = "label",
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the table and the picture.")] = Path("probe"),
     device: options.Device = None,
@@ -37,43 +47,47 @@ def probe(
     """Compare encoders on labelled tiles: a linear probe and nearest neighbours on patients left out, beside speed and size.
 
     pathovit probe tiles.csv --encoders reference uni virchow2
+    pathovit probe regions/ --slides slides/ --encoders reference uni virchow2
     """
     from pathovit.encoders import load_encoder
     from pathovit.encoders.names import known_record
     from pathovit.encoders.own import is_folder
     from pathovit.files import csv_table, storage_errors, to_json, write_atomically
+    from pathovit.study.drawn_tiles import find_drawn
     from pathovit.study.figures import probe_picture
-    from pathovit.study.labelled_tiles import find_tiles, read_pictures
+    from pathovit.study.labelled_tiles import find_tiles
     from pathovit.study.probe import folds_of, probe
+    from pathovit.text import counted
 
     sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
     asked = [*(encoders or ()), *(more or ())] or ["reference"]
     pairs = [(name, weights or None) for name, _, weights in (one.partition("=") for one in asked)]
-    for name, _ in pairs:
-        known_record(name)  # said before anything is done
-    found = find_tiles(tiles, label, options.note)
+    records = [known_record(name) for name, _ in pairs]
+    if slides or manifest:
+        asked_slides = options.Asked({}, None, slides, None, manifest)
+        found = find_drawn(asked_slides.jobs(), [tiles], records, asked_slides.settings(), options.note)
+    else:
+        found = find_tiles(tiles, label, options.note)
     folds_of(found, 0)
     steps, rows = Steps(), []
     for name, weights in pairs:
         encoder = load_encoder(name, weights, device or "auto", precision or "auto")
-        pixels = read_pictures(found.paths, encoder.tile_px, options.note)
+        pixels = found.pixels(encoder.tile_px, encoder.mpp)
         said = weights if weights in (None, "random") else Path(weights).name
         whose = said or ("one's own" if is_folder(name) else "bundled" if name == "reference" else "published")
         rows.append(probe(encoder, whose, found, pixels, steps))
         del encoder, pixels
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
+    units = None if found.unit == "tile" else len(set(found.groups.tolist()))
     said_of_all = {
-        "research_use": RESEARCH_USE, "tiles": len(found), "classes": list(found.classes), "patients": len(set(found.groups.tolist())) if found.by_patient else None,
-        "encoders": [asdict(row) for row in rows],
+        "research_use": RESEARCH_USE, "tiles": len(found), "classes": list(found.classes), "patients": units if found.unit == "patient" else None,
+        "slides": units if found.unit == "slide" else None, "encoders": [asdict(row) for row in rows],
     }  # fmt: skip
     write_atomically(out / "probe.json", to_json(said_of_all))
     write_atomically(out / "probe.csv", csv_table(tuple(_row(rows[0])), [_row(row) for row in rows]))
-    title = (
-        f"{len(found):,} tiles of {said_of_all['patients']} patients"
-        if found.by_patient
-        else f"{len(found):,} tiles, patients not known"
-    )
+    title = f"{len(found):,} tiles" + (f" of {counted(units, found.unit)}" if units else "")
+    title += "" if found.unit == "patient" else ", patients not known"
     probe_picture(out / "probe.png", rows, title)
     if as_json:
         typer.echo(json.dumps(said_of_all, indent=1))

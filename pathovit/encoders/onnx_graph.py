@@ -153,7 +153,7 @@ def _compare(found: NDArray[np.float32], wanted: NDArray[np.float32], of: str) -
     return Checked(len(found), of, float(cosines.min()), float(np.abs(found - wanted).max() / np.abs(wanted).max()))
 
 
-def _about(encoder: Encoder, precision: str, checked: Checked) -> dict[str, Any]:
+def _about(encoder: Encoder, precision: str, checked: Checked) -> dict[str, object]:
     side = encoder.tile_px
     return {
         "research_use": RESEARCH_USE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,16 +34,16 @@ TORN = (
 
 @dataclass(frozen=True)
 class LabelledTiles:
-    """Pictures with a class each, and whose they are, as far as that is known."""
+    """Tiles with a class each, and whose they are, as far as that is known."""
 
-    paths: tuple[Path, ...]
     classes: tuple[str, ...]  # names, sorted
     truth: NDArray[np.int64]  # (n,) places in `classes`
-    groups: NDArray[np.int64]  # (n,) the patient of each; a number of its own where patients are not known
-    by_patient: bool
+    groups: NDArray[np.int64]  # (n,) the patient of each; where patients are not known its slide, or a number of its own
+    unit: str  # that groups are: patient, slide, tile
+    pixels: Callable[[int, float], RGB]  # (n, side, side, 3) of all, for a side in pixels and um per pixel
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.truth)
 
 
 def find_tiles(given: Path, label: str, say: Say) -> LabelledTiles:
@@ -75,7 +75,10 @@ def find_tiles(given: Path, label: str, say: Say) -> LabelledTiles:
         say("patients are not known: tiles of one may lie on both sides, which flatters every encoder; give a column `patient`")
     groups = np.unique([str(patient) for patient in patients], return_inverse=True)[1] if by_patient else np.arange(len(found))
     truth = np.array([classes.index(name) for name in names])
-    return LabelledTiles(tuple(path for path, _, _ in found), classes, truth, groups, by_patient)
+    paths = [path for path, _, _ in found]
+    return LabelledTiles(
+        classes, truth, groups, "patient" if by_patient else "tile", lambda side, mpp: read_pictures(paths, side, say)
+    )
 
 
 def pictures_in(folder: Path) -> list[Path]:

@@ -84,9 +84,8 @@ def folds_of(tiles: LabelledTiles, seed: int) -> list[tuple[NDArray[np.int64], N
         with_it = len(np.unique(tiles.groups[tiles.truth == place]))
         folds = min(folds, with_it)
         if with_it < 2:
-            what = "patient" if tiles.by_patient else "tile"
             raise SettingsError(
-                f"Only one {what} has tiles of {name!r}: two at least are needed, to learn from one and judge on the other."
+                f"Only one {tiles.unit} has tiles of {name!r}: two at least are needed, to learn from one and judge on the other."
             )
     split = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(tiles.truth, tiles.truth, tiles.groups)
     return [(learn, judge) for learn, judge in split if len(set(tiles.truth[learn])) == len(tiles.classes)]
@@ -151,7 +150,7 @@ def nearest_score(features: NDArray[np.float32], tiles: LabelledTiles) -> float 
 
 
 def judged(chance: Floats, tiles: LabelledTiles, seed: int, interval: bool = True) -> Metric:
-    """AUROC with its interval over patients (or tiles, where these are not known); without one for fewer than 20."""
+    """AUROC with its interval over patients (or slides or tiles, where these are not known); without one for fewer than 20."""
     known = np.isfinite(chance[:, 0])
     chance, truth, groups = chance[known], tiles.truth[known], tiles.groups[known]
     value = number_or_none(_auroc(truth, chance))

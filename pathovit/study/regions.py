@@ -211,21 +211,41 @@ def find_regions(paths: Sequence[Path], out: OutFolder, say: Say) -> dict[str, l
     ------
     SettingsError : no file; most of a folder, or a file that was named, of no slide with features; a name that two slides have
     """
+    records = {folder.path: record for folder in out.slides() if (record := folder.record())}
+    known = {at: [r.slide_id, out.called(r).name, slide_stem(out.called(r).name)] for at, r in records.items()}
+    return {
+        at.name: found for at, found in regions_of(paths, known, f"has no features in {out.path}", "with features", say).items()
+    }
+
+
+def regions_of(
+    paths: Sequence[Path], known: Mapping[Path, Sequence[str]], lacks: str, which: str, say: Say
+) -> dict[Path, list[Region]]:
+    """Regions by slide, of all files given and in folders given.
+
+    Parameters
+    ----------
+    known : slides, and what each may be called
+    lacks, which : what is said of a name that is of none of them, and of those slides
+
+    Raises
+    ------
+    SettingsError : as `find_regions`
+    """
     named = [path for path in paths if not path.is_dir()]
     files = [*named, *(file for path in paths if path.is_dir() for file in _files_in(path))]
     others: list[str] = []  # why each of them is left out
     if not files:
         raise SettingsError(f"{some([str(path) for path in paths])}: no GeoJSON file. Give files, or a folder of them.")
-    records = {folder.path: record for folder in out.slides() if (record := folder.record())}
-    names = Names({at: [r.slide_id, out.called(r).name, slide_stem(out.called(r).name)] for at, r in records.items()})
-    found: dict[str, list[Region]] = {}
+    names = Names(known)
+    found: dict[Path, list[Region]] = {}
     for file in files:
         stem = file.name
         for suffix in SUFFIXES:
             stem = stem.removesuffix(suffix)
         fitting, exact = names.find(stem)
         if len(fitting) != 1:
-            what = f"can mean {' and '.join(at.name for at in fitting[:2])}" if fitting else f"has no features in {out.path}"
+            what = f"can mean {' and '.join(at.name for at in fitting[:2])}" if fitting else lacks
             why = f"{file}: the slide {stem!r} {what}{names.near(stem)}. Name the file after its slide, or slide_id."
             if fitting or file in named:
                 raise SettingsError(why)
@@ -233,9 +253,9 @@ def find_regions(paths: Sequence[Path], out: OutFolder, say: Say) -> dict[str, l
             continue
         if not exact:
             say(f"{file.name} is taken for {fitting[0].name}")
-        found.setdefault(fitting[0].name, []).extend(read_regions(file, say))
+        found.setdefault(fitting[0], []).extend(read_regions(file, say))
     if others:
-        said = f"{len(others)} of {counted(len(files), 'file')} of regions are of no slide with features, such as {others[0]}"
+        said = f"{len(others)} of {counted(len(files), 'file')} of regions are of no slide {which}, such as {others[0]}"
         if len(others) > len(files) / 2:
             raise SettingsError(said if len(others) > 1 else others[0])
         say(f"{said} They are left out.")
@@ -253,11 +273,23 @@ def label_tiles(stored: SlideFeatures, regions: Sequence[Region], meaning: Meani
     ------
     SettingsError : regions off the tissue, more than a few; two that lie upon each other and contradict each other; the first is named
     """
-    squares = tile_squares(stored)
+    return label_squares(tile_squares(stored), ~stored.ok, stored.slide_id, regions, meaning, say)
+
+
+def label_squares(
+    squares: NDArray[Any], silent: Bools, called: str, regions: Sequence[Region], meaning: Meaning, say: Say
+) -> TileLabels:
+    """The same of squares, in pixels of the image that QuPath shows.
+
+    Parameters
+    ----------
+    silent : (N,) those of which nothing is to be said
+    called : the slide, in messages
+    """
     tree = STRtree(squares)
     allowed = np.ones((len(squares), len(meaning.classes)), bool)
     region = np.full(len(squares), NOTHING)
-    silent, off = ~stored.ok, list[Region]()
+    silent, off = silent.copy(), list[Region]()
     last = sorted(range(len(regions)), key=lambda place: spelling(regions[place].name) == COMPLETE)
     for place in last:
         drawn = regions[place]
@@ -278,7 +310,7 @@ def label_tiles(stored: SlideFeatures, regions: Sequence[Region], meaning: Meani
         region[tiles] = np.where(region[tiles] == NOTHING, place, region[tiles])
     allowed[silent], region[silent] = True, NOTHING
     if off:
-        said = f"{off[0]}: it lies on no tile of {stored.slide_id}"
+        said = f"{off[0]}: it lies on no tile of {called}"
         if len(off) > MOST_OFF * len(regions):
             more = f", nor do {len(off) - 1} of {len(regions) - 1} others" if len(off) > 1 else ""
             raise SettingsError(f"{said}{more}. Is it of this slide, on its tissue, and in level-0 pixels?")

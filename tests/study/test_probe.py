@@ -16,7 +16,7 @@ from PIL import Image
 
 from pathovit.encoders import own_encoder
 from pathovit.errors import SettingsError, SlideError
-from pathovit.study.labelled_tiles import LabelledTiles, find_tiles, read_pictures
+from pathovit.study.labelled_tiles import LabelledTiles, find_tiles
 from pathovit.study.probe import folds_of, judged, probe
 
 
@@ -24,8 +24,12 @@ def quiet(*given: object) -> None:
     pass
 
 
-def made(truth: list[int], groups: list[int], by_patient: bool = True) -> LabelledTiles:
-    return LabelledTiles((Path("x"),) * len(truth), ("normal", "tumour"), np.array(truth), np.array(groups), by_patient)
+def never(side: int, mpp: float) -> np.ndarray:
+    raise AssertionError("no pixel is looked at")
+
+
+def made(truth: list[int], groups: list[int], unit: str = "patient") -> LabelledTiles:
+    return LabelledTiles(("normal", "tumour"), np.array(truth), np.array(groups), unit, never)
 
 
 def test_the_command_ranks_encoders_and_draws_them(tmp_path: Path) -> None:
@@ -59,7 +63,7 @@ def test_a_probe_learns_nothing_from_the_patient_that_it_judges() -> None:
     found = probe(whose, "", tiles, pixels, quiet)
     assert found.linear.value is not None
     assert 0.2 < found.linear.value < 0.8
-    shuffled = replace(tiles, groups=np.arange(400), by_patient=False)  # as if nobody knew whose they are
+    shuffled = replace(tiles, groups=np.arange(400), unit="tile")  # as if nobody knew whose they are
     flattered = probe(whose, "", shuffled, pixels, quiet)
     assert flattered.linear.value is not None
     assert flattered.linear.value > 0.95
@@ -70,7 +74,7 @@ def test_intervals_are_over_patients() -> None:
     truth = np.repeat(chance.permutation(np.arange(40) % 2), 25)
     score = np.repeat(chance.normal(size=40), 25) + truth  # tiles of a patient are alike
     by_patient = judged(np.stack([1 - score, score], 1), made(truth.tolist(), np.repeat(np.arange(40), 25).tolist()), 0)
-    by_tile = judged(np.stack([1 - score, score], 1), made(truth.tolist(), np.arange(1000).tolist(), False), 0)
+    by_tile = judged(np.stack([1 - score, score], 1), made(truth.tolist(), np.arange(1000).tolist(), "tile"), 0)
     assert by_patient.low is not None and by_patient.high is not None and by_tile.low is not None and by_tile.high is not None
     assert by_patient.high - by_patient.low > 2 * (by_tile.high - by_tile.low)
     few = judged(np.stack([1 - score, score], 1)[:100], made(truth[:100].tolist(), np.repeat(np.arange(4), 25).tolist()), 0)
@@ -80,7 +84,7 @@ def test_intervals_are_over_patients() -> None:
 def test_three_classes_are_one_number() -> None:
     truth = np.arange(90) % 3
     sure = np.eye(3)[truth] * 0.8 + 0.1
-    tiles = LabelledTiles((Path("x"),) * 90, ("a", "b", "c"), truth, np.arange(90), False)
+    tiles = LabelledTiles(("a", "b", "c"), truth, np.arange(90), "tile", never)
     assert judged(sure, tiles, 0).value == 1
     assert judged(np.roll(sure, 1, axis=0), tiles, 0).value == 0.25  # what is taken for the next one is right of neither
 
@@ -94,9 +98,9 @@ def test_a_folder_of_folders_serves_too(tmp_path: Path) -> None:
             )
     said: list[str] = []
     found = find_tiles(tmp_path / "tiles", "label", said.append)
-    assert (found.classes, len(found), found.by_patient) == (("dark", "light"), 12, False)
+    assert (found.classes, len(found), found.unit) == (("dark", "light"), 12, "tile")
     assert any("patients are not known" in line for line in said)
-    assert read_pictures(found.paths, 32, said.append).shape == (12, 32, 32, 3)
+    assert found.pixels(32, 1.0).shape == (12, 32, 32, 3)
     assert any("resized to 32" in line for line in said)
 
 
@@ -142,7 +146,7 @@ def test_a_torn_picture_is_named(tmp_path: Path) -> None:
     torn = tmp_path / "tiles" / "pictures" / "normal-1-1.png"
     torn.write_bytes(torn.read_bytes()[:200])
     with pytest.raises(SlideError, match=r"normal-1-1.png: it cannot be read as a picture"):
-        read_pictures(find_tiles(table, "label", quiet).paths, 32, quiet)
+        find_tiles(table, "label", quiet).pixels(32, 1.0)
 
 
 def test_one_patient_alone_is_refused() -> None:
