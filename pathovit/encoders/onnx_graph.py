@@ -82,10 +82,12 @@ def export_onnx(encoder: Encoder, out: Path, precision: str, tiles: RGB | None) 
             raise SettingsError(
                 f"Encoder {encoder.name!r}: as ONNX in {precision} it makes other features (by {checked.difference:.1%})."
             )
-        for part in sorted(Path(folder).glob(f"{out.name}*"), reverse=True):  # weights beside it before the graph that names them
+        about = out.with_suffix(".json")
+        about.unlink(missing_ok=True)  # of an earlier graph
+        for part in sorted(Path(folder).iterdir(), reverse=True):  # weights beside it before the graph that names them
             fsync(part)
             os.replace(part, out.with_name(part.name))
-    write_atomically(out.with_suffix(".json"), to_json(_about(encoder, precision, checked)))
+    write_atomically(about, to_json(_about(encoder, precision, checked)))
     return checked
 
 
