@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from math import gcd
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -86,6 +87,10 @@ def pretrain(
     taught_by = load_encoder(name, file or None, how.device, how.precision, side) if method == "distil" and teacher else None
     if method == "distil" and teacher is None:
         raise SettingsError("--method distil learns from another encoder: name it with --teacher.")
+    made = replace(
+        record, name=_name_of(out), tile_px=side, multiple_px=gcd(record.multiple_px, side), mpp=mpps[0], mpps=tuple(mpps) if len(mpps) > 1 else (), hub="", files=(), revision="", sha256=None,
+        gated=False, note=f"pretrained by {method}", licence=_licence(record, weights is not None, taught_by.record if taught_by else None),
+    )  # fmt: skip
     jobs = asked.jobs()
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -117,10 +122,6 @@ def pretrain(
             stream.close()
         if not first:
             return
-        made = replace(
-            record, name=_name_of(out), tile_px=side, mpp=mpps[0], mpps=tuple(mpps) if len(mpps) > 1 else (), hub="", files=(), revision="", sha256=None,
-            gated=False, note=f"pretrained by {method}", licence=_licence(record, weights is not None, taught_by.record if taught_by else None),
-        )  # fmt: skip
         about = {
             "research_use": RESEARCH_USE,
             "settings": asdict(how),

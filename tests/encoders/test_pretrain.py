@@ -175,6 +175,16 @@ def test_the_command_makes_an_encoder_that_serves_as_any_other(slides: list[Path
     assert (again.returncode, "there is an encoder here already" in again.stderr) == (2, True)
 
 
+def test_a_side_that_the_architecture_sees_but_its_record_does_not_name_is_learned(slides: list[Path], tmp_path: Path) -> None:
+    """As the record is made before the first step: what is refused at the end was learned for nothing."""
+    made = tmp_path / "odd"
+    done = pathovit("pretrain", slides[0], "--method", "mae", "--tile-px", 80, "--steps", 2, "--batch-tiles", 2, "--out", made)
+    assert done.returncode == 0, done.stderr
+    assert (known_record(str(made)).tile_px, known_record(str(made)).multiple_px) == (80, 16)
+    done = pathovit("embed", slides[0], "--encoder", made, "--max-tiles", 4, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+
+
 def test_two_processes_learn_as_one(slides: list[Path], tmp_path: Path) -> None:
     made = tmp_path / "two"
     command = [
