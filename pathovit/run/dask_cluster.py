@@ -6,6 +6,7 @@ its workers die of is kept, so that a slide is not blamed for what was done to i
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import shutil
@@ -28,6 +29,7 @@ from pathovit.run.watchdog import DEVICE_FAILED, TOOK_TOO_LONG
 from pathovit.settings import Settings
 
 START_S = 300  # that workers have to start
+BEGIN_S = 10  # that a process has to be begun, when its end is waited for
 WORKER_NAME = "Dask Worker process"  # how Dask calls the processes of workers
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 
@@ -263,9 +265,24 @@ def _watching_nanny() -> Any:
         async def kill(self, timeout: float = 5, reason: str = "nanny-kill") -> None:
             if "ttl" in reason and (worker := guarded.get(self.address)) is not None:  # the scheduler has not heard from it
                 deaths[worker] = Death(f"its worker did not answer for {SILENT_S} s", True, Code.TIMEOUT)
-            await super().kill(timeout=timeout, reason=reason)
+            if await _is_begun(self.process):
+                await super().kill(timeout=timeout, reason=reason)
 
     return WatchingNanny
+
+
+async def _is_begun(worker: Any) -> bool:
+    """Whether a nanny's worker has a process that can be ended: Dask fails on one that is just being begun in place of one that failed."""
+    from distributed.core import Status
+
+    if worker is not None and worker.status == Status.starting:
+        await worker.running.wait()
+    until = time.monotonic() + BEGIN_S
+    while worker is not None and worker.process is not None and worker.process.pid is None:
+        if time.monotonic() > until:
+            return False
+        await asyncio.sleep(0.01)
+    return True
 
 
 def _noting_plugin() -> Any:
