@@ -113,6 +113,10 @@ class Encoder:
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Features (B, D), in the model's dtype, of uint8 (B, H, W, 3) pixels on its device."""
+        return pool_tokens(self.model, self.seen(pixels), self.record.pool)
+
+    def seen(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The same pixels as the model sees them: (B, 3, model_px, model_px), colours scaled, in its dtype."""
         from torch.nn import functional
 
         mean, std = self.colours
@@ -123,7 +127,7 @@ class Encoder:
                 images = functional.interpolate(images, (side, side), mode="bilinear", antialias=True)
             edge = (side - self.model_px) // 2
             images = images[..., edge : edge + self.model_px, edge : edge + self.model_px]
-        return pool_tokens(self.model, images.to(next(self.model.parameters()).dtype), self.record.pool)
+        return images.to(next(self.model.parameters()).dtype)
 
     @cached_property
     def colours(self) -> tuple[torch.Tensor, torch.Tensor]:

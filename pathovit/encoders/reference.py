@@ -57,7 +57,11 @@ class ReferenceNet(nn.Module):
 
     def forward(self, tiles: Tensor) -> Tensor:
         """Features (B, D) of normalised tiles (B, 3, H, W): the mean token, each feature vector of unit variance."""
-        features: Tensor = self.out_norm(self.tokens(tiles).mean(dim=1))  # (B, T, D) -> (B, D)
+        return self.pooled(self.tokens(tiles))
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """(B, T, D) -> (B, D)."""
+        features: Tensor = self.out_norm(tokens.mean(dim=1))
         return features
 
 

@@ -18,7 +18,7 @@ from made_tiles import write_tiles
 
 from pathovit.encoders import RECORDS, known_record, load_encoder
 from pathovit.encoders.pretrain import fit
-from pathovit.encoders.pretrain.augment import altered, to_images, views
+from pathovit.encoders.pretrain.augment import altered, through, to_images, views, windows
 from pathovit.encoders.pretrain.backbone import Backbone, width_of
 from pathovit.encoders.pretrain.fit import Line, PretrainSettings, pretrain
 from pathovit.encoders.pretrain.tiles import Batch, TileStream
@@ -79,6 +79,22 @@ def test_images_are_altered_and_stay_images() -> None:
 )  # fmt: skip
 def test_every_family_gives_features_by_place(name: str, side: int, expected: tuple[int, int]) -> None:
     assert width_of(Backbone(RECORDS[name], side)) == expected
+
+
+def test_places_of_a_teacher_are_seen_through_the_same_window_as_the_tile() -> None:
+    images = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)
+    seen = windows(6, (1.0, 1.0), images.device)  # turned and mirrored alone
+    of_places = through(torch.nn.functional.avg_pool2d(images, 8), seen, 8)
+    assert torch.allclose(torch.nn.functional.avg_pool2d(through(images, seen, 64), 8), of_places, atol=1e-5)
+
+
+def test_a_teacher_tells_of_places_in_one_pass() -> None:
+    teacher = load_encoder("reference", device="cpu", precision="fp32", tile_px=SIDE)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)
+    whole, places = fit._told_of(teacher, pixels)
+    assert np.allclose(whole.numpy(), teacher.embed(pixels), atol=1e-5)
+    assert places.shape == (3, 256, SIDE // 16, SIDE // 16)
 
 
 class Killed(Exception):

@@ -46,13 +46,21 @@ def views(images: Tensor, side: int, scale: tuple[float, float]) -> Tensor:
     ----------
     scale : smallest and largest share of the area that is seen
     """
-    count, device = len(images), images.device
+    return through(images, windows(len(images), scale, images.device), side)
+
+
+def windows(count: int, scale: tuple[float, float], device: torch.device) -> Tensor:
+    """Which part of an image is seen, and how it is turned: (B, 2, 3), by chance."""
     part = torch.empty(count, device=device).uniform_(*scale).sqrt()
     angle = torch.randint(4, (count,), device=device) * (math.pi / 2)
     flip = torch.randint(2, (count,), device=device) * 2 - 1
     cos, sin = torch.cos(angle) * part, torch.sin(angle) * part
     free = 1 - part
     shift_x, shift_y = (torch.empty(count, device=device).uniform_(-1, 1) * free for _ in range(2))
-    theta = torch.stack([torch.stack([cos * flip, -sin, shift_x], 1), torch.stack([sin * flip, cos, shift_y], 1)], 1)
-    grid = functional.affine_grid(theta, [count, images.shape[1], side, side], align_corners=False)
+    return torch.stack([torch.stack([cos * flip, -sin, shift_x], 1), torch.stack([sin * flip, cos, shift_y], 1)], 1)
+
+
+def through(images: Tensor, seen: Tensor, side: int) -> Tensor:
+    """Images, or features by place, (B, C, H, W), as such windows show them: (B, C, side, side)."""
+    grid = functional.affine_grid(seen, [len(images), images.shape[1], side, side], align_corners=False)
     return functional.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from pathovit.encoders.build import make_model
-from pathovit.encoders.pool import pool_tokens
+from pathovit.encoders.pool import by_place, has_places, pool_tokens, pooled, tokens_of
 from pathovit.encoders.record import EncoderRecord
 from pathovit.errors import SettingsError
 
@@ -43,17 +41,18 @@ class Backbone(nn.Module):
         ------
         SettingsError : its architecture does not give them
         """
-        seen = self._seen(images)
-        tokens = getattr(self.network, "tokens", None)  # of the bundled architecture
-        if tokens is None and self.record.pool == "direct":
+        if not self.has_places:
             raise SettingsError(f"{self.record.arch} gives no features by place, which mae needs. Use --method dino or distil.")
-        network: Any = self.network
-        found: Tensor = tokens(seen) if tokens is not None else network.forward_features(seen)
-        if found.ndim == 3:  # (B, T, D), perhaps with a CLS token and registers
-            found = found[:, int(getattr(self.network, "num_prefix_tokens", 0)) :]
-            side = round(found.shape[1] ** 0.5)
-            return found.transpose(1, 2).reshape(len(found), -1, side, side)
-        return found.permute(0, 3, 1, 2) if found.shape[1] == found.shape[2] else found  # (B, h, w, D) of Swin
+        return by_place(self.network, tokens_of(self.network, self._seen(images)))
+
+    def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, D), and by place (B, D, h, w), of one pass; it `has_places`."""
+        tokens = tokens_of(self.network, self._seen(images))
+        return pooled(self.network, tokens, self.record.pool), by_place(self.network, tokens)
+
+    @property
+    def has_places(self) -> bool:
+        return has_places(self.network, self.record.pool)
 
 
 def width_of(backbone: Backbone) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pathovit.encoders.build import UNFIT
 from pathovit.encoders.encoder import Encoder
+from pathovit.encoders.pool import by_place, has_places, pooled, tokens_of
 from pathovit.encoders.pretrain.augment import to_images
 from pathovit.encoders.pretrain.backbone import Backbone
 from pathovit.encoders.pretrain.methods import Dino, Distil, Mae, Method
@@ -29,6 +30,7 @@ from pathovit.encoders.record import EncoderRecord
 from pathovit.errors import SettingsError
 from pathovit.files import write_atomically
 from pathovit.machine import keep_freed_memory, pick_device, pick_precision
+from pathovit.slides.readers import RGB
 
 METHODS = ("distil", "dino", "mae")
 LOOK_TILES = 256  # from which the spread of a teacher's features is learned
@@ -102,7 +104,7 @@ def pretrain(
         ).hexdigest()
         done, history, total = _restore(checkpoint, state, key, device)
         if not done and teacher is not None:
-            method.look(_told(teacher, stream.batch(FAR, LOOK_TILES)).to(device))
+            method.look(*(one.to(device) for one in _told(teacher, stream.batch(FAR, LOOK_TILES))))
         for line in history if rank == 0 else ():
             on_line(line)
         whole: nn.Module = DistributedDataParallel(method, find_unused_parameters=True) if ranks > 1 else method
@@ -115,10 +117,10 @@ def pretrain(
             torch.manual_seed(settings.seed * FAR + batch.step * ranks + rank)
             method.train()
             mine = slice(rank * settings.batch_tiles, (rank + 1) * settings.batch_tiles)
-            wanted = _told(teacher, batch)[mine] if teacher is not None else torch.empty(0)
+            told = [one[mine].to(device) for one in _told(teacher, batch)] if teacher is not None else []
             images = to_images(torch.from_numpy(batch.pixels[mine]).to(device))
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                loss = whole(images, wanted.to(device))
+                loss = whole(images, *told)
             loss.backward()
             nn.utils.clip_grad_norm_(method.parameters(), 1.0)
             optimizer.step()
@@ -148,12 +150,24 @@ def pretrain(
         return Pretrained(method.learned.eval().cpu(), history)
 
 
-def _told(teacher: Encoder, batch: Batch) -> Tensor:
-    """A teacher's features of the tiles of a step. They are asked for anew each time: their last bits depend on their company."""
+def _told(teacher: Encoder, batch: Batch) -> tuple[Tensor, Tensor]:
+    """A teacher's features of the tiles of a step (B, T), and of places in them (B, P, h, w), or (B, 0, 1, 1).
+
+    They are asked for anew each time: their last bits depend on their company.
+    """
     size = teacher.batch_tiles
-    return torch.from_numpy(
-        np.concatenate([teacher.embed(batch.pixels[at : at + size]) for at in range(0, len(batch.pixels), size)])
-    )
+    parts = [_told_of(teacher, batch.pixels[at : at + size]) for at in range(0, len(batch.pixels), size)]
+    return torch.cat([whole for whole, _ in parts]), torch.cat([places for _, places in parts])
+
+
+@torch.no_grad()
+def _told_of(teacher: Encoder, pixels: RGB) -> tuple[Tensor, Tensor]:
+    pool = teacher.record.pool
+    if teacher.compiled is not None or not has_places(teacher.model, pool):
+        return torch.from_numpy(teacher.embed(pixels)), torch.empty(len(pixels), 0, 1, 1)
+    tokens = tokens_of(teacher.model, teacher.seen(torch.from_numpy(pixels).to(teacher.device)))
+    whole, places = pooled(teacher.model, tokens, pool), by_place(teacher.model, tokens)
+    return whole.float().cpu(), places.float().cpu()
 
 
 def rate(step: int, steps: int) -> float:
@@ -166,7 +180,8 @@ def _method(name: str, backbone: Backbone, teacher: Encoder | None) -> Method:
     if name == "distil":
         if teacher is None:
             raise SettingsError("--method distil learns from another encoder: name it with --teacher.")
-        return Distil(backbone, teacher.dim)
+        blank = np.zeros((1, teacher.tile_px, teacher.tile_px, 3), np.uint8)
+        return Distil(backbone, teacher.dim, _told_of(teacher, blank)[1].shape[1])
     if name == "dino":
         return Dino(backbone, _local_side(backbone))
     return Mae(backbone)

@@ -1,6 +1,6 @@
 """Three ways to learn from tiles without labels; each is a module whose forward pass is its loss.
 
-distil  the features of a teacher, which sees the tile as it is, from a tile that was altered
+distil  the features of a teacher, which sees the tile as it is, from a tile that was altered: of the tile, and of places in it where both have any
 dino    one view of a tile says what a slowly moving average of the network says of another (Caron et al., ICCV 2021)
 mae     pixels of places that were covered (He et al., CVPR 2022), in the form that every architecture takes (SimMIM, Xie et al., CVPR 2022)
 """
@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pathovit.encoders.pretrain.augment import altered, views
+from pathovit.encoders.pretrain.augment import altered, through, views, windows
 from pathovit.encoders.pretrain.backbone import Backbone, width_of
 
 COVERED, PLACE_PX = 0.6, 32  # share of the image, and side of what is covered together
 PROTOTYPES, HIDDEN, BOTTLENECK = 2048, 512, 128
 STUDENT_TEMPERATURE, TEACHER_TEMPERATURE, CENTRE_MOMENTUM = 0.1, 0.05, 0.9
 LOCAL_VIEWS = 2
-GLOBAL, LOCAL = (0.4, 1.0), (0.1, 0.4)
+GLOBAL, LOCAL, DISTILLED = (0.4, 1.0), (0.1, 0.4), (0.8, 1.0)
 
 
 class Method(nn.Module):
@@ -39,27 +39,52 @@ class Method(nn.Module):
     def after_step(self, progress: float) -> None:
         """What changes beside the gradient; `progress` is the share of all steps."""
 
-    def look(self, targets: Tensor) -> None:
+    def look(self, targets: Tensor, places: Tensor) -> None:
         """Know the spread of what is to be predicted, before the first step."""
 
 
 class Distil(Method):
-    def __init__(self, backbone: Backbone, dim: int) -> None:
+    """`dim`, `place_dim` : numbers of a teacher's features of a tile, and of a place in it; 0 if it has none."""
+
+    def __init__(self, backbone: Backbone, dim: int, place_dim: int) -> None:
         super().__init__(backbone)
-        self.head = nn.Linear(backbone.record.dim, dim)
-        self.register_buffer("centre", torch.zeros(dim))
-        self.register_buffer("spread", torch.ones(dim))
+        self.whole = Told(backbone.record.dim, dim)
+        self.places = Told(width_of(backbone)[0], place_dim) if place_dim and backbone.has_places else None
+
+    def look(self, targets: Tensor, places: Tensor) -> None:
+        self.whole.look(targets)
+        if self.places is not None:
+            self.places.look(places.movedim(1, -1).flatten(0, -2))
+
+    def forward(self, images: Tensor, targets: Tensor, places: Tensor) -> Tensor:
+        """Loss of images (B, 3, H, W), and the teacher's features of them (B, T), and of their places (B, P, h, w)."""
+        side, seen = images.shape[-1], windows(len(images), DISTILLED, images.device)
+        shown = through(altered(images), seen, side)
+        if self.places is None:
+            return torch.as_tensor(self.whole(self.backbone(shown).float(), targets))
+        found, maps = self.backbone.both(shown)
+        wanted = through(places, seen, maps.shape[-1])
+        there = self.places(maps.float().movedim(1, -1).flatten(0, -2), wanted.movedim(1, -1).flatten(0, -2))
+        return torch.as_tensor(self.whole(found.float(), targets) + there)
+
+
+class Told(nn.Module):
+    """What a teacher says, from features: its loss."""
+
+    def __init__(self, dim: int, told: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(dim, told)
+        self.register_buffer("centre", torch.zeros(told))
+        self.register_buffer("spread", torch.ones(told))
 
     def look(self, targets: Tensor) -> None:
         self.get_buffer("centre").copy_(targets.mean(0))
         self.get_buffer("spread").copy_(targets.std(0).clamp_min(1e-4))
 
-    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Loss of images (B, 3, H, W) and the teacher's features of them (B, T)."""
+    def forward(self, features: Tensor, targets: Tensor) -> Tensor:
         wanted = (targets - self.get_buffer("centre")) / self.get_buffer("spread")
-        found = self.head(self.backbone(views(altered(images), images.shape[-1], (0.8, 1.0))).float())
-        angle = 1 - functional.cosine_similarity(found, wanted).mean()
-        return functional.smooth_l1_loss(found, wanted) + angle
+        found = self.head(features)
+        return functional.smooth_l1_loss(found, wanted) + 1 - functional.cosine_similarity(found, wanted).mean()
 
 
 class Projector(nn.Module):
@@ -91,7 +116,7 @@ class Dino(Method):
     def learned(self) -> Backbone:
         return self.teacher
 
-    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+    def forward(self, images: Tensor, *given: Tensor) -> Tensor:
         """Loss of images (B, 3, H, W)."""
         side = images.shape[-1]
         seen = [views(altered(images), side, GLOBAL) for _ in range(2)]
@@ -128,7 +153,7 @@ class Mae(Method):
         width, self.stride = width_of(backbone)
         self.head = nn.Conv2d(width, 3 * self.stride**2, 1)
 
-    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+    def forward(self, images: Tensor, *given: Tensor) -> Tensor:
         """Loss of images (B, 3, H, W): of pixels that were covered, less the mean of their place, by its spread."""
         images = views(images, images.shape[-1], (0.5, 1.0))
         count, _, side, _ = images.shape
