@@ -138,6 +138,21 @@ class Encoder:
             mean, std = (torch.tensor(c, device=self.device).view(1, 3, 1, 1) * 255 for c in (self.record.mean, self.record.std))
         return mean, std
 
+    def network(self) -> nn.Module:
+        """Pixels to float32 features as one torch network, for what converts networks."""
+        import torch
+
+        class Features(torch.nn.Module):
+            def __init__(self, encoder: Encoder) -> None:
+                super().__init__()
+                self.model, self.encoder = encoder.model, encoder
+
+            def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+                return self.encoder.forward(tiles).float()
+
+        assert self.colours  # made outside of a trace, so that it holds them as constants
+        return Features(self).eval()
+
     @property
     def spec(self) -> EncoderSpec:
         return EncoderSpec(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,7 +26,7 @@ def weights_in_int8(graph: Any) -> Any:
     ------
     SettingsError : NNCF is not installed
     """
-    with _quiet():
+    with quiet():
         nncf = _nncf("openvino")
         return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_ASYM)
 
@@ -37,7 +38,7 @@ def all_in_int8(graph: Any, tiles: RGB) -> Any:
     ------
     SettingsError : NNCF is not installed
     """
-    with _quiet():
+    with quiet():
         nncf = _nncf("onnx")
         shown = nncf.Dataset(list(tiles), lambda tile: {"tiles": tile[None]})  # one by one: all between layers is held at a time
         return nncf.quantize(
@@ -58,12 +59,12 @@ def _nncf(extra: str) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """It draws progress bars, and tells of every layer that it leaves as it is."""
+def quiet() -> Iterator[None]:
+    """Converters talk to their makers: progress bars, every layer that is left as it is, what could be faster."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         logging.disable(before)

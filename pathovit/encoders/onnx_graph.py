@@ -10,14 +10,9 @@ int8   weights and what flows into them in 8 bits (QuantizeLinear, DequantizeLin
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import logging
 import os
 import tempfile
-import warnings
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +22,7 @@ from numpy.typing import NDArray
 
 from pathovit import RESEARCH_USE
 from pathovit.encoders.encoder import Encoder
-from pathovit.encoders.int8 import all_in_int8
+from pathovit.encoders.int8 import all_in_int8, quiet
 from pathovit.errors import SettingsError
 from pathovit.files import fsync, storage_errors, to_json, write_atomically
 from pathovit.slides.readers import RGB
@@ -68,7 +63,7 @@ def export_onnx(encoder: Encoder, out: Path, precision: str, tiles: RGB | None) 
     judged = tiles[-CHECK_TILES:] if tiles is not None else _noise(encoder.tile_px)
     with storage_errors(out), tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=_made(out.parent)) as folder:
         written = Path(folder) / out.name
-        with _quiet():
+        with quiet():
             if precision == "fp16":
                 _write(replace(encoder, model=copy.deepcopy(encoder.model).half()), written)
             else:
@@ -117,20 +112,11 @@ def _require(encoder: Encoder, precision: str, tiles: RGB | None) -> Any:
 def _write(encoder: Encoder, path: Path) -> None:
     import torch
 
-    class Features(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = encoder.model
-
-        def forward(self, tiles: torch.Tensor) -> torch.Tensor:
-            return encoder.forward(tiles).float()
-
-    assert encoder.colours  # made outside of the trace, so that it holds them as constants
     example = torch.zeros((2, encoder.tile_px, encoder.tile_px, 3), dtype=torch.uint8)
     count = torch.export.Dim("N", min=1, max=4096)
     try:
         program = torch.onnx.export(
-            Features().eval(), (example,), dynamo=True, opset_version=OPSET, input_names=["tiles"], output_names=["features"],
+            encoder.network(), (example,), dynamo=True, opset_version=OPSET, input_names=["tiles"], output_names=["features"],
             dynamic_shapes={"tiles": {0: count}}, verbose=False,
         )  # fmt: skip
     except torch.onnx.OnnxExporterError as error:
@@ -178,15 +164,3 @@ def _noise(side: int) -> RGB:
 def _made(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Exporters talk to their makers: of sizes that they take for constants, of versions, of what could be faster."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)

@@ -43,20 +43,11 @@ def compile_encoder(encoder: Encoder, precision: str) -> Encoder:
     except ImportError as error:
         raise SettingsError('--engine openvino: OpenVINO is not installed. pip install "pathovit[openvino]"') from error
 
-    class Features(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = encoder.model
-
-        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            return encoder.forward(pixels).float()
-
-    assert encoder.colours  # made outside of the trace, so that it holds them as constants
     example = torch.zeros((2, encoder.tile_px, encoder.tile_px, 3), dtype=torch.uint8)
     try:
         with warnings.catch_warnings(action="ignore"):  # the tracer's, of sizes that are the same for every batch
             sides = [-1, encoder.tile_px, encoder.tile_px, 3]
-            graph = openvino.convert_model(Features().eval(), example_input=example, input=sides)
+            graph = openvino.convert_model(encoder.network(), example_input=example, input=sides)
     except Exception as error:  # the converter raises what it likes; the encoder is refused with its reason
         raise SettingsError(f"--engine openvino: it cannot take {encoder.name!r} ({error}). Use --engine torch.") from error
     options: dict[str, Any] = {"NUM_STREAMS": encoder.lanes, "INFERENCE_NUM_THREADS": encoder.cores}
