@@ -53,7 +53,9 @@ def pretrain(
     ] = None,
     steps: Annotated[int, typer.Option("--steps", help="Of learning.")] = 2000,
     batch_tiles: Annotated[int, typer.Option("--batch-tiles", help="Tiles in a step, on each device.")] = 32,
-    learning_rate: Annotated[float, typer.Option("--learning-rate")] = 1e-3,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", help="At its height.  \\[default: 0.001; of dino 0.0005]")
+    ] = None,
     probe: Annotated[
         Path | None, typer.Option("--probe", help="Labelled tiles, as of `pathovit probe`, to follow how good it is.")
     ] = None,
@@ -65,7 +67,7 @@ def pretrain(
     """
     from pathovit.encoders import known_record, load_encoder, write_encoder
     from pathovit.encoders.adapt import load_strictly
-    from pathovit.encoders.pretrain.fit import PretrainSettings
+    from pathovit.encoders.pretrain.fit import LEARNING_RATES, PretrainSettings, forget
     from pathovit.encoders.pretrain.fit import pretrain as fit
     from pathovit.encoders.pretrain.tiles import TileStream
     from pathovit.encoders.weights import find_weights, read_safetensors
@@ -77,7 +79,13 @@ def pretrain(
     sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
     settings = asked.settings()
     how = PretrainSettings(
-        method, steps, batch_tiles, learning_rate, seed=seed, device=settings.run.device, precision=settings.embed.precision
+        method,
+        steps,
+        batch_tiles,
+        learning_rate or LEARNING_RATES.get(method),
+        seed=seed,
+        device=settings.run.device,
+        precision=settings.embed.precision,
     )
     record = known_record(architecture)
     side, mpps = tile_px or record.tile_px, tile_mpp or [record.mpp]
@@ -132,7 +140,7 @@ def pretrain(
         write_atomically(out / "pretrain.json", to_json(about))
         pretraining_picture(out / "pretrain.png", found.history, f"{method}, {architecture}: {stream.slides} slides")
         write_encoder(out, made, dict(found.backbone.network.state_dict()))
-        checkpoint.unlink()
+        forget(checkpoint)
     sys.stderr.write(f"Encoder: {out}   (use it with: pathovit embed SLIDES --encoder {out})\nPicture: {out / 'pretrain.png'}\n")
 
 
@@ -142,10 +150,10 @@ def _say(line: dict[str, float]) -> None:
     sys.stderr.flush()
 
 
-def _scorer(table: Path | None, side: int, mpp: float) -> Callable[[Backbone], float | None]:
+def _scorer(table: Path | None, side: int, mpp: float) -> Callable[[Backbone], float | None] | None:
     """How well nearest neighbours of labelled tiles have their class; None where there are none."""
     if table is None:
-        return lambda backbone: None
+        return None
     import torch
 
     from pathovit.encoders.pretrain.augment import to_images

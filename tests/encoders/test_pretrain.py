@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +18,12 @@ from made_tiles import write_tiles
 
 from pathovit.encoders import RECORDS, known_record, load_encoder
 from pathovit.encoders.pretrain import fit
+from pathovit.encoders.pretrain import teacher as teaching
 from pathovit.encoders.pretrain.augment import altered, through, to_images, views, windows
-from pathovit.encoders.pretrain.backbone import Backbone, width_of
+from pathovit.encoders.pretrain.backbone import Backbone, norms_of, settle, width_of
 from pathovit.encoders.pretrain.fit import Line, PretrainSettings, pretrain
-from pathovit.encoders.pretrain.tiles import Batch, TileStream
+from pathovit.encoders.pretrain.teacher import Evened, Lessons, Teacher, said_by
+from pathovit.encoders.pretrain.tiles import Batch, Draw, TileStream, fresh
 from pathovit.errors import NoSlidesError, SettingsError
 from pathovit.outputs.folder import OutFolder
 from pathovit.run.plan import SlideJob
@@ -40,14 +42,14 @@ def stream(slides: list[Path]) -> Iterator[TileStream]:
 
 
 def test_the_same_step_has_the_same_tiles_at_every_resolution(stream: TileStream) -> None:
-    first, again, other = stream.batch(3, 16), stream.batch(3, 16), stream.batch(4, 16)
+    first, again, other = (stream.batch(step, fresh(step, 16)) for step in (3, 3, 4))
     assert np.array_equal(first.pixels, again.pixels)
     assert first.which == again.which != other.which
     assert first.pixels.shape == (16, SIDE, SIDE, 3)
     assert {resolution for _, resolution, _ in first.which} == {0, 1}
-    in_order = [batch.step for batch in stream.batches(2, 6, 4)]
+    in_order = [batch.step for batch in stream.batches(2, 6, lambda step: fresh(step, 4))]
     assert in_order == [2, 3, 4, 5]
-    assert np.array_equal(next(stream.batches(3, 4, 16)).pixels, first.pixels)
+    assert np.array_equal(next(stream.batches(3, 4, lambda step: fresh(step, 16))).pixels, first.pixels)
 
 
 def test_a_slide_that_cannot_be_read_is_left_out_and_said(slides: list[Path], tmp_path: Path) -> None:
@@ -92,9 +94,59 @@ def test_places_of_a_teacher_are_seen_through_the_same_window_as_the_tile() -> N
 def test_a_teacher_tells_of_places_in_one_pass() -> None:
     teacher = load_encoder("reference", device="cpu", precision="fp32", tile_px=SIDE)
     pixels = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)
-    whole, places = fit._told_of(teacher, pixels)
+    whole, places = said_by(teacher, pixels)
     assert np.allclose(whole.numpy(), teacher.embed(pixels), atol=1e-5)
     assert places.shape == (3, 256, SIDE // 16, SIDE // 16)
+
+
+def test_no_direction_of_what_a_teacher_says_drowns_the_others() -> None:
+    chance = torch.Generator().manual_seed(0)
+    turned = torch.linalg.qr(torch.randn(8, 8, generator=chance)).Q
+    features = torch.randn(4000, 8, generator=chance) * torch.tensor([100.0, 4, 1, 1, 1, 1, 1, 1]) @ turned + 7
+    evened = Evened(8, 3)
+    evened.learn(features)
+    spread = evened(features).std(0).sort(descending=True).values
+    assert evened(features).mean(0).abs().max() < 1e-3
+    assert float((spread**2).mean()) == pytest.approx(1, rel=0.01)
+    assert float(spread[0] / spread[1]) == pytest.approx(5, rel=0.1)  # the square root of 25
+
+
+def test_a_teacher_is_asked_once_of_a_tile_and_the_tiles_come_again_in_another_order(
+    stream: TileStream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teaching, "TOLD_TILES", 12)
+    taught = Teacher(load_encoder("reference", device="cpu", precision="fp32", tile_px=SIDE))
+    asked: list[int] = []
+    monkeypatch.setattr(teaching, "said_by", lambda encoder, pixels: (asked.append(len(pixels)), said_by(encoder, pixels))[1])
+    lessons = Lessons(taught, stream, tmp_path / "told", 9, 4, 0, 1, 0)
+    said = [lessons.said(stream.batch(step, lessons.draws(step))) for step in range(9)]
+    assert asked == [4, 4, 4]
+    rounds = [[draw for step in range(at, at + 3) for draw in lessons.draws(step)] for at in (0, 3, 6)]
+    assert sorted(rounds[0]) == sorted(rounds[1]) == sorted(rounds[2])
+    assert rounds[0] != rounds[1] != rounds[2]
+    first = dict(zip(rounds[0], torch.cat([whole for whole, _ in said[:3]]), strict=True))
+    for draw, whole in zip(rounds[1], torch.cat([whole for whole, _ in said[3:6]]), strict=True):
+        assert torch.equal(first[draw], whole)
+    places = said[8][1]
+    assert places.shape == (4, 64, SIDE // 16, SIDE // 16)
+    wanted = taught(stream.batch(8, lessons.draws(8)).pixels)[1]
+    assert torch.allclose(places, wanted, atol=0.01)
+    later = Lessons(taught, stream, tmp_path / "lost", 9, 4, 0, 1, 0)  # what was said is gone: it is asked again, to the same
+    assert torch.equal(later.said(stream.batch(8, later.draws(8)))[0], said[8][0])
+
+
+def test_batch_norm_is_settled_on_tiles_as_they_are() -> None:
+    """What masked tiles leave in it is not what an encoder meets: features would be of another spread."""
+    backbone, images = Backbone(SMALL, SIDE), torch.rand(16, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    backbone.train()
+    for _ in range(3):
+        backbone(0.1 * images)
+    settle(backbone, images.split(8))
+    assert not any(layer.training for layer in backbone.modules())
+    first = norms_of(backbone)[0]
+    seen = torch.cat([backbone.network.stem[0](backbone._seen(part)) for part in images.split(8)])
+    assert torch.allclose(first.running_mean, seen.mean((0, 2, 3)), atol=1e-3)
+    assert first.momentum == 0.1
 
 
 class Killed(Exception):
@@ -113,9 +165,7 @@ def weights_after(stream: TileStream, method: str, checkpoint: Path, kills: tupl
 
     while True:
         try:
-            found = pretrain(
-                SMALL, SIDE, lambda network: None, stream, teacher, settings, "", checkpoint, on_line, lambda backbone: None
-            )
+            found = pretrain(SMALL, SIDE, lambda network: None, stream, teacher, settings, "", checkpoint, on_line, None)
         except Killed:
             continue
         assert [line["step"] for line in found.history] == list(range(1, 9))
@@ -135,9 +185,9 @@ def test_work_between_two_lines_is_kept(stream: TileStream, tmp_path: Path, monk
     monkeypatch.setattr(fit, "KEEP_S", -1)
     batches, begun, kills = TileStream.batches, [], [6]
 
-    def broken(self: TileStream, first: int, steps: int, count: int) -> Iterator[Batch]:
+    def broken(self: TileStream, first: int, steps: int, draws: Callable[[int], list[Draw]]) -> Iterator[Batch]:
         begun.append(first)
-        for batch in batches(self, first, steps, count):
+        for batch in batches(self, first, steps, draws):
             if kills and batch.step == kills[0]:
                 kills.pop()
                 raise Killed
@@ -146,7 +196,7 @@ def test_work_between_two_lines_is_kept(stream: TileStream, tmp_path: Path, monk
     settings = PretrainSettings("mae", 8, 4, device="cpu", precision="fp32")
 
     def train(checkpoint: Path) -> fit.Pretrained:
-        return pretrain(SMALL, SIDE, lambda n: None, stream, None, settings, "", checkpoint, lambda line: None, lambda b: None)
+        return pretrain(SMALL, SIDE, lambda n: None, stream, None, settings, "", checkpoint, lambda line: None, None)
 
     whole = train(tmp_path / "a.pt")
     monkeypatch.setattr(TileStream, "batches", broken)
@@ -163,9 +213,7 @@ def test_work_between_two_lines_is_kept(stream: TileStream, tmp_path: Path, monk
 def test_what_a_teacher_knows_is_learned(stream: TileStream, tmp_path: Path) -> None:
     teacher = load_encoder("reference", device="cpu", precision="fp32", tile_px=SIDE)
     settings = PretrainSettings("distil", 40, 8, device="cpu", precision="fp32")
-    found = pretrain(
-        SMALL, SIDE, lambda network: None, stream, teacher, settings, "", tmp_path / "c.pt", lambda line: None, lambda b: None
-    )
+    found = pretrain(SMALL, SIDE, lambda network: None, stream, teacher, settings, "", tmp_path / "c.pt", lambda line: None, None)
     assert np.mean([line["loss"] for line in found.history[-3:]]) < 0.9 * found.history[0]["loss"]
 
 
@@ -182,7 +230,7 @@ def test_the_command_makes_an_encoder_that_serves_as_any_other(slides: list[Path
     assert all(0 <= line["nearest"] <= 1 for line in about["history"])
     assert str(slides[0].stem) not in (made / "pretrain.json").read_text()  # slides are named nowhere
     assert (made / "pretrain.png").stat().st_size > 5_000
-    assert not (made / ".pretrain.pt").exists()
+    assert not [path.name for path in made.iterdir() if path.name.startswith(".pretrain")]
     done = pathovit("embed", slides[0], "--encoder", made, "--max-tiles", 8, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     (slide,) = OutFolder(tmp_path / "out").embedded()

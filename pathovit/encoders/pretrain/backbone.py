@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -53,6 +55,25 @@ class Backbone(nn.Module):
     @property
     def has_places(self) -> bool:
         return has_places(self.network, self.record.pool)
+
+
+def norms_of(backbone: Backbone) -> list[nn.BatchNorm1d | nn.BatchNorm2d]:
+    """Layers that know the mean and spread of what they have seen."""
+    return [layer for layer in backbone.modules() if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)]
+
+
+@torch.no_grad()
+def settle(backbone: Backbone, batches: Iterable[Tensor]) -> None:
+    """Batch norm learns mean and spread anew, from images (B, 3, H, W) as they are: those of training were altered or covered."""
+    norms = norms_of(backbone.eval())
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.train().momentum = None  # the mean of all batches
+    for images in batches:
+        backbone(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.eval().momentum = momentum
 
 
 def width_of(backbone: Backbone) -> tuple[int, int]:

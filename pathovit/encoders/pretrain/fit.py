@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -21,20 +22,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pathovit.encoders.build import UNFIT
 from pathovit.encoders.encoder import Encoder
-from pathovit.encoders.pool import by_place, has_places, pooled, tokens_of
 from pathovit.encoders.pretrain.augment import to_images
-from pathovit.encoders.pretrain.backbone import Backbone
+from pathovit.encoders.pretrain.backbone import Backbone, norms_of, settle
 from pathovit.encoders.pretrain.methods import Dino, Distil, Mae, Method
-from pathovit.encoders.pretrain.tiles import Batch, TileStream
+from pathovit.encoders.pretrain.teacher import FAR, LOOK_TILES, Lessons, Teacher
+from pathovit.encoders.pretrain.tiles import Draw, TileStream, fresh
 from pathovit.encoders.record import EncoderRecord
 from pathovit.errors import SettingsError
 from pathovit.files import write_atomically
 from pathovit.machine import keep_freed_memory, pick_device, pick_precision
-from pathovit.slides.readers import RGB
 
-METHODS = ("distil", "dino", "mae")
-LOOK_TILES = 256  # from which the spread of a teacher's features is learned
-FAR = 1_000_003  # a step that no training reaches: of these tiles
+LEARNING_RATES = {"distil": 1e-3, "dino": 5e-4, "mae": 1e-3}
+SETTLE_TILES = 512  # from which batch norm learns mean and spread of tiles as they are
 LOOKS = 20  # lines of the history
 KEEP_S = 300  # of work that is lost when it is killed, at most
 Line = dict[str, float]
@@ -48,15 +47,15 @@ class PretrainSettings:
     method: str = "distil"
     steps: int = 2000
     batch_tiles: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None  # the method's own
     weight_decay: float = 0.04
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise SettingsError(f"--method {self.method!r}, expected {', '.join(METHODS)}.")
+        if self.method not in LEARNING_RATES:
+            raise SettingsError(f"--method {self.method!r}, expected {', '.join(LEARNING_RATES)}.")
         for name in ("steps", "batch_tiles"):
             if getattr(self, name) < 2:
                 raise SettingsError(f"--{name.replace('_', '-')} is {getattr(self, name)}, expected at least 2.")
@@ -72,7 +71,7 @@ class Pretrained:
 
 def pretrain(
     record: EncoderRecord, side: int, start: Callable[[nn.Module], None], stream: TileStream, teacher: Encoder | None,
-    settings: PretrainSettings, known: str, checkpoint: Path, on_line: Callable[[Line], None], score: Callable[[Backbone], float | None],
+    settings: PretrainSettings, known: str, checkpoint: Path, on_line: Callable[[Line], None], score: Callable[[Backbone], float | None] | None,
 ) -> Pretrained:  # fmt: skip
     """Train a network on tiles of slides.
 
@@ -82,7 +81,7 @@ def pretrain(
     start : gives the network its first weights; or leaves them to chance
     teacher : for distil
     known : digest of everything else that determines the weights: slides, teacher, start
-    checkpoint : the same call goes on from it. It is left for the caller to remove.
+    checkpoint : the same call goes on from it, and from what the teacher said, beside it. Both are left for `forget`.
     score : how good the network is at a moment, if that can be told
 
     Raises
@@ -95,30 +94,43 @@ def pretrain(
         device = pick_device(settings.device)
         backbone = Backbone(record, side)
         start(backbone.network)
-        method = _method(settings.method, backbone, teacher).to(device)
-        optimizer = torch.optim.AdamW(_groups(method, settings.weight_decay), settings.learning_rate)
+        taught = Teacher(teacher) if teacher is not None and settings.method == "distil" else None
+        method = _method(settings.method, backbone, taught).to(device)
+        at_most = settings.learning_rate or LEARNING_RATES[settings.method]
+        optimizer = torch.optim.AdamW(_groups(method, settings.weight_decay), at_most)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, settings.steps))
-        state = {"method": method, "optimizer": optimizer, "schedule": schedule}
+        state = {"method": method, "optimizer": optimizer, "schedule": schedule} | ({"teacher": taught} if taught else {})
         key = hashlib.sha256(
             json.dumps([asdict(settings), asdict(record), side, known, ranks], sort_keys=True).encode()
         ).hexdigest()
+        begun = checkpoint.is_file()
         done, history, total = _restore(checkpoint, state, key, device)
-        if not done and teacher is not None:
-            method.look(*(one.to(device) for one in _told(teacher, stream.batch(FAR, LOOK_TILES))))
+        if taught and not begun:
+            taught.look(stream.batch(FAR, fresh(FAR, LOOK_TILES)).pixels)
+            if rank == 0:
+                _keep(checkpoint, state, key, 0, [], 0.0)
+        lessons = None
+        if taught:
+            folder = checkpoint.with_name(f"{checkpoint.name}.told-{key[:12]}")
+            lessons = Lessons(taught, stream, folder, settings.steps, settings.batch_tiles, rank, ranks, settings.seed)
+
+        def draws(step: int) -> list[Draw]:
+            return lessons.draws(step) if lessons else fresh(step, settings.batch_tiles, rank)
+
+        plain = _plain(stream, method.learned, settings.batch_tiles, device) if rank == 0 else []
         for line in history if rank == 0 else ():
             on_line(line)
         whole: nn.Module = DistributedDataParallel(method, find_unused_parameters=True) if ranks > 1 else method
         dtype = pick_precision(settings.precision, device)
         every = max(1, settings.steps // LOOKS)
         since = int(history[-1]["step"]) if history else 0
-        timed, begun = done, time.monotonic()  # step and moment from which speed is told
-        kept = begun
-        for batch in stream.batches(done, settings.steps, settings.batch_tiles * ranks):
+        timed, since_s = done, time.monotonic()  # step and moment from which speed is told
+        kept = since_s
+        for batch in stream.batches(done, settings.steps, draws):
             torch.manual_seed(settings.seed * FAR + batch.step * ranks + rank)
             method.train()
-            mine = slice(rank * settings.batch_tiles, (rank + 1) * settings.batch_tiles)
-            told = [one[mine].to(device) for one in _told(teacher, batch)] if teacher is not None else []
-            images = to_images(torch.from_numpy(batch.pixels[mine]).to(device))
+            told = [one.to(device) for one in lessons.said(batch)] if lessons else []
+            images = to_images(torch.from_numpy(batch.pixels).to(device))
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 loss = whole(images, *told)
             loss.backward()
@@ -137,37 +149,36 @@ def pretrain(
                     "step": step,
                     "loss": total / (step - since),
                     "learning_rate": float(schedule.get_last_lr()[0]),
-                    "tiles_per_s": settings.batch_tiles * ranks * (step - timed) / (time.monotonic() - begun),
+                    "tiles_per_s": settings.batch_tiles * ranks * (step - timed) / (time.monotonic() - since_s),
                 }
-                found = score(method.learned.eval())
-                history.append(line if found is None else line | {"nearest": found})
+                if score is not None:
+                    settle(method.learned, plain)
+                    nearest = score(method.learned)
+                    line |= {} if nearest is None else {"nearest": nearest}
+                history.append(line)
                 on_line(history[-1])
             if looked:
-                total, since, timed, begun = 0.0, step, step, time.monotonic()
+                total, since, timed, since_s = 0.0, step, step, time.monotonic()
             if rank == 0 and (looked or time.monotonic() - kept > KEEP_S):
                 _keep(checkpoint, state, key, step, history, total)
                 kept = time.monotonic()
+        settle(method.learned, plain)
         return Pretrained(method.learned.eval().cpu(), history)
 
 
-def _told(teacher: Encoder, batch: Batch) -> tuple[Tensor, Tensor]:
-    """A teacher's features of the tiles of a step (B, T), and of places in them (B, P, h, w), or (B, 0, 1, 1).
-
-    They are asked for anew each time: their last bits depend on their company.
-    """
-    size = teacher.batch_tiles
-    parts = [_told_of(teacher, batch.pixels[at : at + size]) for at in range(0, len(batch.pixels), size)]
-    return torch.cat([whole for whole, _ in parts]), torch.cat([places for _, places in parts])
+def forget(checkpoint: Path) -> None:
+    """Remove what a training has kept beside its encoder."""
+    for told in checkpoint.parent.glob(f"{checkpoint.name}.told-*"):
+        shutil.rmtree(told)
+    checkpoint.unlink()
 
 
-@torch.no_grad()
-def _told_of(teacher: Encoder, pixels: RGB) -> tuple[Tensor, Tensor]:
-    pool = teacher.record.pool
-    if teacher.compiled is not None or not has_places(teacher.model, pool):
-        return torch.from_numpy(teacher.embed(pixels)), torch.empty(len(pixels), 0, 1, 1)
-    tokens = tokens_of(teacher.model, teacher.seen(torch.from_numpy(pixels).to(teacher.device)))
-    whole, places = pooled(teacher.model, tokens, pool), by_place(teacher.model, tokens)
-    return whole.float().cpu(), places.float().cpu()
+def _plain(stream: TileStream, backbone: Backbone, batch_tiles: int, device: torch.device) -> list[Tensor]:
+    """Images as they are, to settle batch norm by; none where there is none."""
+    if not norms_of(backbone):
+        return []
+    pixels = torch.from_numpy(stream.batch(FAR + 1, fresh(FAR + 1, SETTLE_TILES)).pixels)
+    return [to_images(pixels[at : at + batch_tiles].to(device)) for at in range(0, SETTLE_TILES, batch_tiles)]
 
 
 def rate(step: int, steps: int) -> float:
@@ -176,12 +187,11 @@ def rate(step: int, steps: int) -> float:
     return (step + 1) / (warm + 1) if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def _method(name: str, backbone: Backbone, teacher: Encoder | None) -> Method:
+def _method(name: str, backbone: Backbone, teacher: Teacher | None) -> Method:
     if name == "distil":
         if teacher is None:
             raise SettingsError("--method distil learns from another encoder: name it with --teacher.")
-        blank = np.zeros((1, teacher.tile_px, teacher.tile_px, 3), np.uint8)
-        return Distil(backbone, teacher.dim, _told_of(teacher, blank)[1].shape[1])
+        return Distil(backbone, *teacher.dims)
     if name == "dino":
         return Dino(backbone, _local_side(backbone))
     return Mae(backbone)

@@ -17,11 +17,11 @@ from torch.nn import functional
 from pathovit.encoders.pretrain.augment import altered, through, views, windows
 from pathovit.encoders.pretrain.backbone import Backbone, width_of
 
-COVERED, PLACE_PX = 0.6, 32  # share of the image, and side of what is covered together
+COVERED, PLACE_PX = 0.6, 16  # share of the image, and side of what is covered together
 PROTOTYPES, HIDDEN, BOTTLENECK = 2048, 512, 128
 STUDENT_TEMPERATURE, TEACHER_TEMPERATURE, CENTRE_MOMENTUM = 0.1, 0.05, 0.9
 LOCAL_VIEWS = 2
-GLOBAL, LOCAL, DISTILLED = (0.4, 1.0), (0.1, 0.4), (0.8, 1.0)
+GLOBAL, LOCAL, DISTILLED = (0.4, 1.0), (0.1, 0.4), (0.5, 1.0)
 
 
 class Method(nn.Module):
@@ -39,52 +39,29 @@ class Method(nn.Module):
     def after_step(self, progress: float) -> None:
         """What changes beside the gradient; `progress` is the share of all steps."""
 
-    def look(self, targets: Tensor, places: Tensor) -> None:
-        """Know the spread of what is to be predicted, before the first step."""
-
 
 class Distil(Method):
-    """`dim`, `place_dim` : numbers of a teacher's features of a tile, and of a place in it; 0 if it has none."""
+    """`dim`, `place_dim` : numbers that a teacher says of a tile, and of a place in it; 0 if it says none."""
 
     def __init__(self, backbone: Backbone, dim: int, place_dim: int) -> None:
         super().__init__(backbone)
-        self.whole = Told(backbone.record.dim, dim)
-        self.places = Told(width_of(backbone)[0], place_dim) if place_dim and backbone.has_places else None
+        self.whole = nn.Linear(backbone.record.dim, dim)
+        self.places = nn.Linear(width_of(backbone)[0], place_dim) if place_dim and backbone.has_places else None
 
-    def look(self, targets: Tensor, places: Tensor) -> None:
-        self.whole.look(targets)
-        if self.places is not None:
-            self.places.look(places.movedim(1, -1).flatten(0, -2))
-
-    def forward(self, images: Tensor, targets: Tensor, places: Tensor) -> Tensor:
-        """Loss of images (B, 3, H, W), and the teacher's features of them (B, T), and of their places (B, P, h, w)."""
+    def forward(self, images: Tensor, whole: Tensor, places: Tensor) -> Tensor:
+        """Loss of images (B, 3, H, W), and what the teacher says of them (B, T), and of their places (B, P, h, w)."""
         side, seen = images.shape[-1], windows(len(images), DISTILLED, images.device)
         shown = through(altered(images), seen, side)
         if self.places is None:
-            return torch.as_tensor(self.whole(self.backbone(shown).float(), targets))
+            return _apart(self.whole(self.backbone(shown).float()), whole)
         found, maps = self.backbone.both(shown)
-        wanted = through(places, seen, maps.shape[-1])
-        there = self.places(maps.float().movedim(1, -1).flatten(0, -2), wanted.movedim(1, -1).flatten(0, -2))
-        return torch.as_tensor(self.whole(found.float(), targets) + there)
+        there = self.places(maps.float().movedim(1, -1).flatten(0, -2))
+        wanted = through(places, seen, maps.shape[-1]).movedim(1, -1).flatten(0, -2)
+        return _apart(self.whole(found.float()), whole) + _apart(there, wanted)
 
 
-class Told(nn.Module):
-    """What a teacher says, from features: its loss."""
-
-    def __init__(self, dim: int, told: int) -> None:
-        super().__init__()
-        self.head = nn.Linear(dim, told)
-        self.register_buffer("centre", torch.zeros(told))
-        self.register_buffer("spread", torch.ones(told))
-
-    def look(self, targets: Tensor) -> None:
-        self.get_buffer("centre").copy_(targets.mean(0))
-        self.get_buffer("spread").copy_(targets.std(0).clamp_min(1e-4))
-
-    def forward(self, features: Tensor, targets: Tensor) -> Tensor:
-        wanted = (targets - self.get_buffer("centre")) / self.get_buffer("spread")
-        found = self.head(features)
-        return functional.smooth_l1_loss(found, wanted) + 1 - functional.cosine_similarity(found, wanted).mean()
+def _apart(found: Tensor, wanted: Tensor) -> Tensor:
+    return functional.smooth_l1_loss(found, wanted) + 1 - functional.cosine_similarity(found, wanted).mean()
 
 
 class Projector(nn.Module):
@@ -154,18 +131,15 @@ class Mae(Method):
         self.head = nn.Conv2d(width, 3 * self.stride**2, 1)
 
     def forward(self, images: Tensor, *given: Tensor) -> Tensor:
-        """Loss of images (B, 3, H, W): of pixels that were covered, less the mean of their place, by its spread."""
+        """Loss of images (B, 3, H, W): of pixels that were covered, with the mean colour of the image."""
         images = views(images, images.shape[-1], (0.5, 1.0))
         count, _, side, _ = images.shape
         places = side // PLACE_PX if side % PLACE_PX == 0 else side // self.stride
         covered = torch.rand(count, 1, places, places, device=images.device) < COVERED
         covered = functional.interpolate(covered.float(), (side, side), mode="nearest")
-        grey = self.backbone.get_buffer("mean")
-        found = functional.pixel_shuffle(
-            self.head(self.backbone.maps(torch.where(covered > 0, grey, images)).float()), self.stride
-        )
-        mean = functional.avg_pool2d(images, self.stride)
-        spread = (functional.avg_pool2d(images**2, self.stride) - mean**2).clamp_min(1e-4).sqrt()
-        mean, spread = (functional.interpolate(value, (side, side), mode="nearest") for value in (mean, spread))
-        wrong = (found - (images - mean) / spread).abs() * covered
+        colour = images.mean((2, 3), keepdim=True)
+        seen = torch.where(covered > 0, colour, images)
+        found = functional.pixel_shuffle(self.head(self.backbone.maps(seen).float()), self.stride)
+        wanted = images - colour
+        wrong = (found - wanted / wanted.std().clamp_min(1e-4)).abs() * covered
         return wrong.sum() / (3 * covered.sum()).clamp_min(1)

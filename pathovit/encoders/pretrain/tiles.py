@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,14 @@ from pathovit.text import counted
 MOST_OPEN = 32  # slides
 AHEAD = 2  # batches that are read while one is learned from
 ATTEMPTS = 100  # to draw a tile that can be read
+
+
+Draw = tuple[int, int]  # step and place in it: which tile is drawn follows from them
+
+
+def fresh(step: int, count: int, rank: int = 0) -> list[Draw]:
+    """Tiles that no other step has, nor the same step of another process."""
+    return [(step, rank * count + place) for place in range(count)]
 
 
 class Given(Protocol):
@@ -89,22 +97,22 @@ class TileStream:
     def tiles(self) -> int:
         return sum(len(grid) for grids in self._grids for grid in grids)
 
-    def batches(self, first: int, steps: int, count: int) -> Iterator[Batch]:
-        """The batches of steps `first` to `steps`; the next are read while one is used."""
+    def batches(self, first: int, steps: int, draws: Callable[[int], list[Draw]]) -> Iterator[Batch]:
+        """The batches of steps `first` to `steps`, with what is drawn for each; the next are read while one is used."""
         with ThreadPoolExecutor(1) as ahead:
-            waiting = [ahead.submit(self.batch, step, count) for step in range(first, min(first + AHEAD, steps))]
+            waiting = [ahead.submit(self.batch, step, draws(step)) for step in range(first, min(first + AHEAD, steps))]
             for step in range(first, steps):
                 found = waiting.pop(0)
                 if step + AHEAD < steps:
-                    waiting.append(ahead.submit(self.batch, step + AHEAD, count))
+                    waiting.append(ahead.submit(self.batch, step + AHEAD, draws(step + AHEAD)))
                 yield found.result()
 
-    def batch(self, step: int, count: int) -> Batch:
+    def batch(self, step: int, draws: list[Draw]) -> Batch:
         """The tiles of one step."""
-        found = list(self._pool.map(self._draw, [(step, place) for place in range(count)]))
+        found = list(self._pool.map(self._draw, draws))
         return Batch(step, np.stack([pixels for _, pixels in found]), tuple(which for which, _ in found))
 
-    def _draw(self, at: tuple[int, int]) -> tuple[tuple[int, int, int], RGB]:
+    def _draw(self, at: Draw) -> tuple[tuple[int, int, int], RGB]:
         chance = np.random.default_rng([self._seed, *at])
         for _ in range(ATTEMPTS):
             slide = int(chance.integers(len(self._jobs)))
