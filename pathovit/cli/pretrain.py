@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, replace
-from math import gcd
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,8 +66,10 @@ def pretrain(
     """
     from pathovit.encoders import known_record, load_encoder, write_encoder
     from pathovit.encoders.adapt import load_strictly
+    from pathovit.encoders.build import for_side
     from pathovit.encoders.pretrain.fit import LEARNING_RATES, PretrainSettings, forget
     from pathovit.encoders.pretrain.fit import pretrain as fit
+    from pathovit.encoders.pretrain.teacher import TOLD_TILES
     from pathovit.encoders.pretrain.tiles import TileStream
     from pathovit.encoders.weights import find_weights, read_safetensors
     from pathovit.files import file_sha256, storage_errors, to_json, write_atomically
@@ -82,7 +83,7 @@ def pretrain(
         method,
         steps,
         batch_tiles,
-        learning_rate or LEARNING_RATES.get(method),
+        LEARNING_RATES.get(method) if learning_rate is None else learning_rate,
         seed=seed,
         device=settings.run.device,
         precision=settings.embed.precision,
@@ -96,7 +97,7 @@ def pretrain(
     if method == "distil" and teacher is None:
         raise SettingsError("--method distil learns from another encoder: name it with --teacher.")
     made = replace(
-        record, name=_name_of(out), tile_px=side, multiple_px=gcd(record.multiple_px, side), mpp=mpps[0], mpps=tuple(mpps) if len(mpps) > 1 else (), hub="", files=(), revision="", sha256=None,
+        for_side(record, side), name=_name_of(out), mpp=mpps[0], mpps=tuple(mpps) if len(mpps) > 1 else (), hub="", files=(), revision="", sha256=None,
         gated=False, note=f"pretrained by {method}", licence=_licence(record, weights is not None, taught_by.record if taught_by else None),
     )  # fmt: skip
     jobs = asked.jobs()
@@ -108,7 +109,12 @@ def pretrain(
             raise SettingsError(f"{out}: there is an encoder here already. Choose another --out.")
         stream = TileStream(jobs, side, mpps, settings, max(2, allowed_cores()), seed, options.note)
         options.note(
-            f"{stream.tiles:,} tiles of {side} px on {stream.slides} slides; {steps * batch_tiles:,} will be learned from"
+            f"{stream.tiles:,} tiles of {side} px on {stream.slides} slides; {steps * batch_tiles:,} views of them will be learned from"
+            + (
+                f", of {TOLD_TILES:,} tiles that the teacher is asked of"
+                if taught_by and steps * batch_tiles > TOLD_TILES
+                else ""
+            )
         )
         known = hashlib.sha256()
         for job in jobs:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
+from math import gcd
 from typing import TYPE_CHECKING, Any
 
 from pathovit.encoders.pool import pool_tokens
@@ -70,16 +72,34 @@ def _build(record: EncoderRecord, model_px: int) -> nn.Module:
         return own(model_px)
     if not timm.is_model(record.arch):
         raise WeightsError(f"Encoder {record.name!r}: timm knows no architecture {record.arch!r}.")
+    return _timm_model(record if model_px == record.tile_px else for_side(record, model_px))
+
+
+def _timm_model(record: EncoderRecord) -> nn.Module:
+    import timm
+
     args: dict[str, Any] = {key: _resolve(value) for key, value in record.args.items()}
-    if model_px == record.tile_px:
-        model: nn.Module = timm.create_model(record.arch, pretrained=False, num_classes=0, **args)
-        return model
+    model: nn.Module = timm.create_model(record.arch, pretrained=False, num_classes=0, **args)
+    return model
+
+
+def for_side(record: EncoderRecord, side: int) -> EncoderRecord:
+    """The record of the same network made for tiles of another side: what is to be written with weights that were trained on them."""
+    made = replace(record, tile_px=side, multiple_px=gcd(record.multiple_px, side))
+    if side == record.tile_px or record.arch == REFERENCE_ARCH:
+        return made
+    import timm
+    import torch
+
+    if not timm.is_model(record.arch):
+        return made
+    sized = replace(made, args=record.args | {"img_size": side})
     try:
-        sized: nn.Module = timm.create_model(record.arch, pretrained=False, num_classes=0, **args | {"img_size": model_px})
-        return sized
+        with torch.device("meta"):  # shapes only
+            _timm_model(sized)
     except TypeError:  # a network of convolutions has no such argument: it takes any size
-        free: nn.Module = timm.create_model(record.arch, pretrained=False, num_classes=0, **args)
-        return free
+        return made
+    return sized
 
 
 def _require_fit(record: EncoderRecord, model_px: int) -> None:

@@ -16,7 +16,8 @@ import torch
 from command import pathovit
 from made_tiles import write_tiles
 
-from pathovit.encoders import RECORDS, known_record, load_encoder
+from pathovit.encoders import RECORDS, known_record, load_encoder, write_encoder
+from pathovit.encoders.build import for_side
 from pathovit.encoders.pretrain import fit
 from pathovit.encoders.pretrain import teacher as teaching
 from pathovit.encoders.pretrain.augment import altered, through, to_images, views, windows
@@ -62,6 +63,9 @@ def test_a_slide_that_cannot_be_read_is_left_out_and_said(slides: list[Path], tm
     made.close()
     with pytest.raises(NoSlidesError):
         TileStream(jobs[:1], SIDE, [1.0], Settings(), 1, 0, said.append)
+    with pytest.raises(NoSlidesError):
+        TileStream(jobs[1:], SIDE, [0.1], Settings(), 1, 0, said.append)
+    assert said[-1] == "1 slide too coarse for tiles at 0.1 um per pixel: choose coarser ones with --tile-mpp"
 
 
 def test_images_are_altered_and_stay_images() -> None:
@@ -249,6 +253,23 @@ def test_a_side_that_the_architecture_sees_but_its_record_does_not_name_is_learn
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "side"), [("levit_128s", 96), ("vit_small", 96), ("swin_tiny", 112), ("resnet50", 96), ("efficientnet_b0", 80), ("reference", 64)]
+)  # fmt: skip
+def test_what_was_learned_at_another_side_is_what_is_loaded(tmp_path: Path, name: str, side: int) -> None:
+    """Positions and windows are made for a side: a network that was built for another one is not the same."""
+    torch.manual_seed(0)
+    backbone = Backbone(known_record(name), side).eval()
+    record = replace(for_side(known_record(name), side), hub="", files=(), gated=False)
+    write_encoder(tmp_path / "made", record, dict(backbone.network.state_dict()))
+    loaded = load_encoder(str(tmp_path / "made"), device="cpu", precision="fp32")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
+    with torch.no_grad():
+        learned = backbone(to_images(torch.from_numpy(pixels))).numpy()
+    assert loaded.tile_px == side
+    assert np.allclose(loaded.embed(pixels), learned, atol=1e-4 * np.abs(learned).max())
+
+
 def test_two_processes_learn_as_one(slides: list[Path], tmp_path: Path) -> None:
     made = tmp_path / "two"
     command = [
@@ -279,6 +300,7 @@ def test_two_processes_learn_as_one(slides: list[Path], tmp_path: Path) -> None:
         (("--method", "simclr"), "expected distil, dino, mae"),
         (("--method", "mae", "--architecture", "keep"), "gives no features by place"),
         (("--method", "dino", "--steps", 1), "--steps is 1"),
+        (("--method", "dino", "--learning-rate", 0), "--learning-rate is 0"),
         (("--method", "dino", "--start", "none.safetensors"), "there is no such weights file"),
     ],
 )

@@ -56,6 +56,8 @@ class PretrainSettings:
     def __post_init__(self) -> None:
         if self.method not in LEARNING_RATES:
             raise SettingsError(f"--method {self.method!r}, expected {', '.join(LEARNING_RATES)}.")
+        if self.learning_rate is not None and self.learning_rate <= 0:
+            raise SettingsError(f"--learning-rate is {self.learning_rate:g}, expected above 0.")
         for name in ("steps", "batch_tiles"):
             if getattr(self, name) < 2:
                 raise SettingsError(f"--{name.replace('_', '-')} is {getattr(self, name)}, expected at least 2.")

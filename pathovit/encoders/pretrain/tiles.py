@@ -14,6 +14,7 @@ import numpy as np
 
 from pathovit.errors import NoSlidesError, SlideError
 from pathovit.geometry import XY
+from pathovit.reasons import Code
 from pathovit.settings import Settings, TileSpec, fill_spec
 from pathovit.slides.readers import RGB
 from pathovit.slides.slide import Slide, open_slide
@@ -71,6 +72,7 @@ class TileStream:
         self._grids: list[list[TileGrid]] = []  # of each slide, those of its resolutions
         self._open: OrderedDict[int, Slide] = OrderedDict()
         self._lock = Lock()
+        coarse = 0
         for number, job in enumerate(jobs, start=1):
             try:
                 with self._opened(job) as slide:
@@ -78,11 +80,16 @@ class TileStream:
                     grids = [lay_grid(slide, mask, _spec(settings.tiles, side, mpp), None, False) for mpp in mpps]
             except SlideError as error:
                 say(f"left out: {error}")
+                coarse += error.code is Code.TOO_COARSE
                 continue
             self._jobs.append(job)
             self._grids.append(grids)
             if number % 100 == 0:
                 say(f"{number} of {len(jobs)} slides looked at")
+        if coarse:
+            say(
+                f"{counted(coarse, 'slide')} too coarse for tiles at {min(mpps):g} um per pixel: choose coarser ones with --tile-mpp"
+            )
         if not self._jobs:
             raise NoSlidesError(
                 f"None of {counted(len(jobs), 'slide')} can be learned from; what is wrong with each is said above."
