@@ -69,7 +69,7 @@ def pretrain(
     from pathovit.encoders.build import for_side
     from pathovit.encoders.pretrain.fit import LEARNING_RATES, PretrainSettings, forget
     from pathovit.encoders.pretrain.fit import pretrain as fit
-    from pathovit.encoders.pretrain.teacher import TOLD_TILES
+    from pathovit.encoders.pretrain.teacher import LOOK_TILES, TOLD_TILES
     from pathovit.encoders.pretrain.tiles import TileStream
     from pathovit.encoders.weights import find_weights, read_safetensors
     from pathovit.files import file_sha256, storage_errors, to_json, write_atomically
@@ -111,8 +111,8 @@ def pretrain(
         options.note(
             f"{stream.tiles:,} tiles of {side} px on {stream.slides} slides; {steps * batch_tiles:,} views of them will be learned from"
             + (
-                f", of {TOLD_TILES:,} tiles that the teacher is asked of"
-                if taught_by and steps * batch_tiles > TOLD_TILES
+                f"; the teacher is asked of {LOOK_TILES} tiles first, and then of {min(TOLD_TILES, steps * batch_tiles):,}"
+                if taught_by
                 else ""
             )
         )

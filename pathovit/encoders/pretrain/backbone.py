@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -63,9 +63,9 @@ def norms_of(backbone: Backbone) -> list[nn.BatchNorm1d | nn.BatchNorm2d]:
 
 
 @torch.no_grad()
-def settle(backbone: Backbone, batches: Iterable[Tensor]) -> None:
+def settle(backbone: Backbone, batches: Sequence[Tensor]) -> None:
     """Batch norm learns mean and spread anew, from images (B, 3, H, W) as they are: those of training were altered or covered."""
-    norms = norms_of(backbone.eval())
+    norms = norms_of(backbone.eval()) if batches else []
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

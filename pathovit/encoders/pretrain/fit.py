@@ -33,6 +33,7 @@ from pathovit.files import write_atomically
 from pathovit.machine import keep_freed_memory, pick_device, pick_precision
 
 LEARNING_RATES = {"distil": 1e-3, "dino": 5e-4, "mae": 1e-3}
+FORMAT = 2  # of what is kept
 SETTLE_TILES = 512  # from which batch norm learns mean and spread of tiles as they are
 LOOKS = 20  # lines of the history
 KEEP_S = 300  # of work that is lost when it is killed, at most
@@ -103,7 +104,7 @@ def pretrain(
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, settings.steps))
         state = {"method": method, "optimizer": optimizer, "schedule": schedule} | ({"teacher": taught} if taught else {})
         key = hashlib.sha256(
-            json.dumps([asdict(settings), asdict(record), side, known, ranks], sort_keys=True).encode()
+            json.dumps([FORMAT, asdict(settings), asdict(record), side, known, ranks], sort_keys=True).encode()
         ).hexdigest()
         begun = checkpoint.is_file()
         done, history, total = _restore(checkpoint, state, key, device)
@@ -155,7 +156,7 @@ def pretrain(
                 }
                 if score is not None:
                     settle(method.learned, plain)
-                    nearest = score(method.learned)
+                    nearest = score(method.learned.eval())
                     line |= {} if nearest is None else {"nearest": nearest}
                 history.append(line)
                 on_line(history[-1])
