@@ -12,6 +12,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import threading
 import time
 import uuid
@@ -165,6 +166,26 @@ def _put_in_place(path: Path, content: bytes, mode: int) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     fsync(path.parent)
+
+
+@contextmanager
+def put_whole(path: Path) -> Iterator[Path]:
+    """A place to write a file or folder at, for libraries that do it themselves; it gets its name when all is written, else nothing stays."""
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+        try:
+            yield temporary
+            for written in (temporary, *temporary.rglob("*")):
+                fsync(written)
+            if path.is_dir():
+                shutil.rmtree(path)
+            temporary.replace(path)
+        finally:
+            if temporary.is_dir():
+                shutil.rmtree(temporary)
+            temporary.unlink(missing_ok=True)
+        fsync(path.parent)
 
 
 def to_json(value: Any, indent: int | None = 1) -> bytes:

@@ -121,7 +121,7 @@ class HeatmapSettings:
     hot_score: float = 0.5  # regions at or above this score are outlined
     top_tiles: int = 12
     overview_px: int = 1600  # longer side of the overview picture
-    max_geojson_tiles: int = 20_000  # above this, tiles of one score band are dissolved into polygons
+    max_geojson_tiles: int = 250_000  # above this, tiles of one score band are dissolved into polygons
 
     def __post_init__(self) -> None:
         if not 0 <= self.hot_score <= 1:

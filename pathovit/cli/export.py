@@ -1,4 +1,4 @@
-"""pathovit export: stored features in the layouts of other tools."""
+"""pathovit export: stored features and maps in the layouts of other tools."""
 
 from __future__ import annotations
 
@@ -10,27 +10,42 @@ import typer
 
 from pathovit.cli import options
 from pathovit.cli.app import app
-from pathovit.errors import SettingsError
 
 
 @app.command()
 def export(
     features: Annotated[Path, typer.Argument(help="Folder that `pathovit embed` or `run` wrote.")],
-    to: Annotated[str, typer.Option("--to", help="h5: the layouts of TRIDENT and CLAM.")] = "h5",
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", help="trident, clam, h5 (both), stamp, anndata, csv, parquet, ome-zarr (0.5) or ome-zarr-0.4 (for QuPath)."
+        ),
+    ] = "h5",
     folder: Annotated[Path | None, typer.Option("--folder", help="Where to.  \\[default: FEATURES/export]")] = None,
+    names: Annotated[
+        str, typer.Option("--names", help="Of files: id, or stem for the names of slide files, which may name patients.")
+    ] = "id",
 ) -> None:
-    """Write features as .h5 files that tools made for TRIDENT or CLAM read."""
-    from pathovit.show.h5 import write_clam, write_trident
+    """Write features and maps as other programs read them; slides.csv says which file is which slide.
 
-    if to != "h5":
-        raise SettingsError(f"--to {to!r} is unknown. Use h5.")
-    target = folder or features / "export"
-    damaged: list[str] = []
-    written = 0
-    for _, slide in options.stored_slides(features, damaged):
-        write_trident(target, slide)
-        write_clam(target, slide)
-        written += 1
-    sys.stderr.write(f"{written} slides written to {target} (features_<encoder>/ for TRIDENT, h5_files/ for CLAM).\n")
-    if damaged:
+    pathovit export out --to trident --names stem
+    """
+    from pathovit.cli.progress import Steps
+    from pathovit.outputs.folder import OutFolder
+    from pathovit.show.export.formats import FORMATS, MAPPING, export
+
+    out = OutFolder(features)
+    damaged = options.refused_slides(out)
+    target, steps = folder or features / "export", Steps()
+    done = export(out, to, target, names, lambda at, of: steps(f"slides as {to}", at, of))
+    for error in done.failed:
+        options.note(str(error))
+    if done.without_map:
+        options.note(
+            f"{len(done.without_map)} slides have no answer, and so no map ({', '.join(done.without_map[:3])}): left out"
+        )
+    for remark in done.remarks:
+        options.note(remark)
+    sys.stderr.write(f"{done.written} slides written to {target}, for {FORMATS[to].readers}; {MAPPING} says which is which.\n")
+    if damaged or done.failed:
         sys.exit(3)

@@ -18,6 +18,7 @@ from pathovit.text import plain
 
 if TYPE_CHECKING:
     from pathovit.outputs.features import SlideFeatures
+    from pathovit.outputs.folder import OutFolder
     from pathovit.outputs.records import SlideRecord
     from pathovit.run.plan import SlideJob
 
@@ -242,6 +243,21 @@ def note(text: str) -> None:
     sys.stderr.write(f"pathovit: {plain(text)}\n")
 
 
+def refused_slides(out: OutFolder) -> list[str]:
+    """Slides whose records cannot be read; each is named with its reason.
+
+    Raises
+    ------
+    NoSlidesError : there is no slide at all
+    """
+    records, refused = out.finished()
+    for one in refused:
+        note(f"{one.slide_id}: {one.reason}")
+    if not records and not refused:
+        raise NoSlidesError(f"{out.path}: no finished slide in it. Make some with: pathovit embed SLIDES --out {out.path}")
+    return [one.slide_id for one in refused]
+
+
 def stored_slides(features: Path, damaged: list[str]) -> Iterator[tuple[SlideRecord, SlideFeatures]]:
     """Record and features of every finished slide of a folder; slides that cannot be read are named and added to `damaged`.
 
@@ -253,13 +269,8 @@ def stored_slides(features: Path, damaged: list[str]) -> Iterator[tuple[SlideRec
     from pathovit.outputs.store import FeatureStore
 
     out = OutFolder(features)
-    records, refused = out.finished()
-    for one in refused:
-        damaged.append(one.slide_id)
-        note(f"{one.slide_id}: {one.reason}")
-    if not records and not damaged:
-        raise NoSlidesError(f"{features}: no finished slide in it. Make some with: pathovit embed SLIDES --out {features}")
-    for record in records:
+    damaged += refused_slides(out)
+    for record in out.finished()[0]:
         try:
             slide = FeatureStore(out.slide(record.slide_id), out.called(record)).read()
         except SlideError as error:

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pathovit import RESEARCH_USE
+from pathovit.errors import SettingsError
 from pathovit.geometry import XY, Box
 from pathovit.outputs.recipe import EmbedRecipe, Values
 from pathovit.slides.slide import Slide
 from pathovit.slides.tiling import TileGrid
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 
 class TileVerdict(IntEnum):
@@ -132,6 +136,62 @@ class SlideFeatures:
         The smaller of the two axes, so that no two tiles ever round to one place.
         """
         return float(min(s * m for s, m in zip(self.grid.stride_l0, self.mpp, strict=True)))
+
+    def columns(self) -> dict[str, NDArray[np.generic]]:
+        """Tiles as columns (N,), in grid order: level-0 pixels of the top-left corner, micrometres of the centre, places on the lattice."""
+        centres, lattice, tiles = self.centres_um(), self.grid.lattice(), len(self.xy)
+        return {
+            "tile": np.arange(tiles),
+            "x": self.xy[:, 0],
+            "y": self.xy[:, 1],
+            "width": np.full(tiles, round(self.tile_l0[0])),
+            "height": np.full(tiles, round(self.tile_l0[1])),
+            "column": lattice[:, 0],
+            "row": lattice[:, 1],
+            "centre_x_um": centres[:, 0].round(3),
+            "centre_y_um": centres[:, 1].round(3),
+            "coverage": self.coverage,
+            "verdict": np.asarray([TileVerdict(one).name.lower() for one in self.verdict.tolist()]),
+        }
+
+    def to_anndata(self, measured: Mapping[str, NDArray[np.float32]] | None = None) -> AnnData:
+        """For scanpy and squidpy: the tiles that were read, features as `X`, `columns()` as `obs`, centres in micrometres as `obsm["spatial"]`.
+
+        Parameters
+        ----------
+        measured : further columns (N,), by name
+
+        Raises
+        ------
+        SettingsError : anndata is not installed
+
+        Examples
+        --------
+        >>> features = pathovit.load_features("out")[0]  # doctest: +SKIP
+        >>> features.to_anndata().obsm["spatial"].shape  # doctest: +SKIP
+        (412, 2)
+        """
+        try:
+            import anndata
+            import pandas as pd
+        except ImportError as error:
+            raise SettingsError('anndata is not installed. pip install "pathovit[anndata]"') from error
+        read = np.flatnonzero(self.ok)
+        obs = pd.DataFrame({**self.columns(), **(measured or {})}).iloc[read]
+        obs.index = obs["tile"].astype(str).to_numpy()
+        made = anndata.AnnData(self.features[read].astype(np.float32), obs=obs, obsm={"spatial": self.centres_um()[read]})
+        made.uns["pathovit"] = {
+            "research_use": RESEARCH_USE,
+            "slide_id": self.slide_id,
+            "mpp": np.asarray(self.mpp),
+            "mpp_source": self.attributes.mpp_source,
+            "level0_size": np.asarray(self.attributes.level0_size),
+            "encoder": str(self.recipe.encoder["encoder"]),
+            "weights_sha256": str(self.recipe.encoder["weights_sha256"]),
+            "tiles_not_read": len(self.verdict) - len(read),
+            "trial": self.trial,
+        }
+        return made
 
     @property
     def trial(self) -> str:

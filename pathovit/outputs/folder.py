@@ -31,7 +31,9 @@ from pathovit.slides.check import check_file
 from pathovit.slides.identity import FileState, content_sha256, file_state, require_unchanged, slide_id
 
 LOOKED_AT_BYTES = 64 * 2**20  # of a finished slide that is given again
-PRODUCTS = ("heatmap.ome.tiff", "heatmap.geojson", "overview.png", "top_tiles", "views")  # made of features by finishing
+GEOJSON = ("heatmap.geojson", "heatmap.geojson.gz")  # of a slide there is one of them
+MAPS = ("heatmap.ome.tiff", *GEOJSON, "overview.png")
+PRODUCTS = (*MAPS, "top_tiles", "views")  # made of features by finishing
 
 
 @dataclass(frozen=True)

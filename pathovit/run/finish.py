@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pathovit.errors import StoreError
 from pathovit.outputs.features import SlideFeatures, TileVerdict
-from pathovit.outputs.folder import OutFolder
+from pathovit.outputs.folder import MAPS, OutFolder
 from pathovit.outputs.provenance import versions
 from pathovit.outputs.recipe import finish_recipe
 from pathovit.outputs.records import FeaturesRecord, HeatmapCheck, SlideRecord, SlideVerdict, TileCounts
@@ -41,7 +41,7 @@ def finish_slide(plan: SlidePlan, out: OutFolder, settings: Settings, model: Sli
         views = [thumbnail(opened, box, settings.heatmap.overview_px) for box in scanned_parts(opened, kinds)]
         bare = replace(_describe(plan, settings, stored, counts, sealed), views=save_views(folder.path, views))
         # While pictures are drawn the record speaks of features alone: products of another model are not mistaken for ours.
-        folder.write(bare, _files(bare))
+        folder.write(bare, _files(bare, folder.path))
         answered = model.answer(stored, settings.answer.error_rate) if model is not None else None
         record = _answer(bare, out, settings, answered, stored, kinds, views, opened) if answered else bare
         if model and answered and settings.heatmap.check:
@@ -86,7 +86,7 @@ def redraw_slide(record: SlideRecord, out: OutFolder, settings: Settings, answer
             finish_recipe=None,
             reason=_reason(stored, counts, record.survey),
         )
-        folder.write(bare, _files(bare))
+        folder.write(bare, _files(bare, folder.path))
         drawn = _answer(bare, out, settings, answered, stored, kinds, views, opened)
         if not path:  # pictures of top tiles are those of the same answer, or of none
             if record.finish_recipe == finish_recipe(settings, answered.model_sha256, record.patient, record.label):
@@ -167,13 +167,13 @@ def _check(model: SlideModel, stored: SlideFeatures, answered: Answered) -> Heat
     return check_heatmap(model, stored, answered.prediction)
 
 
-def _files(record: SlideRecord) -> list[str]:
+def _files(record: SlideRecord, folder: Path) -> list[str]:
     """What was made of the features."""
     pictures = [*(view.file for view in record.views), *(tile.file for tile in record.top_tiles)]
-    return [*pictures, *(("heatmap.ome.tiff", "heatmap.geojson", "overview.png") if record.prediction else ())]
+    return [*pictures, *(name for name in MAPS if record.prediction and (folder / name).exists())]
 
 
 def _end(record: SlideRecord, out: OutFolder, settings: Settings, answered: Answered | None) -> SlideRecord:
     asked = finish_recipe(settings, answered.model_sha256 if answered else None, record.patient, record.label)
     done = replace(record, finish_recipe=asked)
-    return out.slide(record.slide_id).write(done, _files(done))
+    return out.slide(record.slide_id).write(done, _files(done, out.slide(record.slide_id).path))

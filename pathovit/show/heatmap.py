@@ -57,6 +57,13 @@ def lattice_shape(stored: SlideFeatures) -> tuple[int, int]:
     return rows, columns
 
 
+def values_of_tiles(stored: SlideFeatures, layer: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(N,) what a layer (rows, columns) shows of every tile that was read: the mean of its cells, which is the tile's own value where tiles do not overlap."""
+    place, reach = stored.grid.lattice(), _reach(stored)
+    under = [layer[place[:, 1] + dy, place[:, 0] + dx] for dy in range(reach[1]) for dx in range(reach[0])]
+    return np.where(stored.ok, np.mean(under, 0, np.float64), np.nan).astype(np.float32)
+
+
 def _reach(stored: SlideFeatures) -> list[int]:
     """Cells under a tile, across and down."""
     return [max(1, round(t / s)) for t, s in zip(stored.tile_l0, stored.grid.stride_l0, strict=True)]

@@ -77,7 +77,7 @@ def draw_products(
     regions = found_regions(stored, prediction, wanted.hot_score)
     write_ome_tiff(folder / "heatmap.ome.tiff", heatmap, stored.trial)
     write_geojson(
-        folder / "heatmap.geojson", stored, scores, {"Attention": prediction.attention, "Novelty": prediction.tile_novelty}, name,
+        folder, stored, scores, {"Attention": prediction.attention, "Novelty": prediction.tile_novelty}, name,
         regions=regions, marked={"Unread": stored.unread, "Not taught": prediction.untaught}, max_tiles=wanted.max_geojson_tiles,
     )  # fmt: skip
     layer = painted_layer(heatmap, prediction, wanted.hot_score)

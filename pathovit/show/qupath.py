@@ -8,42 +8,50 @@ colour; measurements are an object of finite numbers.
 from __future__ import annotations
 
 import colorsys
+import gzip
+import json
+import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import isfinite
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from shapely import Polygon, STRtree, box, centroid, coverage_union_all, union_all
+from shapely import Polygon, STRtree, box, centroid, coverage_union_all, get_num_coordinates, union_all
 from shapely.affinity import translate
-from shapely.geometry import mapping
+from shapely.geometry import mapping, shape
 
 from pathovit import RESEARCH_USE
-from pathovit.files import to_json, write_atomically
+from pathovit.errors import StoreError
+from pathovit.files import put_whole, read_bytes, to_json, write_atomically
 from pathovit.geometry import XY
 from pathovit.outputs.features import SlideFeatures
+from pathovit.outputs.folder import GEOJSON
 
 Feature: TypeAlias = dict[str, object]  # of GeoJSON
 MADE_BY = "pathovit review"  # of painted tiles
 HOT_COLOUR, UNREAD_COLOUR = [200, 30, 30], [120, 120, 120]
+LARGE_BYTES = 5_000_000  # above which it is compressed
+MOST_CORNERS = 10_000
 BANDS = 10  # score bands, when tiles are too many to be listed one by one
 
 
 def write_geojson(
-    path: Path,
+    folder: Path,
     stored: SlideFeatures,
     scores: NDArray[np.float32],
-    layers: dict[str, NDArray[np.float32]],
+    layers: Mapping[str, NDArray[np.float32]],
     name: str,
     *,
     regions: Sequence[Area],
     marked: Mapping[str, NDArray[np.bool_]],
     max_tiles: int,
-) -> None:
-    """Write tiles with their measurements, and regions of hot and of marked ones.
+) -> Path:
+    """Write tiles with their measurements, and regions of hot and of marked ones: heatmap.geojson, or .geojson.gz of much.
 
     Parameters
     ----------
@@ -53,27 +61,67 @@ def write_geojson(
     regions : tiles that are taken for a class, dissolved
     marked : (N,) tiles of which nothing is known, by what they are called
     """
-    squares, overlapping, (x, y) = tile_squares(stored), overlap(stored), offset(stored)
-    features: list[Feature] = []
-    if len(stored.xy) <= max_tiles:
-        features += _tiles(stored, scores, layers, name)
-    else:
-        features += _bands(squares, overlapping, scores, name)
-    for mark, tiles in marked.items():
-        features += [
-            _feature(stored.slide_id, part, "annotation", mark, UNREAD_COLOUR, {}) for part in _parts(squares[tiles], overlapping)
-        ]
-    for region in regions:
-        numbers = {"Mean score": region.mean, "Highest score": region.highest, "Area mm^2": region.mm2}
-        shape = translate(region.shape, -x, -y)
-        features.append(_feature(stored.slide_id, shape, "annotation", region.name, HOT_COLOUR, numbers))
-    collection = {
-        "type": "FeatureCollection",
-        "pathovit": RESEARCH_USE,
-        **({"trial": stored.trial} if stored.trial else {}),
-        "features": features,
-    }
-    write_atomically(path, to_json(collection, indent=None))
+    measured = {f"Score: {name}": scores, **layers}
+    features = (_tiles if len(stored.xy) <= max_tiles else _bands)(stored, measured)
+    x, y = offset(stored)
+    squares, overlapping = tile_squares(stored), overlap(stored)
+    unknown = (
+        _feature(stored.slide_id, part, "annotation", mark, UNREAD_COLOUR, {})
+        for mark, tiles in marked.items()
+        for part in _parts(squares[tiles], overlapping)
+    )
+    colours = {area.name: HOT_COLOUR for area in regions}
+    if len(colours) > 1:
+        colours = {name: class_colour(name) for name in colours}
+    found = (
+        _feature(stored.slide_id, translate(area.shape, -x, -y), "annotation", area.name, colours[area.name], area.measured())
+        for area in regions
+    )
+    return _write(folder / GEOJSON[0], stored, chain(features, unknown, found))
+
+
+def _write(path: Path, stored: SlideFeatures, features: Iterable[Feature]) -> Path:
+    """One after the other: a hundred thousand at once are a gigabyte. Compressed where they are many."""
+    packed = path.with_name(f"{path.name}.gz")
+    with put_whole(path) as place:
+        with place.open("wb") as file:
+            about = {"type": "FeatureCollection", "pathovit": RESEARCH_USE} | ({"trial": stored.trial} if stored.trial else {})
+            file.write(to_json(about, indent=None).rstrip().removesuffix(b"}") + b', "features": [')
+            for index, feature in enumerate(features):
+                file.write(b",\n" * bool(index) + to_json(feature, indent=None).rstrip())
+            file.write(b"]}\n")
+        if place.stat().st_size > LARGE_BYTES:
+            with (
+                put_whole(packed) as small,
+                place.open("rb") as file,
+                small.open("wb") as raw,
+                gzip.GzipFile("", "wb", 6, raw, mtime=0) as target,  # the same bytes whenever it is written
+            ):
+                shutil.copyfileobj(file, target, 2**20)
+            found = packed
+        else:
+            found = path
+    (path if found == packed else packed).unlink(missing_ok=True)
+    return found
+
+
+def read_annotations(folder: Path, stored: SlideFeatures) -> list[tuple[str, Any]]:
+    """Class and shape, in level-0 pixels, of the regions that `write_geojson` wrote; none where there is no such file.
+
+    Raises
+    ------
+    StoreError : it is damaged
+    """
+    paths = [path for name in GEOJSON if (path := folder / name).is_file()]
+    if not paths:
+        return []
+    try:
+        raw = read_bytes(paths[0])
+        found = json.loads(gzip.decompress(raw) if paths[0].suffix == ".gz" else raw)["features"]
+        drawn = [one for one in found if one["properties"]["objectType"] == "annotation"]
+        return [(one["properties"]["name"], translate(shape(one["geometry"]), *offset(stored))) for one in drawn]
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(paths[0], "damaged. Draw it again: pathovit heatmap.") from error
 
 
 @dataclass(frozen=True)
@@ -85,6 +133,9 @@ class Area:
     mm2: float
     mean: float  # of their scores
     highest: float
+
+    def measured(self) -> dict[str, float]:
+        return {"Mean score": self.mean, "Highest score": self.highest, "Area mm^2": self.mm2}
 
 
 def dissolve(stored: SlideFeatures, chosen: NDArray[np.bool_], name: str, scores: NDArray[np.float32]) -> list[Area]:
@@ -124,7 +175,7 @@ def write_areas(path: Path, stored: SlideFeatures, areas: Sequence[Area], colour
     features = [
         _feature(
             stored.slide_id, translate(area.shape, -x, -y), "annotation", area.name, colours[area.name],
-            {"Mean score": area.mean, "Highest score": area.highest, "Area mm^2": area.mm2},
+            area.measured(),
         )
         for area in areas
     ]  # fmt: skip
@@ -138,7 +189,7 @@ def write_painted(path: Path, stored: SlideFeatures, tiles: Mapping[str, NDArray
     for name, index in tiles.items():
         for part in _parts(squares[index], False):
             shape = translate(part, -x, -y)
-            features.append(_feature(stored.slide_id, shape, "annotation", name, _painted_colour(name), {}, locked=False))
+            features.append(_feature(stored.slide_id, shape, "annotation", name, class_colour(name), {}))
     whole = {"type": "FeatureCollection", "pathovit": RESEARCH_USE, "made_by": MADE_BY, "features": features}
     write_atomically(path, to_json(whole, indent=None))
 
@@ -153,7 +204,7 @@ def _own_edges(stored: SlideFeatures) -> NDArray[np.float64]:
     return np.concatenate([np.rint(corner + place * stride), np.rint(corner + (place + 1) * stride)], axis=1)
 
 
-def _painted_colour(name: str) -> list[int]:
+def class_colour(name: str) -> list[int]:
     """Always the same of a class."""
     hue = uuid.uuid5(uuid.NAMESPACE_OID, name).int % 360
     return [round(255 * part) for part in colorsys.hls_to_rgb(hue / 360, 0.5, 0.6)]
@@ -179,31 +230,36 @@ def tile_edges(stored: SlideFeatures) -> NDArray[np.float64]:
     return np.concatenate([np.rint(origin + place * stride), np.rint(origin + (place + 1) * stride)], axis=1)
 
 
-def _tiles(
-    stored: SlideFeatures, scores: NDArray[np.float32], layers: dict[str, NDArray[np.float32]], name: str
-) -> Iterator[Feature]:
+def _tiles(stored: SlideFeatures, measured: Mapping[str, NDArray[np.float32]]) -> Iterator[Feature]:
     """Many: so by plain numbers, where geometry would take a second for 10,000."""
     edges = tile_edges(stored) - np.tile(offset(stored), 2)
-    measured = {f"{name} score": scores, **layers}
-    values = np.stack([np.asarray(found, np.float64) for found in measured.values()], 1).tolist()
+    values = np.stack([np.asarray(found, np.float64) for found in measured.values()], 1)
     for index in np.flatnonzero(stored.ok).tolist():
         left, top, right, bottom = edges[index].tolist()
         ring = ((right, top), (right, bottom), (left, bottom), (left, top), (right, top))
-        numbers = {name: value for name, value in zip(measured, values[index], strict=True) if isfinite(value)}
         yield {
             "type": "Feature",
             "id": _identity(stored.slide_id, "tile", None, f"POLYGON (({', '.join(f'{x:.0f} {y:.0f}' for x, y in ring)}))"),
             "geometry": {"type": "Polygon", "coordinates": (ring,)},
-            "properties": {"objectType": "tile", "measurements": numbers},
+            "properties": {"objectType": "tile", "measurements": _known(measured, values[index])},
         }
 
 
-def _bands(squares: NDArray[Any], overlapping: bool, scores: NDArray[np.float32], name: str) -> Iterator[Feature]:
-    """Tiles of one score band dissolved into polygons: viewers choke on a hundred thousand squares."""
+def _known(names: Iterable[str], values: NDArray[np.float64]) -> dict[str, float]:
+    return {name: value for name, value in zip(names, values.tolist(), strict=True) if isfinite(value)}
+
+
+def _bands(stored: SlideFeatures, measured: Mapping[str, NDArray[np.float32]]) -> Iterator[Feature]:
+    """Tiles of one score band dissolved into polygons, with the means of their measurements: viewers choke on millions of squares."""
+    squares, overlapping, (scores, *_) = tile_squares(stored), overlap(stored), measured.values()
+    values = np.stack([np.asarray(found, np.float64) for found in measured.values()], 1)
     band = np.where(np.isfinite(scores), np.minimum(np.nan_to_num(scores) * BANDS, BANDS - 1), -1).astype(int)
     for step in range(BANDS):
-        for part in _parts(squares[band == step], overlapping):
-            yield _feature("band", part, "tile", None, None, {f"{name} score": (step + 0.5) / BANDS})
+        index = np.flatnonzero(band == step)
+        tree = STRtree(centroid(squares[index]))
+        for part in _parts(squares[index], overlapping):
+            inside = index[tree.query(part, predicate="contains")]
+            yield _feature(stored.slide_id, part, "tile", None, None, _known(measured, np.nanmean(values[inside], 0)))
 
 
 def _parts(squares: NDArray[Any], overlapping: bool) -> list[Any]:
@@ -211,16 +267,23 @@ def _parts(squares: NDArray[Any], overlapping: bool) -> list[Any]:
     if not len(squares):
         return []
     union = union_all(squares) if overlapping else coverage_union_all(squares)
-    return sorted(getattr(union, "geoms", [union]), key=lambda part: -part.area)
+    return sorted((_drawable(part) for part in getattr(union, "geoms", [union])), key=lambda part: -part.area)
+
+
+def _drawable(part: Any) -> Any:
+    """Without the corners of tiles along straight edges. QuPath's stack overflows on very long outlines, so these lose steps, too (qupath#2115)."""
+    found, step = part.simplify(0), 1.0
+    while get_num_coordinates(found) > MOST_CORNERS:
+        found, step = part.simplify(step), step * 2
+    return found
 
 
 def _feature(
-    slide_id: str, geometry: Any, kind: str, name: str | None, colour: list[int] | None, numbers: dict[str, float],
-    locked: bool = True,
-) -> Feature:  # fmt: skip
+    slide_id: str, geometry: Any, kind: str, name: str | None, colour: list[int] | None, numbers: dict[str, float]
+) -> Feature:
     properties: dict[str, object] = {"objectType": kind, "measurements": numbers}
     if name is not None:
-        properties |= {"name": name, "classification": {"name": name, "color": colour}, "isLocked": locked}
+        properties |= {"name": name, "classification": {"name": name, "color": colour}, "isLocked": False}
     identity = _identity(slide_id, kind, name, geometry.wkt)
     return {"type": "Feature", "id": identity, "geometry": mapping(geometry), "properties": properties}
 

@@ -84,7 +84,7 @@ def test_the_heatmap_lies_on_the_tumour(finished: Path, slides: list[Path]) -> N
         tiles = [f for f in found if f["properties"]["objectType"] == "tile"]
         squares = [box(*shape(f["geometry"]).bounds) for f in tiles]
         inside = [truth.intersection(square).area > 0.5 * square.area for square in squares]
-        scores = [f["properties"]["measurements"]["tumour score"] for f in tiles]
+        scores = [f["properties"]["measurements"]["Score: tumour"] for f in tiles]
         assert roc_auc_score(inside, scores) > 0.9, path.name
 
 

@@ -2,86 +2,34 @@
 
 import csv
 import json
-import uuid
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 import tifffile
-from made import made_features, made_record
+from made import made_record
+from made_maps import CASES, COLUMNS, corner_of, heat, planted
 from PIL import ImageDraw
-from shapely.geometry import mapping, shape
 
 from pathovit.files import csv_table
 from pathovit.geometry import Box
-from pathovit.outputs.features import SlideFeatures, TileVerdict
+from pathovit.outputs.features import TileVerdict
 from pathovit.outputs.records import Answer, Outcome, SlideRecord
-from pathovit.settings import TileSpec
 from pathovit.show import overview
-from pathovit.show.h5 import write_clam, write_trident
 from pathovit.show.heatmap import Heatmap
 from pathovit.show.ome_tiff import halve, write_ome_tiff
 from pathovit.show.overview import About, Said, compose
 from pathovit.show.paint import Layer
-from pathovit.show.qupath import dissolve, tile_squares, write_geojson
+from pathovit.show.qupath import dissolve, write_geojson
 from pathovit.show.sheet import drawable, font
 from pathovit.show.table import Contents, table
 from pathovit.show.views import Kinds, View, scanned_parts
 from pathovit.slides.description import SlideDescription, Survey
 from pathovit.slides.tissue import KINDS
-
-CASES = {  # name: (mpp, exact tile side in level-0 pixels, bounds or None)
-    "plain": (0.5, 192.0, None),
-    "odd downsample": (0.263, 365.0211, None),
-    "bounds": (0.25, 384.0, (1003, 517, 20_000, 16_000)),
-}
-COLUMNS, ROWS = 30, 22
-
-
-def corner_of(slide: SlideFeatures) -> np.ndarray:
-    return np.array([slide.attributes.bounds.x, slide.attributes.bounds.y])
-
-
-def planted(case: str, stride: float = 1.0) -> tuple[SlideFeatures, np.ndarray, np.ndarray]:
-    """A full grid of cold tiles with nine hot ones; scores (N,), and the hot tiles' level-0 corners (9, 2)."""
-    mpp, tile, bounds = CASES[case]
-    step = tile * stride
-    width, height = int(COLUMNS * step) + 40, int(ROWS * step) + 40
-    box = bounds[:2] + (width, height) if bounds else (0, 0, width, height)
-    columns, rows = np.meshgrid(np.arange(COLUMNS), np.arange(ROWS))
-    place = np.stack([columns.ravel(), rows.ravel()], -1)
-    xy = np.rint(np.array(box[:2]) + place * step).astype(np.int64)
-    hot = [(c, r) for c in (0, 14, COLUMNS - 1) for r in (0, 10, ROWS - 1)]
-    is_hot = np.array([tuple(p) in hot for p in place.tolist()])
-    spec = TileSpec(tile_px=96, mpp=1.0, stride_px=round(96 * stride))
-    slide = made_features(
-        xy,
-        np.ones((len(xy), 4), np.float16),
-        grid={"tile": tile, "stride": step, "spec": spec, "origin": box[:2]},
-        recipe={"encoder": {"encoder": "e"}},
-        mpp=mpp,
-        bounds=Box(*box),
-        has_bounds=bounds is not None,
-    )
-    return slide, np.where(is_hot, 0.9, 0.1).astype(np.float32), xy[is_hot]
-
-
-def heat(slide: SlideFeatures, scores: np.ndarray) -> Heatmap:
-    return Heatmap.from_tiles(slide, {"score: tumour": scores, "attention": np.full(len(scores), 1 / len(scores), np.float32)})
-
-
-def export(folder: Path, slide: SlideFeatures, scores: np.ndarray, max_tiles: int = 20_000) -> int:
-    regions = dissolve(slide, np.nan_to_num(scores, nan=-1.0) >= 0.5, "tumour", scores)
-    write_geojson(
-        folder / "h.geojson", slide, scores, {"Attention": scores}, "tumour", regions=regions, marked={"Unread": slide.unread},
-        max_tiles=max_tiles,
-    )  # fmt: skip
-    return len(regions)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -119,73 +67,6 @@ def test_ome_tiff_is_a_pyramid_of_means_that_skips_what_was_not_read(tmp_path: P
     assert (tmp_path / "again.ome.tiff").read_bytes() == (tmp_path / "h.ome.tiff").read_bytes()
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_geojson_landmarks_lie_within_one_level0_pixel_of_qupaths_view(case: str, tmp_path: Path) -> None:
-    slide, scores, corners = planted(case)
-    regions = export(tmp_path, slide, scores, 20_000)
-    assert regions == 9
-    bounds = corner_of(slide) if slide.attributes.has_bounds else np.zeros(2)
-    features = json.loads((tmp_path / "h.geojson").read_text())["features"]
-    hot = [f for f in features if f["properties"]["objectType"] == "annotation"]
-    found = np.array([shape(f["geometry"]).bounds[:2] for f in hot]) + bounds
-    assert np.abs(found[:, None] - corners[None]).max(-1).min(1).max() <= 1
-
-
-@pytest.mark.parametrize("mpp", [0.2278, 0.2205, 0.2312, 0.25])
-def test_a_solid_hot_area_is_one_region_at_any_pixel_size(mpp: float, tmp_path: Path) -> None:
-    """Rounded corners plus a rounded side would leave gaps of a pixel between neighbours."""
-    slide, scores, _ = planted("plain")
-    side = 96 / mpp
-    grid = replace(slide.grid, tile_l0=(side, side), stride_l0=(side, side))
-    slide = replace(slide, grid=grid, attributes=replace(slide.attributes, mpp=(mpp, mpp)))
-    columns, rows = np.meshgrid(np.arange(COLUMNS), np.arange(ROWS))
-    slide.xy[:] = np.rint(np.stack([columns.ravel(), rows.ravel()], -1) * side)
-    scores[:] = 0.9
-    assert export(tmp_path, slide, scores, 20_000) == 1
-
-
-def test_tiles_are_written_as_shapely_would_with_the_same_identity(tmp_path: Path) -> None:
-    """They are written without geometry, for speed; a tile keeps its UUID from one version to the next."""
-    slide, scores, _ = planted("bounds")
-    write_geojson(tmp_path / "a.geojson", slide, scores, {}, "tumour", regions=[], marked={}, max_tiles=10_000)
-    tiles = json.loads((tmp_path / "a.geojson").read_text())["features"]
-    squares = tile_squares(slide)
-    assert len(tiles) == len(squares)
-    for tile, square in zip(tiles, squares, strict=True):
-        assert tile["id"] == str(uuid.uuid5(uuid.NAMESPACE_OID, f"{slide.slide_id} tile None {square.wkt}"))
-        assert tile["geometry"] == json.loads(json.dumps(mapping(square)))
-
-
-def test_geojson_keeps_qupaths_rules(tmp_path: Path) -> None:
-    slide, scores, _ = planted("plain")
-    slide.verdict[5] = TileVerdict.UNREADABLE
-    scores[5] = np.nan
-    export(tmp_path, slide, scores, 20_000)
-    features = json.loads((tmp_path / "h.geojson").read_text())["features"]
-    assert len({f["id"] for f in features}) == len(features)
-    for feature in features:
-        assert feature["type"] == "Feature"
-        assert set(feature) == {"type", "id", "geometry", "properties"}  # objectType at the top is not read by QuPath
-        properties = feature["properties"]
-        assert properties["objectType"] in ("tile", "annotation")
-        assert all(np.isfinite(v) for v in properties["measurements"].values())
-        if "classification" in properties:
-            assert len(properties["classification"]["color"]) == 3  # a name without a colour fails QuPath's import
-        ring = feature["geometry"]["coordinates"][0]
-        assert ring[0] == ring[-1]
-    assert sum(f["properties"].get("name") == "Unread" for f in features) == 1
-    assert sum(f["properties"]["objectType"] == "tile" for f in features) == COLUMNS * ROWS - 1
-
-
-def test_too_many_tiles_are_dissolved_into_bands(tmp_path: Path) -> None:
-    slide, scores, _ = planted("plain")
-    export(tmp_path, slide, scores, 100)
-    features = json.loads((tmp_path / "h.geojson").read_text())["features"]
-    tiles = [f for f in features if f["properties"]["objectType"] == "tile"]
-    assert len(tiles) == 10  # one cold band in one piece, nine hot tiles
-    assert sum(shape(f["geometry"]).area for f in tiles) == pytest.approx(COLUMNS * ROWS * 192**2)
-
-
 def test_overlapping_tiles_are_averaged_and_unreadcells_are_marked() -> None:
     slide, scores, _ = planted("plain", stride=0.5)
     scores[:] = np.arange(len(scores)) % COLUMNS / COLUMNS
@@ -196,25 +77,6 @@ def test_overlapping_tiles_are_averaged_and_unreadcells_are_marked() -> None:
     made = heat(slide, scores)
     assert np.argwhere(made.unread).tolist() == [[1, 1]]
     assert np.isnan(made.layers[0][1, 1])
-
-
-def test_h5_files_have_the_layouts_of_trident_and_clam(tmp_path: Path) -> None:
-    slide, _, _ = planted("odd downsample")
-    slide.verdict[3] = TileVerdict.UNREADABLE
-    with h5py.File(write_trident(tmp_path, slide)) as file:
-        assert file["features"].shape == (COLUMNS * ROWS - 1, 4)
-        assert file["coords"].dtype == np.int64
-        attributes = dict(file["coords"].attrs)
-        assert attributes["patch_size"] == 96
-        assert attributes["patch_size_level0"] == 365
-        assert attributes["level0_magnification"] == 40
-        assert attributes["target_magnification"] == 10
-        assert attributes["overlap"] == 0
-        assert file["features"].attrs["encoder"] == "e"
-        assert file["coords"][0].tolist() == slide.xy[0].tolist()
-    with h5py.File(write_clam(tmp_path, slide)) as file:
-        assert file["features"].dtype == np.float32
-        assert file["coords"].dtype == np.int32
 
 
 def test_a_failed_slide_is_a_row_and_formulas_are_defused() -> None:
@@ -338,10 +200,8 @@ def test_a_trial_is_marked_in_what_other_programs_read(tmp_path: Path) -> None:
     slide, scores, _ = planted("plain")
     slide = replace(slide, grid=replace(slide.grid, total=10 * len(scores)))
     assert slide.trial == f"a trial on {len(scores):,} of {10 * len(scores):,} tiles (--max-tiles)"
-    export(tmp_path, slide, scores, 20_000)
-    assert json.loads((tmp_path / "h.geojson").read_text())["trial"] == slide.trial
+    write_geojson(tmp_path, slide, scores, {}, "tumour", regions=[], marked={}, max_tiles=10)
+    assert json.loads((tmp_path / "heatmap.geojson").read_text())["trial"] == slide.trial
     write_ome_tiff(tmp_path / "h.ome.tiff", heat(slide, scores), slide.trial)
     with tifffile.TiffFile(tmp_path / "h.ome.tiff") as tiff:
         assert slide.trial in tiff.ome_metadata
-    with h5py.File(write_trident(tmp_path, slide)) as file:
-        assert file["features"].attrs["trial"] == slide.trial

@@ -27,7 +27,7 @@ def main() -> None:
         ]
         squares = [box(*shape(f["geometry"]).bounds) for f in tiles]
         inside = np.array([tumour.intersection(square).area > 0.5 * square.area for square in squares])
-        scores = np.array([f["properties"]["measurements"]["tumour score"] for f in tiles])
+        scores = np.array([f["properties"]["measurements"]["Score: tumour"] for f in tiles])
         found = f"per-tile AUROC {roc_auc_score(inside, scores):.3f}" if inside.any() else "benign"
         print(
             f"{done['slide']['file']}: tumour {done['prediction']['probabilities'][1]:.3f}, {len(tiles)} tiles, {inside.sum()} in the outline, "

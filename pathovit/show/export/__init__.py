@@ -1,0 +1,1 @@
+"""Stored features and maps in the layouts that other programs read."""

@@ -1,0 +1,146 @@
+"""The layouts that `pathovit export` knows, and all slides of a folder in one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from pathovit.errors import SettingsError, SlideError
+from pathovit.files import csv_table, write_atomically
+from pathovit.outputs.folder import OutFolder
+from pathovit.show.export.hdf5 import nominal_magnification, write_clam, write_stamp, write_trident
+from pathovit.show.export.ome_zarr import write_ome_zarr
+from pathovit.show.export.slides import ExportedSlide, named
+from pathovit.show.export.tiles import write_anndata, write_csv, write_parquet
+
+MAPPING = "slides.csv"
+MOST_ROUNDED = 0.15  # of a resolution, when it is called by an objective
+Write = Callable[[Path, ExportedSlide], None]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A layout: who reads it, what it says beside the features, and how a slide is written."""
+
+    readers: str
+    writes: tuple[Write, ...]
+    by_objective: bool = False  # it knows resolutions as objectives alone
+    of_maps: bool = False  # it is made of the map: slides without an answer have none
+
+
+FORMATS = {
+    "trident": Format("TRIDENT", (write_trident,), by_objective=True),
+    "clam": Format("CLAM", (write_clam,)),
+    "h5": Format("TRIDENT and CLAM", (write_trident, write_clam), by_objective=True),
+    "stamp": Format("STAMP 2.1 and later", (write_stamp,)),
+    "anndata": Format("scanpy, squidpy (.h5ad)", (write_anndata,)),
+    "csv": Format("anything that reads tables: positions and scores", (write_csv,)),
+    "parquet": Format("the same, with features", (write_parquet,)),
+    "ome-zarr": Format("napari, Vitessce, neuroglancer (0.5)", (partial(write_ome_zarr, version="0.5"),), of_maps=True),
+    "ome-zarr-0.4": Format("QuPath, Bio-Formats, OMERO (0.4)", (partial(write_ome_zarr, version="0.4"),), of_maps=True),
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, what could not be, and what must be said of it."""
+
+    written: int
+    failed: tuple[SlideError, ...]
+    without_map: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+
+def export(
+    out: OutFolder, to: str, folder: Path, naming: str = "id", on_step: Callable[[int, int], None] | None = None
+) -> Exported:
+    """Write every finished slide of a folder as another program reads it: each file whole or not at all, and slides.csv, which says what is what.
+
+    Parameters
+    ----------
+    naming : of files: `id`, or `stem` for the names of slide files
+
+    Raises
+    ------
+    SettingsError : the format is unknown, what it needs is not installed, or two slides would share a name; nothing is written
+    """
+    if to not in FORMATS:
+        raise SettingsError(f"--to {to!r} is unknown. Use {', '.join(FORMATS)}.")
+    records, _ = out.finished()
+    slides = named(out, records, naming)
+    written: list[ExportedSlide] = []
+    failed, without_map, remarks = [], [], set()
+    for place, known in enumerate(slides):
+        if on_step:
+            on_step(place, len(slides))
+        slide = replace(known)  # what it reads goes with it
+        try:
+            if FORMATS[to].of_maps and not slide.drawn:
+                without_map.append(slide.slide_id)
+                continue
+            for write in FORMATS[to].writes:
+                write(folder, slide)
+        except SlideError as error:
+            failed.append(error)
+            continue
+        written.append(known)
+        remarks |= set(_remarks(FORMATS[to], slide))
+    if written:
+        write_atomically(folder / MAPPING, _mapping(written, naming))
+    return Exported(len(written), tuple(failed), tuple(without_map), tuple(sorted(remarks)))
+
+
+def _remarks(format: Format, slide: ExportedSlide) -> list[str]:
+    stored, found = slide.features, []
+    if format.by_objective:
+        for mpp in (stored.grid.spec.mpp, stored.mpp[0]):
+            power = nominal_magnification(mpp or 1)
+            if abs(power * (mpp or 1) / 10 - 1) > MOST_ROUNDED:
+                found.append(
+                    f"{mpp:.4g} um/px is called {power}x there, which stands for {10 / power:.4g}: their readers know objectives alone"
+                )
+    if stored.mpp[0] != stored.mpp[1] and abs(stored.mpp[0] / stored.mpp[1] - 1) > 0.01:
+        found.append(f"{slide.slide_id}: its pixels are not square; tiles of other programs are")
+    return found
+
+
+def _mapping(slides: Sequence[ExportedSlide], naming: str) -> bytes:
+    names = [
+        "name",
+        "slide_id",
+        "file",
+        "patient",
+        "label",
+        "sha256",
+        "mpp_x",
+        "mpp_y",
+        "mpp_source",
+        "width",
+        "height",
+        "encoder",
+        "trial",
+    ]
+    rows = []
+    for slide in slides:
+        record = slide.record
+        about = record.description
+        rows.append(
+            {
+                "name": slide.name,
+                "slide_id": slide.slide_id,
+                "file": slide.out.name_of(slide.slide_id) if naming == "stem" else about.file,
+                "patient": record.patient or "",
+                "label": record.label or "",
+                "sha256": record.sha256,
+                "mpp_x": about.mpp[0],
+                "mpp_y": about.mpp[1],
+                "mpp_source": about.mpp_source,
+                "width": about.size[0],
+                "height": about.size[1],
+                "encoder": record.recipe.encoder["encoder"],
+                "trial": record.trial,
+            }
+        )
+    return csv_table(names, rows)
