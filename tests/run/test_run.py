@@ -138,7 +138,7 @@ def number(text: str) -> float | None:
 
 def test_export_and_predict_need_no_slides(finished: Path, tmp_path: Path) -> None:
     assert pathovit("export", finished, "--to", "h5", "--folder", tmp_path).returncode == 0
-    assert len(list((tmp_path / "features_reference").glob("*.h5"))) == 3
+    assert len(list(tmp_path.glob("10x_96px_0px_overlap/features_reference/*.h5"))) == 3
     done = pathovit("predict", finished)
     rows = list(csv.DictReader(done.stdout.splitlines()))
     with (finished / "predictions.csv").open(newline="") as file:

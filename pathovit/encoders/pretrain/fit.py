@@ -33,7 +33,7 @@ from pathovit.files import write_atomically
 from pathovit.machine import keep_freed_memory, pick_device, pick_precision
 
 LEARNING_RATES = {"distil": 1e-3, "dino": 5e-4, "mae": 1e-3}
-FORMAT = 2  # of what is kept
+FORMAT = 3  # of what is kept
 SETTLE_TILES = 512  # from which batch norm learns mean and spread of tiles as they are
 LOOKS = 20  # lines of the history
 KEEP_S = 300  # of work that is lost when it is killed, at most

@@ -22,7 +22,7 @@ from pathovit.slides.readers import RGB
 
 LOOK_TILES, LOOK_PLACES = 512, 32_768  # from which directions are learned, at most
 WHOLE_DIM, PLACE_DIM = 256, 64  # directions that are kept, of a tile and of a place in it
-TOLD_TILES = 8192  # that a teacher is asked of, at most; then they come again, altered in another way
+TOLD_TILES = 16_384  # that a teacher is asked of, at most; then they come again, altered in another way
 FAR = 1_000_003  # a step that no training reaches: of tiles to look at first
 
 
