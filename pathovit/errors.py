@@ -36,7 +36,16 @@ OF_ERRNO = {
 
 
 class PathovitError(Exception):
-    """Base of all errors that a user can act on."""
+    """Base of all errors that a user can act on.
+
+    Examples
+    --------
+    >>> try:
+    ...     pathovit.open_slide("none.svs")
+    ... except pathovit.PathovitError as error:
+    ...     print(error)
+    none.svs: there is no such file. Check the path; a link may point nowhere.
+    """
 
     exit_code = 1
     code: Code = Code.INTERNAL

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -19,7 +20,13 @@ from pathovit.files import read_bytes
 
 @dataclass(frozen=True)
 class TissueSettings:
-    """How tissue is found; sizes in micrometres, whatever the slide's levels are."""
+    """How tissue is found; sizes in micrometres, whatever the slide's levels are.
+
+    Examples
+    --------
+    >>> pathovit.TissueSettings(mask_mpp=4.0).mask_mpp
+    4.0
+    """
 
     mask_mpp: float = 8.0  # um per mask pixel
     min_area_um2: float = 6_000.0  # smaller islands are dust (6,000 um2: a disc of 87 um)
@@ -35,7 +42,13 @@ class TissueSettings:
 
 @dataclass(frozen=True)
 class TileSpec:
-    """The tiles asked for. None means: what the encoder was trained at."""
+    """The tiles asked for. None means: what the encoder was trained at.
+
+    Examples
+    --------
+    >>> pathovit.TileSpec(tile_px=224, mpp=0.5)  # of 112 um
+    TileSpec(tile_px=224, mpp=0.5, stride_px=None, min_coverage=0.25, snap_tolerance=0.02, max_upsampling=1.1)
+    """
 
     tile_px: int | None = None
     mpp: float | None = None
@@ -58,7 +71,17 @@ class TileSpec:
 
 
 def fill_spec(spec: TileSpec, tile_px: int, mpp: float) -> TileSpec:
-    """The spec with the encoder's own tile size and mpp where none was asked for."""
+    """The spec with the encoder's own tile size and mpp where none was asked for.
+
+    Raises
+    ------
+    SettingsError : the stride does not divide the tile
+
+    Examples
+    --------
+    >>> pathovit.fill_spec(pathovit.TileSpec(mpp=0.5), tile_px=224, mpp=1.0).mpp
+    0.5
+    """
     size = spec.tile_px or tile_px
     if size % (spec.stride_px or size):
         raise SettingsError(
@@ -213,7 +236,13 @@ class AggregatorConfig:
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings of a run, one record per step."""
+    """All settings of a run, one record per step.
+
+    Examples
+    --------
+    >>> pathovit.Settings(tiles=pathovit.TileSpec(mpp=0.5)).tiles.mpp
+    0.5
+    """
 
     tissue: TissueSettings = field(default_factory=TissueSettings)
     tiles: TileSpec = field(default_factory=TileSpec)
@@ -226,15 +255,35 @@ class Settings:
         return dataclasses.asdict(self)
 
 
-def load_settings(path: Path) -> Settings:
-    """Settings from a TOML file. Unknown names are refused, and the nearest known name is offered."""
+def load_settings(path: Path | str) -> Settings:
+    """Settings from a TOML file. Unknown names are refused, and the nearest known name is offered.
+
+    Raises
+    ------
+    SettingsError : it is no TOML file, or says what is none of our settings
+
+    Examples
+    --------
+    >>> _ = Path("my.toml").write_text("[tiles]\\nmpp = 0.5")
+    >>> pathovit.load_settings("my.toml").tiles.mpp
+    0.5
+    """
     try:
-        tables = tomllib.loads(read_bytes(path).decode("utf-8"))
+        tables = tomllib.loads(read_bytes(Path(path)).decode("utf-8"))
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}. Give an existing TOML file with --settings.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: not a TOML file: {error}.") from error
     return settings_from_dict(tables, str(path))
+
+
+def as_settings(given: Settings | Mapping[str, Any] | Path | str | None) -> Settings:
+    """Settings from Python: a record, tables such as {"tiles": {"mpp": 0.5}}, a TOML file, or None for the defaults."""
+    if isinstance(given, Path | str):
+        return load_settings(Path(given))
+    if isinstance(given, Mapping):
+        return settings_from_dict(dict(given), "settings")
+    return given or Settings()
 
 
 def settings_from_dict(tables: dict[str, Any], origin: str) -> Settings:

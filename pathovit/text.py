@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import io
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def plain(text: str) -> str:
@@ -35,3 +42,18 @@ def say_left_out(areas: Mapping[str, float]) -> str:
 def counted(count: int, thing: str) -> str:
     """So many things: 1 slide, 2 slides."""
     return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
+def as_card(rows: Mapping[str, str], picture: Image | None = None) -> str:
+    """What a notebook shows of an object: rows of a table, and a picture beside them."""
+    cells = "".join(
+        f"<tr><td style='text-align:left;opacity:.7'>{html.escape(plain(name))}</td>"
+        f"<td style='text-align:left'>{html.escape(plain(value))}</td></tr>"
+        for name, value in rows.items()
+    )
+    shown = ""
+    if picture is not None:
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        shown = f"<img alt='' src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
+    return f"<div style='display:flex;gap:1em;align-items:flex-start'><table>{cells}</table>{shown}</div>"

@@ -21,7 +21,7 @@ from pathovit.settings import Settings
 if TYPE_CHECKING:
     from pathovit.encoders.spec import EncoderSpec
     from pathovit.run.device import Span
-    from pathovit.run.folder import Matched
+    from pathovit.run.match import Matched
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Run:
 def matched_model(settings: Settings) -> Matched:
     """The settings, with the bundled model where its encoder and its tiles are asked for; else features only."""
     from pathovit.model.card import REFERENCE
-    from pathovit.run.folder import Matched, match_model
+    from pathovit.run.match import Matched, match_model
 
     try:
         return match_model(settings, settings.embed.encoder != REFERENCE, False)

@@ -30,8 +30,8 @@ def export(
 
     pathovit export out --to trident --names stem
     """
-    from pathovit.cli.progress import Steps
     from pathovit.outputs.folder import OutFolder
+    from pathovit.run.progress import Steps
     from pathovit.show.export.formats import FORMATS, MAPPING, export
 
     out = OutFolder(features)

@@ -60,8 +60,8 @@ def demo(folder: Annotated[Path, typer.Argument(help="Where to put slides and re
     """Make three sample slides and run on them."""
     from pathovit.cli import options
     from pathovit.cli.run import carry_out
-    from pathovit.run.folder import match_model
     from pathovit.run.jobs import find_jobs
+    from pathovit.run.match import match_model
 
     maker = slide_maker()
     slides = [folder / "slides" / f"{spec.name}.svs" for spec in maker.demo_specs(3, 7)]

@@ -12,12 +12,12 @@ import typer
 from pathovit import RESEARCH_USE
 from pathovit.cli import options
 from pathovit.cli.app import app
-from pathovit.cli.progress import Steps
 from pathovit.errors import NoSlidesError
 from pathovit.machine import threads_for, wait_passively
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.records import RecordError
 from pathovit.outputs.runs import RUN, last_run
+from pathovit.run.progress import Steps
 from pathovit.settings import Settings, settings_from_dict
 
 Row: TypeAlias = dict[str, object]
@@ -81,7 +81,7 @@ def heatmap(
     Tiles and encoder are those of the run that stored them, unless --settings says otherwise.
     """
     from pathovit.cli.run import carry_out
-    from pathovit.run.folder import match_model
+    from pathovit.run.match import match_model
 
     jobs = asked.jobs()
     settings = asked.settings(last_settings(features))

@@ -15,7 +15,7 @@ from rich.table import Table
 from pathovit import RESEARCH_USE
 from pathovit.cli import options
 from pathovit.cli.app import app
-from pathovit.cli.progress import Steps
+from pathovit.run.progress import Steps
 
 if TYPE_CHECKING:
     from pathovit.study.probe import Probed

@@ -13,8 +13,8 @@ import typer
 from pathovit import RESEARCH_USE
 from pathovit.cli import options
 from pathovit.cli.app import app
-from pathovit.cli.progress import Steps
 from pathovit.machine import wait_passively
+from pathovit.run.progress import Steps
 from pathovit.text import counted, plain
 
 
@@ -38,7 +38,7 @@ def robustness(
     from pathovit.encoders.load import load_encoder
     from pathovit.model.slide_model import load_model
     from pathovit.outputs.names import Names
-    from pathovit.run.folder import match_model
+    from pathovit.run.match import match_model
     from pathovit.run.robustness import keep_on_card, measure_robustness
     from pathovit.slides.alter import FAMILIES
 

@@ -23,7 +23,8 @@ from pathovit.signals import CODES
 from pathovit.text import counted, duration, plain
 
 if TYPE_CHECKING:
-    from pathovit.run.folder import Matched, RunResult, Stop
+    from pathovit.run.folder import RunResult, Stop
+    from pathovit.run.match import Matched
     from pathovit.run.plan import SlideJob
     from pathovit.run.schedule import SlideState
 
@@ -42,7 +43,7 @@ def run(
 
     Run the same command again after an interruption: it goes on where it stopped.
     """
-    from pathovit.run.folder import match_model
+    from pathovit.run.match import match_model
 
     settings = asked.settings()
     encoder_given = "encoder" in asked.given or settings.embed.encoder != "reference"
@@ -65,16 +66,16 @@ def embed(
     as_json: options.Json = False,
 ) -> None:
     """Slide files to stored features, without a slide model: what `pathovit train` learns from."""
-    from pathovit.run.folder import Matched
+    from pathovit.run.match import Matched
 
     sys.exit(carry_out(asked.jobs(), out, Matched(asked.settings(), None), overwrite, as_json, join))
 
 
 def carry_out(jobs: Sequence[SlideJob], out: Path, matched: Matched, overwrite: bool, as_json: bool, join: bool = False) -> int:
     """Run all jobs into a folder with progress on stderr, and say what came of it; returns the exit code."""
-    from pathovit.cli.progress import Progress
     from pathovit.outputs.inventory import holding
     from pathovit.run.folder import run_jobs
+    from pathovit.run.progress import Progress
 
     with holding(out, join) as (folder, leases):
         sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")

@@ -12,9 +12,9 @@ import typer
 from pathovit import RESEARCH_USE
 from pathovit.cli import options
 from pathovit.cli.app import app
-from pathovit.cli.progress import Steps
 from pathovit.errors import SettingsError
 from pathovit.machine import wait_passively
+from pathovit.run.progress import Steps
 from pathovit.text import duration
 
 

@@ -14,11 +14,11 @@ import typer
 from pathovit import RESEARCH_USE
 from pathovit.cli import options
 from pathovit.cli.app import app
-from pathovit.cli.progress import Steps
 from pathovit.errors import SettingsError
 from pathovit.files import read_bytes
 from pathovit.machine import wait_passively
 from pathovit.model.judged import SAID, Abstention, Metrics, OfSize, Pooling
+from pathovit.run.progress import Steps
 
 if TYPE_CHECKING:
     pass

@@ -58,10 +58,10 @@ def _say(found: Verified) -> None:
 
 
 def _repaired(out: OutFolder, found: Verified) -> Verified:
-    from pathovit.cli.progress import Progress
     from pathovit.cli.run import stoppable
     from pathovit.outputs.inventory import writing
     from pathovit.outputs.verify import verify as look
+    from pathovit.run.progress import Progress
     from pathovit.run.repair import repair
 
     with (

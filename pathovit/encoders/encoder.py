@@ -26,7 +26,14 @@ CPU_LANES = 2  # batches at a time: while one waits for a slower core, or for Py
 
 @dataclass(frozen=True)
 class Encoder:
-    """A model ready to embed tiles on one device."""
+    """A model ready to embed tiles on one device.
+
+    Examples
+    --------
+    >>> encoder = pathovit.load_encoder("reference")
+    >>> encoder.embed(np.zeros((2, encoder.tile_px, encoder.tile_px, 3), np.uint8)).shape
+    (2, 256)
+    """
 
     record: EncoderRecord
     model: nn.Module

@@ -44,6 +44,11 @@ def load_encoder(
     ------
     SettingsError : a device, precision or engine that cannot be had
     WeightsError : unknown name, no weights, or weights that do not fit
+
+    Examples
+    --------
+    >>> pathovit.load_encoder("reference", precision="fp32").dim
+    256
     """
     import torch
 

@@ -49,6 +49,13 @@ def write_encoder(folder: Path, record: EncoderRecord, tensors: dict[str, Tensor
     ------
     WeightsError : a name that is none
     StorageError : the folder cannot be written
+
+    Examples
+    --------
+    >>> encoder = pathovit.load_encoder("reference", "random")
+    >>> record = dataclasses.replace(encoder.record, name="mine")
+    >>> pathovit.write_encoder(Path("mine"), record, encoder.model.state_dict()).name
+    'mine'
     """
     from safetensors.torch import save_file
 

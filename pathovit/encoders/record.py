@@ -28,6 +28,12 @@ class EncoderRecord:
     Raises
     ------
     WeightsError : a record that contradicts itself
+
+    Examples
+    --------
+    >>> record = pathovit.load_encoder("reference").record
+    >>> record.dim, record.mpp, record.tile_px
+    (256, 1.0, 96)
     """
 
     name: str

@@ -46,6 +46,12 @@ def own_encoder(
     Raises
     ------
     SettingsError : a function without a version, or what gives no features (B, D)
+
+    Examples
+    --------
+    >>> mean = pathovit.own_encoder(lambda tiles: tiles.mean((1, 2)) / 255, "mean_colour", mpp=2.0, tile_px=64, version="1")
+    >>> mean.embed(np.full((1, 64, 64, 3), 255, np.uint8)).tolist()
+    [[1.0, 1.0, 1.0]]
     """
     import torch
 

@@ -283,7 +283,15 @@ class Aggregator(nn.Module):
 
 
 class SlideTransformer(Aggregator):
-    """Tile -> region -> slide, with an additive head."""
+    """Tile -> region -> slide, with an additive head.
+
+    Examples
+    --------
+    >>> from pathovit.settings import AggregatorConfig
+    >>> network = pathovit.SlideTransformer(AggregatorConfig(feature_dim=256, outputs=1))
+    >>> network(torch.zeros(5, 256), torch.arange(10.0).reshape(5, 2), 96.0).logits.shape
+    torch.Size([1])
+    """
 
     def __init__(self, config: AggregatorConfig) -> None:
         super().__init__(config)

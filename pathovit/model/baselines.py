@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from pathovit.errors import SettingsError
 from pathovit.model.aggregator import Aggregator, SlideTransformer, TileEvidence
+from pathovit.model.own_kinds import kinds_of_ones_own, made_by
 from pathovit.settings import AggregatorConfig
 
 DROPOUT = 0.25
@@ -140,6 +141,7 @@ AGGREGATORS: dict[str, type[Aggregator]] = {
 
 def make_aggregator(config: AggregatorConfig) -> Aggregator:
     """An aggregator with random weights."""
-    if config.kind not in AGGREGATORS:
-        raise SettingsError(f"--kind {config.kind!r} is unknown. Use {', '.join(AGGREGATORS)}.")
-    return AGGREGATORS[config.kind](config)
+    make = AGGREGATORS.get(config.kind) or made_by(config.kind)
+    if make is None:
+        raise SettingsError(f"--kind {config.kind!r} is unknown. Use {', '.join([*AGGREGATORS, *kinds_of_ones_own()])}.")
+    return make(config)

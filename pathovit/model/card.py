@@ -15,7 +15,8 @@ from typing import Any
 from pathovit.errors import SettingsError, WeightsError
 from pathovit.files import file_sha256, read_bytes
 from pathovit.model.calibration import Calibration
-from pathovit.model.contract import TAUGHT, Fault, parsed, require
+from pathovit.model.contract import Fault, parsed, require
+from pathovit.model.own_kinds import TAUGHT
 from pathovit.model.targets import Target
 from pathovit.outputs.recipe import EmbedRecipe, Values
 from pathovit.settings import AggregatorConfig

@@ -9,11 +9,10 @@ from dataclasses import fields
 from typing import Any
 
 from pathovit.model.calibration import Calibration
+from pathovit.model.own_kinds import NETWORKS, TAUGHT, kinds_of_ones_own
 from pathovit.model.targets import KINDS, Target
 from pathovit.settings import AggregatorConfig
 
-TAUGHT = "taught"  # kind of a model that was taught on painted tiles
-NETWORKS = ("slide_transformer", "mean", "abmil", "clam_sb", "transformer", "transmil", TAUGHT)
 SIZES = {"feature_dim": 65_536, "outputs": 4096, "width": 65_536, "depth": 64, "heads": 256}  # of a network, at most
 LEAST_CLASSES = {"binary": 2, "multiclass": 2}
 MOST_CLASSES = {"binary": 2}
@@ -67,8 +66,11 @@ def _config(found: Mapping[str, Any]) -> AggregatorConfig:
         if name not in found:
             raise Fault(f"config.{name} is missing")
     config = AggregatorConfig(**found)
-    if config.kind not in NETWORKS:
-        raise Fault(f"config.kind {config.kind!r} is unknown; expected one of {', '.join(NETWORKS)}")
+    if config.kind not in (*NETWORKS, *kinds_of_ones_own()):
+        raise Fault(
+            f"config.kind {config.kind!r} is unknown; expected one of {', '.join(NETWORKS)}, or what is registered here "
+            "(pathovit.register_aggregator, or the package that brings it)"
+        )
     if config.kind != TAUGHT and config.width % config.heads:
         raise Fault(f"config.width {config.width} is no multiple of its {config.heads} heads")
     return config

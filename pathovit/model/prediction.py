@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pathovit import RESEARCH_USE
 from pathovit.model.targets import Target
 from pathovit.outputs.records import UNSURE, Answer
+from pathovit.text import as_card
 
 SAID_OUTSIDE = "outside what this model was made for"
 
@@ -19,6 +21,12 @@ class SlidePrediction:
     """The answer for a slide. Tile rows are in grid order; rows that were not read hold NaN.
 
     All logits, evidence and contributions are calibrated: divided by the model's temperature, the bias shifted.
+
+    Examples
+    --------
+    >>> prediction = pathovit.load_model("reference").predict(pathovit.load_features(out, "one"))
+    >>> prediction.answer, prediction.tile_scores.shape
+    ('tumour', (95, 1))
     """
 
     slide_id: str
@@ -109,6 +117,13 @@ class SlidePrediction:
         if self.is_taught:
             return "0.5: as likely as not"
         return "0.5: hardly reached without it" if self.target.is_classification else "0.5: average of the cohort"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        rows = {"slide": self.slide_id, "answer": self.headline}
+        rows |= {name: "" if value is None else f"{value:.3f}" for name, value in self.columns().items()}
+        rows |= {"novelty": f"{self.novelty:.2f}"} | ({"remark": self.remark} if self.remark else {})
+        return as_card(rows | {"": RESEARCH_USE})
 
     def to_answer(self, model: str) -> Answer:
         """What slide.json keeps of it."""

@@ -44,7 +44,14 @@ class Seen:
 
 @dataclass(frozen=True)
 class SlideModel:
-    """A trained slide model with its card: what it was made for, from what, and how well it does."""
+    """A trained slide model with its card: what it was made for, from what, and how well it does.
+
+    Examples
+    --------
+    >>> model = pathovit.load_model("reference")
+    >>> model.predict(pathovit.load_features(out, "one"), 0.1).answer
+    'tumour'
+    """
 
     network: Aggregator
     target: Target
@@ -167,7 +174,18 @@ def _spread(values: Floats | NDArray[np.float32], ok: NDArray[np.bool_]) -> NDAr
 
 
 def load_model(folder: str | Path) -> SlideModel:
-    """A slide model from its folder (model.safetensors, model.json); "reference" is the bundled one."""
+    """A slide model from its folder (model.safetensors, model.json); "reference" is the bundled one.
+
+    Raises
+    ------
+    SettingsError : there is no model in the folder, or its card is damaged
+    WeightsError : its weights are missing, or do not fit
+
+    Examples
+    --------
+    >>> pathovit.load_model("reference").target.classes
+    ('normal', 'tumour')
+    """
     path, card = read_card(folder)
     weights_path = require_weights(path, card)
     make = TaughtHead if card.is_taught else make_aggregator
@@ -196,6 +214,12 @@ def save_model(folder: Path, model: SlideModel, describe: Callable[[ModelCard], 
     """Write model.safetensors and, last of all, model.json; between them MODEL_CARD.md, if `describe` makes its text.
 
     The card gets configuration, target, calibration and the weights' digest.
+
+    Examples
+    --------
+    >>> saved = pathovit.save_model(Path("copy"), pathovit.load_model("reference"))
+    >>> pathovit.load_model("copy").sha256 == saved.sha256
+    True
     """
     from safetensors.torch import save
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from pathovit import RESEARCH_USE
 from pathovit.errors import SettingsError
@@ -16,13 +17,20 @@ from pathovit.geometry import XY, Box
 from pathovit.outputs.recipe import EmbedRecipe, Values
 from pathovit.slides.slide import Slide
 from pathovit.slides.tiling import TileGrid
+from pathovit.text import as_card
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
 class TileVerdict(IntEnum):
-    """What became of a tile; only `OK` tiles are ever embedded."""
+    """What became of a tile; only `OK` tiles are ever embedded.
+
+    Examples
+    --------
+    >>> int((pathovit.load_features(out, "one").verdict == pathovit.TileVerdict.OK).sum())
+    95
+    """
 
     OK = 0
     MISSING = 1  # the scanner left it empty
@@ -80,7 +88,14 @@ class FeatureAttributes:
 
 @dataclass(frozen=True)
 class SlideFeatures:
-    """Features of a slide, in grid order. Rows whose verdict is not OK hold NaN."""
+    """Features of a slide, in grid order. Rows whose verdict is not OK hold NaN.
+
+    Examples
+    --------
+    >>> features = pathovit.load_features(out, "one")
+    >>> features.features.shape, features.centres_um().shape, features.pitch_um
+    ((95, 256), (95, 2), 96.0)
+    """
 
     slide_id: str
     grid: TileGrid
@@ -167,9 +182,8 @@ class SlideFeatures:
 
         Examples
         --------
-        >>> features = pathovit.load_features("out")[0]  # doctest: +SKIP
-        >>> features.to_anndata().obsm["spatial"].shape  # doctest: +SKIP
-        (412, 2)
+        >>> pathovit.load_features(out, "one").to_anndata().obsm["spatial"].shape
+        (95, 2)
         """
         try:
             import anndata
@@ -192,6 +206,25 @@ class SlideFeatures:
             "trial": self.trial,
         }
         return made
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        spec, lattice = self.grid.spec, self.grid.lattice()
+        column, row = (lattice - lattice.min(0)).T
+        picture = np.full((row.max() + 1, column.max() + 1, 3), 255, np.uint8)
+        picture[row, column] = np.where(self.ok[:, None], (90, 90, 90), (200, 30, 30))
+        times = max(1, 200 // max(picture.shape))
+        shown = Image.fromarray(picture).resize((picture.shape[1] * times, picture.shape[0] * times), Image.Resampling.NEAREST)
+        unread = int(self.unread.sum())
+        rows = {
+            "slide": self.slide_id,
+            "features": f"{len(self.verdict):,} tiles x {self.features.shape[1]:,}, {self.features.dtype}",
+            "encoder": str(self.recipe.encoder["encoder"]),
+            "tiles": f"{spec.tile_px} px at {spec.mpp:g} µm",
+            "pixel size": f"{self.mpp[0]:.4g} µm ({self.attributes.mpp_source})",
+            "not read": f"{unread:,} (red)" if unread else "none",
+        }
+        return as_card(rows | ({"trial": self.trial} if self.trial else {}), shown)
 
     @property
     def trial(self) -> str:

@@ -146,7 +146,7 @@ class SlideFolder:
 
 @dataclass(frozen=True)
 class OutFolder:
-    """The folder of one or more runs."""
+    """The folder of one or more runs: `SlideRecord` has an example."""
 
     path: Path
 

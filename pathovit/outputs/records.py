@@ -145,7 +145,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class SlideRecord:
-    """slide.json: what was made of a slide, from what, with digests. `finish_recipe` is None until all is drawn."""
+    """slide.json: what was made of a slide, from what, with digests. `finish_recipe` is None until all is drawn.
+
+    Examples
+    --------
+    >>> record = pathovit.OutFolder(out).slides()[0].record()
+    >>> record.verdict.value, record.survey.tiles
+    ('ok', 95)
+    """
 
     slide_id: str
     sha256: str

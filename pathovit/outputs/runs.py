@@ -49,7 +49,13 @@ class SlideOutcome:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run into an output folder. `exit_code` is None until it has ended."""
+    """One run into an output folder. `exit_code` is None until it has ended.
+
+    Examples
+    --------
+    >>> pathovit.run_folder(path, out, progress=False).record.exit_code
+    0
+    """
 
     command: tuple[str, ...]
     started: str

@@ -69,7 +69,7 @@ def _every_chunk() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """The features of one slide, in its folder."""
+    """The features of one slide, in its folder. `load_features` reads them."""
 
     folder: SlideFolder
     path: Path  # the slide file, for messages

@@ -9,12 +9,11 @@ from numpy.typing import NDArray
 
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.folder import SlideFolder
-from pathovit.show.heatmap import lattice_shape
+from pathovit.show.heatmap import SCORE, lattice_shape
 from pathovit.show.ome_tiff import read_ome_tiff
 
 STEPS = 254  # bytes 1 to 255 are steps from the lowest to the highest, each of the value it begins with: 0.5 is one of them
 MOST_NOVELTY = 3.0
-SCORE = "score: "
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,14 @@ def fetch_tile(slide: Slide, grid: TileGrid, index: int) -> Judged:
 
 
 class Embedder:
-    """The readers, the device and the watchdog of one process. Use it as a context manager."""
+    """The readers, the device and the watchdog of one process. Use it as a context manager.
+
+    Examples
+    --------
+    >>> with pathovit.Embedder(pathovit.load_encoder("reference"), readers=2) as embedder:
+    ...     embedder.encoder.dim
+    256
+    """
 
     def __init__(
         self, encoder: Encoder, readers: int, read_timeout_s: float = 120.0, decoder: DeviceDecoder | None = None,

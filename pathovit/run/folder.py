@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from pathovit.encoders.check import check_weights, remarks_on
-from pathovit.encoders.names import can_be_known, record_at_sight
 from pathovit.encoders.own import is_folder
 from pathovit.encoders.record import parted
 from pathovit.errors import InternalError, NoSlidesError, PathovitError, SettingsError, SlideError, StorageError
 from pathovit.files import take_retries
-from pathovit.model.card import NO_EVIDENCE, REFERENCE, Trained, model_digest, read_card, require_weights
+from pathovit.model.card import REFERENCE, model_digest, read_card
 from pathovit.outputs.folder import OutFolder, Refused
 from pathovit.outputs.inventory import holding
 from pathovit.outputs.lease import Leases
@@ -26,13 +28,16 @@ from pathovit.outputs.records import SlideRecord, SlideVerdict
 from pathovit.outputs.runs import RunLog, RunRecord, SlideOutcome, last_run
 from pathovit.run.drive import Listener, run_slides
 from pathovit.run.jobs import find_jobs, told
+from pathovit.run.match import Matched, match_model
 from pathovit.run.plan import SlideJob
+from pathovit.run.progress import Progress
 from pathovit.run.schedule import SlideState
 from pathovit.run.worker import Work
-from pathovit.settings import Settings
+from pathovit.settings import Settings, as_settings
 from pathovit.show.report import write_report
 from pathovit.show.table import Contents, write_table
 from pathovit.tables import Say
+from pathovit.text import plain
 
 
 @dataclass
@@ -41,14 +46,6 @@ class Stop:
 
     event: threading.Event = field(default_factory=threading.Event)
     code: int = 0
-
-
-@dataclass(frozen=True)
-class Matched:
-    """Settings and the folder of a slide model that fit each other; without a model there are features only."""
-
-    settings: Settings
-    model: str | None
 
 
 @dataclass(frozen=True)
@@ -78,89 +75,66 @@ def run_folder(
     slides: Sequence[Path | str] | Path | str,
     out: Path | str = "out",
     *,
+    encoder: Path | str | None = None,
     model: Path | str | None = None,
-    settings: Settings | None = None,
+    settings: Settings | Mapping[str, Any] | Path | str | None = None,
     mpp: float | None = None,
     manifest: Path | str | None = None,
     overwrite: bool = False,
     join: bool = False,
-    changed: Listener = lambda state: None,
-    say: Say = lambda text: None,
+    progress: bool = True,
+    changed: Listener | None = None,
+    say: Say | None = None,
 ) -> RunResult:
     """Slides to answers, heatmaps and a report in a folder, by worker processes: `pathovit run`, from Python.
 
     Parameters
     ----------
     slides : files, or folders of them
-    model : a folder that `pathovit train` made; None for the bundled one, or for features only where `settings` name another encoder
+    encoder : by name, or its folder; None for that of the model. Workers load it themselves, so that it cannot be an object
+    model : a folder that `pathovit train` made; None for the bundled one, or for features only where another encoder is named
+    settings : a record, tables as in a settings file such as {"embed": {"max_tiles": 500}}, or such a file
     mpp : um per pixel of level 0, for slides that do not say it
     join : other runs may join in the same folder: each slide is done by one of them
+    progress : tell on stderr how it goes, as `pathovit run` does
     changed : called with a slide's state whenever it changes
-    say : called with a sentence on what was understood, and on what happens to workers
+    say : called with a sentence on what was understood, and on what happens to workers, instead of stderr
 
     Raises
     ------
     PathovitError : what no slide can get past; slides that fail alone are in `failures` of the result
+
+    Examples
+    --------
+    >>> result = pathovit.run_folder([path], out, progress=False)
+    >>> [record.prediction.answer for record in result.slides], result.failures
+    (['tumour'], {})
     """
     given = [slides] if isinstance(slides, Path | str) else slides
-    settings = settings or Settings()
+    for name, one in (("encoder", encoder), ("model", model)):
+        if not isinstance(one, Path | str | None):
+            raise SettingsError(
+                f"{name}: {type(one).__name__} is an object, and workers are processes of their own. Give its name or its folder."
+            )
+    settings = as_settings(settings)
     if model is not None:
         settings = replace(settings, heatmap=replace(settings.heatmap, model=str(model)))
-    matched = match_model(settings, settings.embed.encoder != REFERENCE, model is not None, say)
-    jobs = find_jobs([Path(path) for path in given], mpp, None if manifest is None else Path(manifest), say)
-    with holding(Path(out), join) as (folder, leases):
-        return run_jobs(jobs, folder, matched, overwrite, ("run_folder",), changed, say, Stop(), leases)
+    if encoder is not None:
+        settings = replace(settings, embed=replace(settings.embed, encoder=str(encoder)))
+    told = say or (_to_stderr if progress else _to_nobody)
+    matched = match_model(settings, settings.embed.encoder != REFERENCE, model is not None, told)
+    jobs = find_jobs([Path(path) for path in given], mpp, None if manifest is None else Path(manifest), told)
+    with holding(Path(out), join) as (folder, leases), Progress(len(jobs)) if progress else nullcontext() as shown:
+        told, seen = say or (shown.say if shown else _to_nobody), changed or (shown.changed if shown else _to_nobody)
+        return run_jobs(jobs, folder, matched, overwrite, ("run_folder",), seen, told, Stop(), leases)
 
 
-def match_model(settings: Settings, encoder_given: bool, model_given: bool, say: Say = lambda text: None) -> Matched:
-    """Settings and model folder that fit each other.
-
-    A model brings the encoder and the tiles it was trained on, unless others were asked for; an encoder that no model
-    was given for is run for its features alone.
-    """
-    if not model_given and settings.heatmap.model == REFERENCE and settings.embed.encoder != REFERENCE:
-        say(
-            f"no slide model for encoder {settings.embed.encoder!r} was given: features only. "
-            "Train one with `pathovit train LABELS.csv`, then use --model."
-        )
-        return Matched(settings, None)
-    folder, card = read_card(settings.heatmap.model)
-    require_weights(folder, card)  # before anything is begun with it
-    if card.config.kind in NO_EVIDENCE:
-        raise SettingsError(
-            f"{settings.heatmap.model}: a {card.config.kind} model says nothing of single tiles, so there is no heatmap to draw. "
-            "Use it with predict and evaluate, or train a slide_transformer."
-        )
-    if settings.heatmap.model != REFERENCE:  # `heatmap` may be called from another folder later
-        settings = replace(settings, heatmap=replace(settings.heatmap, model=str(folder)))
-    trained = card.trained
-    if not encoder_given and not can_be_known(trained.encoder):
-        raise SettingsError(
-            f"{settings.heatmap.model}: it was trained on an encoder of somebody's own, {trained.encoder!r}. Give its folder with --encoder."
-        )
-    if not encoder_given:
-        settings = replace(settings, embed=replace(settings.embed, encoder=trained.encoder))
-    tiles = settings.tiles
-    settings = replace(settings, tiles=replace(tiles, tile_px=tiles.tile_px or trained.tile_px, mpp=tiles.mpp or trained.mpp))
-    _refuse_misfit(settings, trained, settings.heatmap.model)
-    return Matched(settings, str(folder))
+def _to_stderr(text: str) -> None:
+    sys.stderr.write(f"pathovit: {plain(text)}\n")
 
 
-def _refuse_misfit(settings: Settings, trained: Trained, model: str) -> None:
-    """Refuse tiles and encoders that the model was not made for; before workers are started."""
-    record = record_at_sight(settings.embed.encoder)
-    asked = {
-        "--encoder": record.name if record else settings.embed.encoder,
-        "--tile-px": settings.tiles.tile_px,
-        "--tile-mpp": settings.tiles.mpp,
-    }
-    fitting = {"--encoder": trained.encoder, "--tile-px": trained.tile_px, "--tile-mpp": trained.mpp}
-    for option, value in asked.items():
-        if value != fitting[option]:
-            raise SettingsError(
-                f"{option} {value}: the model {Path(model).name!r} was made for {fitting[option]}. Leave out {option}; or store features with "
-                "`pathovit embed`, train a model on them, and give that with --model."
-            )
+def _to_nobody(said: object) -> None:
+    """Of what nobody asked for."""
 
 
 def run_jobs(

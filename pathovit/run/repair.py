@@ -14,7 +14,8 @@ from pathovit.outputs.runs import RUN, RunRecord, all_runs, files_at_hand, last_
 from pathovit.outputs.sealed import write_sealed
 from pathovit.outputs.verify import RECORDS, Verified
 from pathovit.run.drive import Listener
-from pathovit.run.folder import Matched, Stop, run_jobs, show_results
+from pathovit.run.folder import Stop, run_jobs, show_results
+from pathovit.run.match import Matched
 from pathovit.run.plan import SlideJob
 from pathovit.run.worker import Failed, guarded
 from pathovit.settings import Settings, settings_from_dict

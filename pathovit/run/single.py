@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pathovit.errors import SettingsError
+from pathovit.model.card import REFERENCE
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.names import Names
 from pathovit.run.jobs import told
 from pathovit.run.plan import SlideJob, SlidePlan, plan_slide, with_mpp
-from pathovit.settings import Settings
+from pathovit.settings import Settings, as_settings
 from pathovit.show.heatmap import Heatmap
 
 if TYPE_CHECKING:
@@ -20,21 +24,57 @@ if TYPE_CHECKING:
 
 def analyse_slide(
     path: Path | str,
-    encoder: Encoder,
-    model: SlideModel,
-    out: Path | str,
-    settings: Settings | None = None,
+    encoder: Encoder | Path | str | None = None,
+    model: SlideModel | Path | str = REFERENCE,
+    out: Path | str = "out",
+    settings: Settings | Mapping[str, Any] | Path | str | None = None,
     mpp: float | None = None,
 ) -> tuple[SlidePrediction, Heatmap]:
     """Carry one slide: file -> Slide -> TissueMask -> TileGrid -> SlideFeatures -> SlidePrediction -> Heatmap.
 
     The same steps as `pathovit run`, in this process, with the same files under `out`.
+
+    Parameters
+    ----------
+    encoder : one that is loaded (`load_encoder`; `own_encoder` for a network or a function), or its name or folder; None for the one that the
+        model was trained on
+    model : one that is loaded, or its folder
+    settings : a record, tables as in a settings file, or such a file
+    mpp : um per pixel of level 0, for a slide that does not say it
+
+    Raises
+    ------
+    SlideError : the slide cannot be read, or its features were made otherwise before
+    SettingsError, WeightsError : encoder, model or settings do not fit
+
+    Examples
+    --------
+    >>> prediction, heatmap = pathovit.analyse_slide(path, out=out)
+    >>> prediction.answer
+    'tumour'
     """
+    from pathovit.encoders.load import load_encoder
+    from pathovit.model.slide_model import load_model
     from pathovit.run.embed import embed_part, make_embedder
     from pathovit.run.finish import finish_slide
     from pathovit.show.overview import score_layers
 
-    settings, folder = settings or Settings(), OutFolder(Path(out))
+    settings, folder = as_settings(settings), OutFolder(Path(out))
+    if isinstance(model, Path | str):
+        model = load_model(model)
+    if encoder is None:
+        trained, tiles = model.card.trained, settings.tiles
+        encoder = trained.encoder
+        settings = replace(settings, tiles=replace(tiles, tile_px=tiles.tile_px or trained.tile_px, mpp=tiles.mpp or trained.mpp))
+    if callable(encoder):
+        raise SettingsError(
+            "A function or a network is no encoder yet: pathovit.own_encoder(it, name, mpp=..., tile_px=...) makes one."
+        )
+    if isinstance(encoder, Path | str):
+        embed = settings.embed
+        encoder = load_encoder(
+            str(encoder), embed.weights, settings.run.device, embed.precision, settings.tiles.tile_px, embed.engine
+        )
     names = None if settings.run.keep_names else Names.read(folder.path)
     (job,) = told([with_mpp(SlideJob(Path(path)), mpp)], names)
     plan = plan_slide(job, folder, settings, encoder, model, overwrite=False)

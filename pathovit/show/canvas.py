@@ -6,10 +6,16 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pathovit import RESEARCH_USE
 from pathovit.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 FONT = "DejaVu Sans"  # comes with matplotlib
 
@@ -46,3 +52,24 @@ def save(figure: Any, path: Path) -> None:
         buffer, format="png", pil_kwargs={"compress_level": 3}, metadata={"Software": "pathovit", "Comment": RESEARCH_USE}
     )
     write_atomically(path, buffer.getvalue())
+
+
+def draw_map(
+    values: NDArray[np.float32], extent: tuple[float, float, float, float], name: str, high: float | None, axes: Axes | None
+) -> Axes:
+    """A layer of a map on axes of the user's own, in the user's own style; a new figure where there are none.
+
+    Parameters
+    ----------
+    extent : left, right, bottom, top in millimetres
+    high : end of the scale; None for the highest value
+    """
+    if axes is None:
+        from matplotlib import pyplot
+
+        axes = pyplot.subplots(layout="constrained")[1]
+    drawn = axes.imshow(values, cmap="cividis", vmin=0, vmax=high, extent=extent, interpolation="nearest")
+    axes.figure.colorbar(drawn, ax=axes, label=name)
+    axes.set(xlabel="mm", ylabel="mm")
+    axes.set_title(RESEARCH_USE, fontsize="x-small")
+    return axes

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from pathovit import RESEARCH_USE
+from pathovit.errors import SettingsError
 from pathovit.geometry import XY
 from pathovit.outputs.features import SlideFeatures
+from pathovit.text import as_card
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SCORE = "score: "  # begins the names of layers of evidence, which are in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -16,6 +27,13 @@ class Heatmap:
     """Layers of float32 (rows, columns); one cell per lattice point, NaN where no tile was read.
 
     Cell (row, column) covers level-0 pixels from `origin + (column, row) * cell_l0`, `cell_l0` wide and high.
+
+    Examples
+    --------
+    >>> features = pathovit.load_features(out, "one")
+    >>> heatmap = pathovit.Heatmap.from_tiles(features, {"coverage": features.coverage})
+    >>> heatmap.layers.shape, heatmap.cell_um
+    ((1, 14, 16), (96.0, 96.0))
     """
 
     names: tuple[str, ...]  # one per layer: "score: tumour", "attention"
@@ -41,6 +59,62 @@ class Heatmap:
         unread = _covered(stored.unread, place, reach, (rows, columns)) & nothing
         strange = _covered(untaught, place, reach, (rows, columns)) & ~nothing if untaught is not None else np.zeros_like(nothing)
         return cls(tuple(layers), drawn, unread, strange, (float(origin[0]), float(origin[1])), stride, stored.mpp)
+
+    @classmethod
+    def from_layers(cls, stored: SlideFeatures, names: Sequence[str], layers: NDArray[np.float32]) -> Heatmap:
+        """As it was written: layers (L, rows, columns), "unread" among them. What a taught model did not know is not among them."""
+        known = dict(zip(names, layers, strict=True))
+        unread = known.pop("unread") > 0
+        x, y = stored.grid.origin
+        values = np.stack(list(known.values()))
+        return cls(tuple(known), values, unread, np.zeros_like(unread), (float(x), float(y)), stored.grid.stride_l0, stored.mpp)
+
+    def plot(self, layer: str | None = None, ax: Axes | None = None) -> Axes:
+        """Draw a layer with matplotlib, in millimetres of the slide.
+
+        Parameters
+        ----------
+        layer : by name; None for the first, the scores
+        ax : to draw on; None for a new figure
+
+        Raises
+        ------
+        SettingsError : there is no such layer
+
+        Examples
+        --------
+        >>> axes = pathovit.load_heatmap(out, "one").plot()
+        >>> axes.get_xlabel()
+        'mm'
+        """
+        from pathovit.show.canvas import draw_map
+
+        name = layer or self.names[0]
+        if name not in self.names:
+            raise SettingsError(f"There is no layer {name!r}. Use {', '.join(map(repr, self.names))}.")
+        values = self.layers[self.names.index(name)]
+        (left, top), (width, height) = np.asarray(self.origin) * self.mpp / 1000, np.asarray(self.cell_um) / 1000
+        rows, columns = values.shape
+        extent = (left, left + columns * width, top + rows * height, top)
+        return draw_map(values, extent, name, 1.0 if name.startswith(SCORE) else None, ax)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        values = self.layers[0]
+        high = 1.0 if self.names[0].startswith(SCORE) else float(np.nanmax(values, initial=0)) or 1.0
+        grey = np.where(np.isfinite(values), 255 * (1 - np.nan_to_num(values / high).clip(0, 1)), 255).astype(np.uint8)
+        times = max(1, 240 // max(grey.shape))
+        shown = Image.fromarray(grey).resize((grey.shape[1] * times, grey.shape[0] * times), Image.Resampling.NEAREST)
+        read = np.isfinite(values)
+        rows = {
+            "layers": ", ".join(self.names),
+            "cells": f"{values.shape[1]:,} x {values.shape[0]:,} of {self.cell_um[0]:.4g} µm",
+            "shown": f"{self.names[0]}, dark: {high:.3g}",
+            "highest": f"{np.nanmax(values, initial=0):.3f}",
+            "read": f"{read.sum():,} cells; {self.unread.sum():,} could not be",
+            "": RESEARCH_USE,
+        }
+        return as_card(rows, shown)
 
     @property
     def cell_um(self) -> XY:

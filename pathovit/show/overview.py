@@ -16,7 +16,7 @@ from pathovit import RESEARCH_USE
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.records import TopTile
 from pathovit.settings import HeatmapSettings
-from pathovit.show.heatmap import Heatmap
+from pathovit.show.heatmap import SCORE, Heatmap
 from pathovit.show.ome_tiff import write_ome_tiff
 from pathovit.show.paint import Layer, legend_colour, paint
 from pathovit.show.qupath import Area, dissolve, write_geojson
@@ -55,7 +55,7 @@ SCALE_BARS_UM = (20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000)
 
 def score_layers(stored: SlideFeatures, prediction: SlidePrediction) -> Heatmap:
     """Evidence first, one layer per class; attention and novelty are layers of their own."""
-    layers = {f"score: {name}": prediction.tile_scores[:, i] for i, name in enumerate(prediction.score_names)}
+    layers = {f"{SCORE}{name}": prediction.tile_scores[:, i] for i, name in enumerate(prediction.score_names)}
     layers |= {"attention": prediction.attention, "novelty": prediction.tile_novelty}
     return Heatmap.from_tiles(stored, layers, prediction.untaught)
 

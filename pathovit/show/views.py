@@ -16,9 +16,10 @@ from PIL import Image
 from pathovit.files import open_patiently, write_atomically
 from pathovit.geometry import XY, Box
 from pathovit.outputs.records import ViewFile
+from pathovit.slides.overview import small_picture
 from pathovit.slides.readers import RGB
 from pathovit.slides.slide import Slide
-from pathovit.slides.tissue import KINDS, read_part
+from pathovit.slides.tissue import KINDS
 
 JOINED_PX, MOST_PARTS, APART = 25, 6, 0.5  # scanned parts nearer than this are one; how many are drawn, and how little they fill
 
@@ -87,12 +88,4 @@ def scanned_parts(slide: Slide, kinds: Kinds) -> list[Box]:
 
 def thumbnail(slide: Slide, box: Box, longer_px: int) -> View:
     """A part of the slide at about `longer_px` on its longer side."""
-    mpp = max(box.width, box.height) * max(slide.mpp) / longer_px
-    picture, _, _, scale, corner = read_part(slide, mpp, box, to_look_at=True)
-    if max(picture.shape) > longer_px:
-        factor = max(picture.shape) / longer_px
-        size = max(1, round(picture.shape[1] / factor)), max(1, round(picture.shape[0] / factor))
-        scale = scale[0] * picture.shape[1] / size[0], scale[1] * picture.shape[0] / size[1]
-        picture = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX))
-    right, bottom = corner[0] + picture.shape[1] * scale[0], corner[1] + picture.shape[0] * scale[1]
-    return View(picture, (corner[0], right, bottom, corner[1]))
+    return View(*small_picture(slide, box, longer_px))

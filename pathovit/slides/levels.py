@@ -14,7 +14,14 @@ COMPARED_PX, COMPARED_PLACES = 96, 6  # where a level is compared with the sharp
 
 @dataclass(frozen=True)
 class Level:
-    """One image of the pyramid."""
+    """One image of the pyramid.
+
+    Examples
+    --------
+    >>> with pathovit.open_slide(path) as slide:
+    ...     [level.mpp[0] for level in slide.levels]
+    [0.5, 2.0, 8.0]
+    """
 
     index: int
     size: tuple[int, int]  # width, height in pixels of this level

@@ -13,8 +13,9 @@ from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image, fromarray
 
-from pathovit.errors import ResolutionError, SlideOpenError, TileReadError
+from pathovit.errors import SlideOpenError, TileReadError
 from pathovit.files import FLAT_SUFFIXES
 from pathovit.geometry import XY, Box
 from pathovit.reasons import Code
@@ -22,14 +23,15 @@ from pathovit.slides.check import check_file, check_picture
 from pathovit.slides.description import SlideDescription
 from pathovit.slides.identity import content_sha256, slide_id
 from pathovit.slides.levels import Level, describe_levels, without_other_pictures
+from pathovit.slides.overview import small_picture
+from pathovit.slides.properties import find_background, find_bounds, find_mpp, refuse_huge
 from pathovit.slides.readers import RGB, PixelSource, average, composite
 from pathovit.slides.readers.compressed import CompressedTiles, locate_tiles
 from pathovit.slides.readers.flat import FlatSource
 from pathovit.slides.readers.openslide_reader import OpenSlideSource
+from pathovit.text import as_card
 
-MPP_RANGE = (0.05, 50.0)  # um per pixel; outside it the metadata is wrong
 FLAT = "flat image"
-LARGEST_MM = 300.0  # of a slide's side; whole mounts are 150 x 200 mm
 PLAIN_PYRAMIDS = ("aperio", "generic-tiff", "philips")  # vendors whose tiles lie side by side, as the image does
 
 
@@ -154,6 +156,29 @@ class Slide:
                 pixels[place], scanned[place] = part, True
         return pixels, scanned
 
+    def thumbnail(self, longer_px: int = 1024) -> Image:
+        """The scanned part of the slide, at most `longer_px` on its longer side. Labels and macro pictures are never opened.
+
+        Examples
+        --------
+        >>> with pathovit.open_slide(path) as slide:
+        ...     slide.thumbnail(256).size
+        (250, 217)
+        """
+        return fromarray(small_picture(self, self.bounds, longer_px)[0])
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        sharpest = f"{self.size[0]:,} x {self.size[1]:,} px at {self.mpp[0]:.4g} µm ({self.mpp_source})"
+        rows = {
+            "file": self.path.name,
+            "vendor": self.vendor,
+            "size": sharpest,
+            "levels": str(len(self.levels)),
+            "reader": self.reader,
+        }
+        return as_card(rows, self.thumbnail(320))
+
     def close(self) -> None:
         self._source.close()
         if self.compressed:
@@ -187,6 +212,12 @@ def open_slide(
     ------
     SlideOpenError : not a slide, damaged, truncated, unreadable, or not to be read as `reader` demands
     ResolutionError : no pixel size, or an absurd one
+
+    Examples
+    --------
+    >>> with pathovit.open_slide(path) as slide:
+    ...     slide.size, slide.mpp, slide.mpp_source
+    ((3000, 2600), (0.5, 0.5), 'metadata (openslide.mpp-x)')
     """
     path = Path(path)
     check_file(path)
@@ -195,9 +226,9 @@ def open_slide(
     try:
         if vendor in (*PLAIN_PYRAMIDS, FLAT):
             check_picture(path)
-        pixel_size, origin = _find_mpp(path, mpp, mpp_source, properties)
-        _refuse_huge(path, source.sizes[0], pixel_size)
-        bounds, has_bounds = _find_bounds(properties, source.sizes[0])
+        pixel_size, origin = find_mpp(path, mpp, mpp_source, properties)
+        refuse_huge(path, source.sizes[0], pixel_size)
+        bounds, has_bounds = find_bounds(properties, source.sizes[0])
         levels, remarks = describe_levels(source.sizes, pixel_size)
         tiles = _open_tiles(path, source, levels, compared) if vendor in PLAIN_PYRAMIDS else None
         if reader == "direct" and tiles is None:
@@ -219,7 +250,7 @@ def open_slide(
             levels=levels,
             bounds=bounds,
             has_bounds=has_bounds,
-            background=_find_background(properties),
+            background=find_background(properties),
             remarks=remarks,
             _sha256=sha256,
             _source=source,
@@ -284,54 +315,3 @@ def _open_tiles(
         if not agrees:
             tiles.close()
     return tiles if agrees else None
-
-
-def _find_mpp(path: Path, mpp: float | XY | None, mpp_source: str, properties: dict[str, str]) -> tuple[XY, str]:
-    if mpp is not None:
-        pixel_size = (float(mpp), float(mpp)) if isinstance(mpp, int | float) else (float(mpp[0]), float(mpp[1]))
-        origin, remedy = mpp_source, f"Correct it ({mpp_source})."
-    else:
-        x, y = properties.get("openslide.mpp-x"), properties.get("openslide.mpp-y")
-        if not x or not y:
-            raise ResolutionError(
-                path,
-                "no pixel size (openslide.mpp-x is missing). Give it with --mpp, or in the mpp column of a --manifest.",
-                Code.NO_MPP,
-            )
-        try:
-            pixel_size = (float(x), float(y))
-        except ValueError:
-            raise ResolutionError(path, f"its pixel size is {x!r}, not a number. Give it with --mpp.") from None
-        origin, remedy = "metadata (openslide.mpp-x)", "Its metadata is wrong; give the true value with --mpp."
-    for value in pixel_size:
-        if not MPP_RANGE[0] <= value <= MPP_RANGE[1]:
-            raise ResolutionError(path, f"mpp is {value:g} um per pixel, expected {MPP_RANGE[0]} to {MPP_RANGE[1]:g}. {remedy}")
-    if not 0.5 <= pixel_size[0] / pixel_size[1] <= 2:
-        raise ResolutionError(
-            path, f"mpp is {pixel_size[0]:g} by {pixel_size[1]:g}: pixels that far from square are an error. {remedy}"
-        )
-    return pixel_size, origin
-
-
-def _find_bounds(properties: dict[str, str], size: tuple[int, int]) -> tuple[Box, bool]:
-    names = [f"openslide.bounds-{side}" for side in ("x", "y", "width", "height")]
-    if not all(name in properties for name in names):
-        return Box(0, 0, *size), False
-    x, y, width, height = (int(properties[name]) for name in names)
-    return Box(x, y, min(width, size[0] - x), min(height, size[1] - y)), True
-
-
-def _find_background(properties: dict[str, str]) -> tuple[int, int, int]:
-    colour = properties.get("openslide.background-color", "ffffff")
-    return int(colour[0:2], 16), int(colour[2:4], 16), int(colour[4:6], 16)
-
-
-def _refuse_huge(path: Path, size: tuple[int, int], mpp: XY) -> None:
-    """No glass is that large: the pixel size must be wrong. Found out before anything is read, or room made for it."""
-    side_mm = max(side * um / 1000 for side, um in zip(size, mpp, strict=True))
-    if side_mm > LARGEST_MM:
-        raise ResolutionError(
-            path,
-            f"at {max(mpp):g} um per pixel its {size[0]:,} x {size[1]:,} pixels would be {side_mm:,.0f} mm wide, and slides are 76 mm. "
-            "Give the true pixel size with --mpp (about 0.25 for a scan at 40x, 0.5 at 20x).",
-        )

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pathovit.errors import NoTissueError, ResolutionError
+from pathovit.errors import NoTissueError, ResolutionError, SettingsError
 from pathovit.geometry import XY, box_fraction, integral_image, l0_per_px
 from pathovit.reasons import Code
-from pathovit.settings import TileSpec
+from pathovit.settings import TileSpec, fill_spec
 from pathovit.slides.readers import RGB, average
 from pathovit.slides.readers.compressed import SCALES
 from pathovit.slides.slide import Slide
@@ -32,7 +32,14 @@ BLOCK_TILES = 200_000  # lattice points judged at a time: bounds the memory
 
 @dataclass(frozen=True)
 class TileGrid:
-    """The tiles found: N level-0 corners in row-major order, and how to read them."""
+    """The tiles found: N level-0 corners in row-major order, and how to read them.
+
+    Examples
+    --------
+    >>> grid = pathovit.load_features(out, "one").grid
+    >>> grid.xy.dtype, grid.xy.shape
+    (dtype('int64'), (95, 2))
+    """
 
     spec: TileSpec  # tile_px, mpp and stride_px filled in
     xy: NDArray[np.int64]  # (N, 2) top-left corners, level-0 pixels
@@ -98,7 +105,7 @@ def lay_grid(
 
     Parameters
     ----------
-    spec : with tile_px and mpp filled in (`fill_spec`)
+    spec : with tile_px and mpp (`fill_spec` takes them from an encoder)
     max_tiles : keep at most so many, spread evenly over the grid
     scaled_decoding : whether a half, quarter or eighth of a level may be decoded as such, without its full pixels
 
@@ -106,8 +113,19 @@ def lay_grid(
     ------
     ResolutionError : the slide is coarser than the spec by more than `spec.max_upsampling`
     NoTissueError : no tile has enough tissue
+    SettingsError : the spec has no tile_px or no mpp
+
+    Examples
+    --------
+    >>> with pathovit.open_slide(path) as slide:
+    ...     grid = pathovit.lay_grid(slide, pathovit.find_tissue(slide), pathovit.TileSpec(tile_px=96, mpp=1.0))
+    >>> len(grid), grid.tile_l0
+    (95, (192.0, 192.0))
     """
-    assert spec.tile_px and spec.mpp and spec.stride_px, "fill_spec comes first"
+    if not spec.tile_px or not spec.mpp:
+        raise SettingsError("Say which tiles: TileSpec(tile_px=224, mpp=0.5), or fill_spec with what the encoder wants.")
+    spec = fill_spec(spec, spec.tile_px, spec.mpp)
+    assert spec.tile_px and spec.mpp and spec.stride_px, "filled in"
     upsampled = check_resolution(slide, spec)
     level = slide.best_level((spec.mpp, spec.mpp), spec.snap_tolerance)
     per_px = l0_per_px(spec.mpp, slide.mpp)
@@ -200,6 +218,13 @@ def read_tile(slide: Slide, grid: TileGrid, index: int) -> RGB | None:
     Raises
     ------
     TileReadError : the pixels cannot be decoded
+
+    Examples
+    --------
+    >>> with pathovit.open_slide(path) as slide:
+    ...     grid = pathovit.lay_grid(slide, pathovit.find_tissue(slide), pathovit.TileSpec(tile_px=96, mpp=1.0))
+    ...     pathovit.read_tile(slide, grid, 0).shape
+    (96, 96, 3)
     """
     at = corner(slide, grid, index)
     rgb, empty = slide.read(slide.level(grid.read_level), *at, *grid.read_px, grid.read_scale)

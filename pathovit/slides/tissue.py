@@ -9,35 +9,25 @@ most light through; an area of one exact colour was never scanned, whatever colo
 
 from __future__ import annotations
 
-import itertools
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
-from math import ceil
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from skimage import measure
 
-from pathovit.errors import NoTissueError, ResolutionError, TileReadError
-from pathovit.geometry import XY, Box, area_mm2
-from pathovit.machine import allowed_cores
+from pathovit.errors import NoTissueError
+from pathovit.geometry import XY, area_mm2
 from pathovit.reasons import Code
 from pathovit.settings import TissueSettings
 from pathovit.slides.glass import DARKEST, SAMPLE_PX, extremes, filled_in, find_glass, optical_density, texture_of, unlike
 from pathovit.slides.ink import find_pen
-from pathovit.slides.levels import Level
 from pathovit.slides.masks import Mask, components, grown, opened, within, without_small
+from pathovit.slides.overview import read_overview
 from pathovit.slides.readers import RGB
-from pathovit.slides.readers.compressed import SCALES
 from pathovit.slides.slide import Slide
 
-BAND_PX = 2048  # side of the blocks in which a level is read: bounds the memory
-SMALLEST_BLOCK = 8  # overview pixels on a side, down to which a block with damage in it is divided
 BAND_ROWS = 256  # of the overview, whose density is found at a time
-MOST_OVERVIEW_PX = 250_000_000
 COLOURLESS = 6  # grey levels between channels that compression alone makes
 DARK_PICTURE = 100
 PALEST = 0.14  # optical density below which a pixel counts as glass
@@ -60,7 +50,15 @@ class Segments:
 
 @dataclass(frozen=True)
 class TissueMask:
-    """Bool (H, W) over the whole slide; True is tissue."""
+    """Bool (H, W) over the whole slide; True is tissue.
+
+    Examples
+    --------
+    >>> with pathovit.open_slide(path) as slide:
+    ...     mask = pathovit.find_tissue(slide)
+    >>> mask.tissue.dtype, mask.tissue.shape, mask.mpp
+    (dtype('bool'), (162, 187), (8.0, 8.0))
+    """
 
     tissue: Mask
     pen: Mask
@@ -92,13 +90,20 @@ class TissueMask:
         return found
 
 
-def find_tissue(slide: Slide, settings: TissueSettings) -> TissueMask:
+def find_tissue(slide: Slide, settings: TissueSettings | None = None) -> TissueMask:
     """Tissue of a slide.
 
     Raises
     ------
     NoTissueError : nothing on the slide looks like stained tissue
+
+    Examples
+    --------
+    >>> with pathovit.open_slide(path) as slide:
+    ...     round(pathovit.find_tissue(slide).area_mm2, 2)
+    0.78
     """
+    settings = settings or TissueSettings()
     overview, scanned, unread, downsample = read_overview(slide, settings.mask_mpp)
     mpp = (slide.mpp[0] * downsample[0], slide.mpp[1] * downsample[1])
     if not (scanned | unread).any():
@@ -152,95 +157,6 @@ def _refuse_grey(slide: Slide, overview: RGB, alive: Mask, least_px: float) -> N
         raise NoTissueError(
             slide.path, "its background is black and its tissue bright: inverted, or fluorescence. Invert it.", Code.UNSUPPORTED
         )
-
-
-def read_overview(slide: Slide, mpp: float) -> tuple[RGB, Mask, Mask, XY]:
-    """The whole slide at about `mpp`, a whole multiple of a level, read block by block.
-
-    Returns
-    -------
-    uint8 (H, W, 3); bool (H, W) scanned; bool (H, W) unreadable; level-0 pixels per overview pixel
-    """
-    picture, scanned, unread, scale, _ = read_part(slide, mpp, Box(0, 0, *slide.size))
-    return picture, scanned, unread, scale
-
-
-def read_part(slide: Slide, mpp: float, box: Box, to_look_at: bool = False) -> tuple[RGB, Mask, Mask, XY, XY]:
-    """The same of a rectangle of level-0 pixels, as far as pixels of the overview go; last, its level-0 corner.
-
-    Parameters
-    ----------
-    to_look_at : compressed tiles may be decoded smaller, in a third of the time: no mask is to be made of it
-    """
-    level = slide.best_level((mpp, mpp), tolerance=0.0, exact=False)
-    shrink = max(1, round(mpp / max(level.mpp)))
-    scale = level.downsample[0] * shrink, level.downsample[1] * shrink
-    whole = -(-level.size[0] // shrink), -(-level.size[1] // shrink)
-    first = int(box.x // scale[0]), int(box.y // scale[1])
-    last = min(whole[0], ceil((box.x + box.width) / scale[0])), min(whole[1], ceil((box.y + box.height) / scale[1]))
-    shape = last[1] - first[1], last[0] - first[0]
-    if shape[0] * shape[1] > MOST_OVERVIEW_PX:
-        raise ResolutionError(
-            slide.path,
-            f"its overview at {mpp:g} um would have {shape[1]:,} x {shape[0]:,} pixels. Correct its pixel size with --mpp.",
-        )
-    overview = np.empty((*shape, 3), np.uint8)
-    scanned = np.zeros(shape, bool)
-    unread = np.zeros(shape, bool)
-    step = max(1, BAND_PX // shrink)
-    sharper = threading.Lock()  # held while a damaged block is read from a sharper level, which takes up to 16 times as much
-
-    def read(corner: tuple[int, int], step: int = step) -> None:
-        rows, columns = (slice(at, min(at + step, side)) for at, side in zip(corner, shape, strict=True))
-        block = _read_block(slide, level, shrink, _moved(rows, first[1]), _moved(columns, first[0]), sharper, to_look_at)
-        if block is not None:
-            overview[rows, columns], scanned[rows, columns] = block
-        elif step <= SMALLEST_BLOCK:
-            overview[rows, columns], unread[rows, columns] = slide.background, True
-        else:  # a damaged tile must not take all around it along
-            half = -(-step // 2)
-            for part in itertools.product(range(rows.start, rows.stop, half), range(columns.start, columns.stop, half)):
-                read(part, half)
-
-    with ThreadPoolExecutor(min(4, allowed_cores())) as pool:
-        list(pool.map(read, itertools.product(range(0, shape[0], step), range(0, shape[1], step))))
-    return overview, scanned, unread, scale, (first[0] * scale[0], first[1] * scale[1])
-
-
-def _moved(part: slice, by: int) -> slice:
-    return slice(part.start + by, part.stop + by)
-
-
-def _read_block(
-    slide: Slide, level: Level, shrink: int, rows: slice, columns: slice, sharper: threading.Lock, to_look_at: bool
-) -> tuple[RGB, Mask] | None:
-    """One block of the overview; from a sharper level where this one is damaged; None where all are."""
-    height, width = rows.stop - rows.start, columns.stop - columns.start
-    for candidate in reversed([other for other in slide.levels if other.index <= level.index]):
-        factor = round(shrink * level.downsample[0] / candidate.downsample[0])
-        if width * height * factor**2 > BAND_PX**2 * 16:  # a quarter of a gigabyte
-            return None
-        x, y = columns.start * factor, rows.start * factor
-        inside = min(width * factor, candidate.size[0] - x), min(height * factor, candidate.size[1] - y)
-        sizes = (factor, *inside) if to_look_at else (1,)
-        scale = next(scale for scale in reversed(SCALES) if not any(length % scale for length in sizes))
-        try:
-            with nullcontext() if candidate is level else sharper:
-                part, scanned = slide.read_scanned(candidate, x, y, *inside, scale)
-        except TileReadError:
-            continue
-        decoded = factor * part.shape[1] // inside[0]  # pixels that one of the overview has; as many in both directions
-        rgb = part
-        if part.shape[:2] != (height * decoded, width * decoded):  # at the level's edge
-            rgb = np.empty((height * decoded, width * decoded, 3), np.uint8)
-            rgb[:] = slide.background
-            rgb[: part.shape[0], : part.shape[1]] = part
-        small = np.asarray(cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
-        if scanned is None:
-            return small, np.ones((height, width), bool)
-        seen = np.pad(scanned, ((0, rgb.shape[0] - inside[1]), (0, rgb.shape[1] - inside[0])), "edge")
-        return small, cv2.resize(seen.view(np.uint8) * 255, (width, height), interpolation=cv2.INTER_AREA) > 127
-    return None
 
 
 def segment(rgb: RGB, scanned: Mask, mpp: XY, settings: TissueSettings, texture: NDArray[np.uint8] | None = None) -> Segments:

@@ -19,10 +19,10 @@ from pathovit import RESEARCH_USE
 from pathovit.errors import SettingsError
 from pathovit.model.calibration import Calibration
 from pathovit.model.card import ModelCard
-from pathovit.model.contract import TAUGHT
 from pathovit.model.judged import LeftOutFigures
 from pathovit.model.lattice import Lattice
 from pathovit.model.metrics import auroc
+from pathovit.model.own_kinds import TAUGHT
 from pathovit.model.slide_model import SlideModel
 from pathovit.model.targets import Target
 from pathovit.model.taught import AXES, REACHES, TaughtHead
@@ -110,6 +110,14 @@ def teach(
     Raises
     ------
     SettingsError : labels that cannot be understood, features made in different ways, a class with too few tiles
+
+    Examples
+    --------
+    >>> features = pathovit.load_features(out, "one")
+    >>> left = features.centres_l0()[:, 0] < 1500
+    >>> painted = ["left" if one else "right" for one in left]
+    >>> pathovit.teach([features], {features.slide_id: painted}).target.classes
+    ('left', 'right')
     """
     if isinstance(labels, Mapping):
         if isinstance(features, Path | str):

@@ -20,11 +20,11 @@ from typer.testing import CliRunner
 
 from pathovit.cli import app
 from pathovit.cli import commands as _registered  # noqa: F401
-from pathovit.cli.progress import Progress, Steps
 from pathovit.encoders.records import timm_architectures
 from pathovit.errors import SettingsError
-from pathovit.run.folder import match_model
+from pathovit.run.match import match_model
 from pathovit.run.plan import SlideJob
+from pathovit.run.progress import Progress, Steps
 from pathovit.run.schedule import SlideState
 from pathovit.settings import Settings, load_settings
 
@@ -228,7 +228,7 @@ def test_answers_of_a_measurement_have_all_their_columns(tmp_path: Path, cohort:
 def test_counted_steps_say_how_much_of_what_is_done(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     steps = Steps()
     steps("reading features", 1, 400)
-    monkeypatch.setattr("pathovit.cli.progress.STEP_EVERY_S", 0)
+    monkeypatch.setattr("pathovit.run.progress.STEP_EVERY_S", 0)
     steps("reading features", 120, 400)
     assert capsys.readouterr().err == "reading features: 120 of 400\n"
 
@@ -236,7 +236,7 @@ def test_counted_steps_say_how_much_of_what_is_done(capsys: pytest.CaptureFixtur
 def test_a_batch_job_is_not_silent_until_its_first_slide(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pathovit.cli.progress.FIRST_LINES_S", 0.1)
+    monkeypatch.setattr("pathovit.run.progress.FIRST_LINES_S", 0.1)
     progress = Progress(3)
     state = SlideState(0, SlideJob(Path("a.svs")), stage="embedding")
     with progress:

@@ -15,7 +15,7 @@ from pathovit.encoders.check import check_weights
 from pathovit.model.card import know_model
 from pathovit.outputs.folder import OutFolder
 from pathovit.run.drive import Drive
-from pathovit.run.folder import match_model
+from pathovit.run.match import match_model
 from pathovit.run.plan import SlideJob
 from pathovit.run.schedule import SlideState
 from pathovit.run.worker import Work

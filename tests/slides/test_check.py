@@ -17,7 +17,8 @@ from pathovit.settings import TileSpec, fill_spec
 from pathovit.slides.check import check_file, check_kind
 from pathovit.slides.find import find_slides
 from pathovit.slides.identity import content_sha256, slide_id
-from pathovit.slides.slide import Level, _refuse_huge, open_slide
+from pathovit.slides.properties import refuse_huge
+from pathovit.slides.slide import Level, open_slide
 from pathovit.slides.tiling import check_resolution
 
 
@@ -222,7 +223,7 @@ def test_a_file_that_was_cut_off_says_where(tmp_path: Path, shared: Path, share:
 def test_a_slide_larger_than_any_glass_is_refused_before_a_pixel_is_read(squares: Path) -> None:
     wide = Level(0, (100_000, 100_000), (1, 1), (25, 25))
     with pytest.raises(ResolutionError, match=r"would be 2,500 mm wide, and slides are 76 mm"):
-        _refuse_huge(squares, wide.size, wide.mpp)
+        refuse_huge(squares, wide.size, wide.mpp)
 
 
 def test_a_magnification_is_no_pixel_size() -> None:

@@ -11,8 +11,9 @@ from scipy import ndimage
 from pathovit.errors import NoTissueError
 from pathovit.settings import TissueSettings
 from pathovit.slides.glass import smoothed
+from pathovit.slides.overview import read_overview
 from pathovit.slides.slide import open_slide
-from pathovit.slides.tissue import KINDS, Segments, find_tissue, read_overview, segment
+from pathovit.slides.tissue import KINDS, Segments, find_tissue, segment
 
 
 def segments(picture: np.ndarray, um: float = 8.0) -> Segments:
