@@ -33,7 +33,7 @@ class TissueSettings:
     max_hole_um2: float = 60_000.0  # smaller holes are lumina and fat, part of the tissue
     closing_um: float = 24.0  # joins the walls of fat cells
     opening_um: float = 12.0  # removes threads, edges of bubbles and cover slips
-    drop_pen: bool = True
+    drop_pen: bool = True  # leave ink on the glass out
 
     def __post_init__(self) -> None:
         if not 1 <= self.mask_mpp <= 64:
@@ -50,8 +50,8 @@ class TileSpec:
     TileSpec(tile_px=224, mpp=0.5, stride_px=None, min_coverage=0.25, snap_tolerance=0.02, max_upsampling=1.1)
     """
 
-    tile_px: int | None = None
-    mpp: float | None = None
+    tile_px: int | None = None  # side of a tile in pixels
+    mpp: float | None = None  # um per pixel of a tile
     stride_px: int | None = None  # None: tile_px, no overlap
     min_coverage: float = 0.25  # share of a tile that must lie on tissue
     snap_tolerance: float = 0.02  # a level within 2 % of the asked mpp is read as it is
@@ -142,7 +142,7 @@ class HeatmapSettings:
     model: str = "reference"  # a model folder, or the bundled one
     check: bool = False  # measure whether the heatmap shows what the answer rests on
     hot_score: float = 0.5  # regions at or above this score are outlined
-    top_tiles: int = 12
+    top_tiles: int = 12  # tiles with the highest scores that are kept as pictures
     overview_px: int = 1600  # longer side of the overview picture
     max_geojson_tiles: int = 250_000  # above this, tiles of one score band are dissolved into polygons
 

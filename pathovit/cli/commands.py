@@ -3,7 +3,9 @@
 from pathovit.cli import (  # noqa: F401
     audit,
     bench,
+    bring_in,
     certificates,
+    clean,
     encoders,
     explain,
     export,
@@ -16,6 +18,7 @@ from pathovit.cli import (  # noqa: F401
     review,
     robustness,
     run,
+    settings,
     teach,
     tissue,
     train,

@@ -3,6 +3,7 @@
 out/
   run.json, predictions.csv, report.html
   names.private.json     which file and which patient an id stands for (names.py)
+  log.private.txt        what was said during runs, with names
   slides/<slide_id>/     SlideFolder: slide.json, features.json, features.zarr, journal/, pictures and exports
   .runs/                 the record of every run, by its time
   .outcomes/             files that failed, or were the same slide as another; by the digest of their path

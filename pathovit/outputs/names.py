@@ -22,6 +22,7 @@ from pathovit.files import slide_stem, write_atomically
 from pathovit.outputs.sealed import read_sealed, sealed
 
 PRIVATE = "names.private.json"
+LOG = "log.private.txt"  # what was said during runs (run/diary.py)
 PATIENT_ID = re.compile("patient-[0-9a-f]{12}")
 HIDDEN = f"({PRIVATE})"  # stands where a path was
 

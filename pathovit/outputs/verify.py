@@ -11,7 +11,7 @@ from pathovit.files import file_sha256
 from pathovit.outputs.folder import OutFolder, Refused, SlideFolder
 from pathovit.outputs.inventory import FOLDERS, INVENTORY, Inventory, common_files
 from pathovit.outputs.lease import LEASES, LOCK
-from pathovit.outputs.names import PRIVATE
+from pathovit.outputs.names import LOG, PRIVATE
 from pathovit.outputs.records import DONE, RecordError, SlideRecord
 from pathovit.outputs.runs import RUN, all_runs, last_run
 from pathovit.outputs.sealed import read_sealed
@@ -23,6 +23,7 @@ OURS = {
     "report.html",
     INVENTORY,
     PRIVATE,
+    LOG,
     LOCK,
     LEASES,
     "slides",

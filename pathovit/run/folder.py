@@ -26,6 +26,7 @@ from pathovit.outputs.lease import Leases
 from pathovit.outputs.names import PRIVATE, Names
 from pathovit.outputs.records import SlideRecord, SlideVerdict
 from pathovit.outputs.runs import RunLog, RunRecord, SlideOutcome, last_run
+from pathovit.run.diary import Diary
 from pathovit.run.drive import Listener, run_slides
 from pathovit.run.jobs import find_jobs, told
 from pathovit.run.match import Matched, match_model
@@ -37,7 +38,7 @@ from pathovit.settings import Settings, as_settings
 from pathovit.show.report import write_report
 from pathovit.show.table import Contents, write_table
 from pathovit.tables import Say
-from pathovit.text import plain
+from pathovit.text import duration, plain
 
 
 @dataclass
@@ -164,6 +165,8 @@ def run_jobs(
         OutFolder(out.path.resolve()), settings, weights_sha256, model, model_digest(card) if card else None, overwrite
     )  # fmt: skip
     began = time.monotonic()
+    diary = Diary(out.path, command)
+    say, changed = diary.telling(say), diary.following(changed)
     with leases.tables(say):
         names = _names(out, settings, say)
         jobs = told(jobs, names)
@@ -188,12 +191,15 @@ def run_jobs(
     except StorageError:
         raise  # nothing can be written there
     except PathovitError as error:
+        diary.note(f"refused: {error}")
         with leases.tables(say):
             log.refuse(error)
             show_results(out, log.record)
         raise
     with leases.tables(say):
-        return _end(states, work, log, began, say, stop)
+        result = _end(states, work, log, began, say, stop)
+    diary.note(f"ends after {duration(time.monotonic() - began)}, exit code {result.exit_code}")
+    return result
 
 
 def _end(states: Sequence[SlideState], work: Work, log: RunLog, began: float, say: Say, stop: Stop) -> RunResult:

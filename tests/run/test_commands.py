@@ -56,6 +56,9 @@ def test_every_command_of_the_readme_works_on_real_files(
         "robustness": ["robustness", "reference", slides[0], "--max-tiles", 12, "--out", tmp_path / "robust"],
         "heatmap": ["heatmap", slides[0], "--out", out, "--hot-score", 0.6],
         "export": ["export", out, "--to", "h5", "--folder", tmp_path / "h5"],
+        "import": ["import", tmp_path / "h5" / "10x_96px_0px_overlap", "--out", tmp_path / "in"],
+        "settings": ["settings", out],
+        "clean": ["clean", out, "--older"],
         "pretrain": [
             "pretrain",
             slides[0],

@@ -19,12 +19,13 @@ from typer.testing import CliRunner
 from pathovit.cli import commands as _registered  # noqa: F401
 from pathovit.cli.app import app
 from pathovit.encoders import known_record
+from pathovit.encoders.elsewhere import IN_STAMP, IN_TRIDENT
 from pathovit.errors import SettingsError, StorageError
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.store import FeatureStore
 from pathovit.show.export.formats import FORMATS, export
-from pathovit.show.export.hdf5 import IN_STAMP, IN_TRIDENT, nominal_magnification
+from pathovit.show.export.hdf5 import nominal_magnification
 from pathovit.show.ome_tiff import read_ome_tiff
 from pathovit.show.qupath import read_annotations
 

@@ -16,23 +16,13 @@ import h5py
 import numpy as np
 
 from pathovit import __version__
+from pathovit.encoders.elsewhere import IN_STAMP, IN_TRIDENT
 from pathovit.files import put_whole, write_atomically
 from pathovit.outputs.features import SlideFeatures
 from pathovit.show.export.slides import ExportedSlide
 
 BLOCK_TILES = 4096  # that are held as float32
 STAMP_VERSION = "2.1.0"  # the first that knows these attributes: later ones read it, earlier ones say why they do not
-# Encoders, with what is made of their tokens, that go by another name there. TRIDENT finds features by it.
-IN_TRIDENT = {
-    "uni": "uni_v1", "uni2_h": "uni_v2", "prov_gigapath": "gigapath", "h_optimus_0": "hoptimus0", "h_optimus_1": "hoptimus1",
-    "h0_mini": "h0-mini", "open_midnight": "openmidnight", "midnight:cls": "midnight12k", "hibou_large": "hibou_l",
-    "kaiko_small": "kaiko-vits16", "kaiko_small_patch8": "kaiko-vits8", "kaiko_base": "kaiko-vitb16", "kaiko_base_patch8": "kaiko-vitb8",
-    "kaiko_large": "kaiko-vitl14", "lunit_small_patch8": "lunit-vits8", "resnet50": "resnet50_whole",  # theirs ends at the third block
-}  # fmt: skip
-IN_STAMP = {
-    "uni2_h": "uni2", "prov_gigapath": "gigapath", "h_optimus_0": "h-optimus-0", "h_optimus_1": "h-optimus-1",
-    "virchow": "virchow-full", "virchow:cls": "virchow", "virchow2": "virchow2-full", "virchow2:cls": "virchow2", "conch_v15": "conch1_5",
-}  # fmt: skip
 
 
 def write_trident(folder: Path, slide: ExportedSlide) -> None:

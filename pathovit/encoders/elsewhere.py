@@ -1,0 +1,20 @@
+"""What other programs call encoders, with what is made of their tokens. TRIDENT finds features by that name; STAMP refuses others."""
+
+from __future__ import annotations
+
+IN_TRIDENT = {
+    "uni": "uni_v1", "uni2_h": "uni_v2", "prov_gigapath": "gigapath", "h_optimus_0": "hoptimus0", "h_optimus_1": "hoptimus1",
+    "h0_mini": "h0-mini", "open_midnight": "openmidnight", "midnight:cls": "midnight12k", "hibou_large": "hibou_l",
+    "kaiko_small": "kaiko-vits16", "kaiko_small_patch8": "kaiko-vits8", "kaiko_base": "kaiko-vitb16", "kaiko_base_patch8": "kaiko-vitb8",
+    "kaiko_large": "kaiko-vitl14", "lunit_small_patch8": "lunit-vits8",
+    "resnet50": "resnet50_whole",  # theirs ends at the third block
+}  # fmt: skip
+IN_STAMP = {
+    "uni2_h": "uni2", "prov_gigapath": "gigapath", "h_optimus_0": "h-optimus-0", "h_optimus_1": "h-optimus-1",
+    "virchow": "virchow-full", "virchow:cls": "virchow", "virchow2": "virchow2-full", "virchow2:cls": "virchow2", "conch_v15": "conch1_5",
+}  # fmt: skip
+
+
+def our_name(theirs: str, known: dict[str, str]) -> str:
+    """What we call an encoder that another program names; its own name, where we have none for it."""
+    return {there: ours for ours, there in known.items()}.get(theirs, theirs)

@@ -1,0 +1,68 @@
+"""What an output folder can do without, and its removal."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pathovit.outputs.folder import OutFolder, SlideFolder
+
+Find = Callable[[OutFolder], Iterator[Path]]
+
+
+@dataclass(frozen=True)
+class Spare:
+    """Files of one kind, and what is lost with them."""
+
+    what: str
+    lost: str
+    paths: tuple[Path, ...]
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        files = (file for path in self.paths for file in ([path] if path.is_file() else path.rglob("*")))
+        return sum(file.stat().st_size for file in files if file.is_file() and not file.is_symlink())
+
+
+def spare(out: OutFolder, *, older: bool, features: bool) -> list[Spare]:
+    """What can go; half-written files always can.
+
+    Parameters
+    ----------
+    older : slides whose file has other content now
+    features : of all slides
+    """
+    found = [Spare("half written by runs that were killed", "nothing", tuple(_half_written(out)))]
+    if older:
+        found.append(Spare("results of files that have other content now", "these older answers", tuple(_older(out))))
+    if features:
+        kept = tuple(one.features for one in out.slides() if one.record() and one.features.is_dir())
+        found.append(Spare("features", "predict, teach, train and other models need them: slides would be embedded again", kept))
+    return found
+
+
+def _half_written(out: OutFolder) -> Iterator[Path]:
+    for path in sorted(out.path.rglob("*.partial")):
+        if not path.is_symlink() and not any(parent.name.endswith(".partial") for parent in path.parents):
+            yield path
+
+
+def _older(out: OutFolder) -> Iterator[Path]:
+    gone = out.superseded()
+    return (folder.path for folder in out.slides() if (record := folder.record()) and record.sha256 in gone)
+
+
+def remove(spared: Spare) -> None:
+    """Remove it. Where features go, the record of the slide no longer speaks of them."""
+    for path in spared.paths:
+        folder = SlideFolder(path.parent)
+        record = folder.record() if path == folder.features else None
+        if record:
+            (folder.path / "features.json").unlink(missing_ok=True)
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        if record:
+            inside = f"{folder.features.name}/"
+            folder.write(record, [name for name in record.products if not name.startswith(inside) and name != "features.json"])

@@ -1,0 +1,285 @@
+"""Features that TRIDENT, CLAM, STAMP and AtlasPatch stored, read with suspicion. Units are what their attributes say, and never guessed.
+
+TRIDENT      features, coords in level-0 pixels; patch_size_level0 and magnifications as attributes of coords
+CLAM         features, coords in level-0 pixels; tiles only in the .h5 of its `patches` folder; pixel sizes nowhere
+STAMP        feats, coords in micrometres; tile_size_um
+AtlasPatch   a group `features` of several encoders, coords of five columns; all else as attributes of the file
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from pathovit.encoders.elsewhere import IN_STAMP, IN_TRIDENT, our_name
+from pathovit.errors import SettingsError, StoreError
+from pathovit.geometry import XY
+
+MOST_TILES, MOST_DIM = 5_000_000, 65_536
+MOST_GROWTH = 1000  # of what a file claims to hold, by its size
+FILTERS = {1, 2, 3, 4, 5, 6, 32000}  # that come with HDF5, and lzf: others are libraries from anywhere
+NOMINAL = "nominal magnification"
+Attributes = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ForeignFeatures:
+    """Features of a slide that another program stored."""
+
+    program: str
+    encoder: str  # by our name for it, where we have one
+    features: NDArray[np.floating[Any]]  # (N, D)
+    xy: NDArray[np.int64]  # (N, 2) top-left corners, level-0 pixels
+    tile_px: int  # what the encoder was given
+    tile_l0: float  # side of a tile, level-0 pixels
+    stride_l0: float
+    mpp: XY  # um per level-0 pixel
+    mpp_source: str
+    size: tuple[int, int]  # of level 0; as far as tiles reach, where it is not said
+    size_known: bool
+
+    @property
+    def tile_mpp(self) -> float:
+        return self.tile_l0 * self.mpp[0] / self.tile_px
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a user adds to a file that does not say it."""
+
+    mpp: XY | None = None  # um per level-0 pixel
+    mpp_source: str = "option --mpp"
+    encoder: str | None = None
+    patches: Path | None = None  # CLAM's folder of that name
+
+
+def read_foreign(path: Path, asked: Asked) -> ForeignFeatures:
+    """Features of a file.
+
+    Raises
+    ------
+    StoreError : it is damaged, leads to other files, or claims what cannot be
+    SettingsError : something that must be known is in no attribute: the message says how to give it
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            for name in file:
+                if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+                    raise StoreError(path, f"its {name} is a link, which is not followed.")
+            for program, (fits, read) in PROGRAMS.items():
+                if fits(file):
+                    return read(_Open(path, file, program, asked))
+    except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
+        if isinstance(error, StoreError | SettingsError):
+            raise
+        raise StoreError(path, f"it cannot be read as HDF5 features ({str(error).splitlines()[0]}). Copy it again.") from error
+    raise StoreError(path, "it is of none of the programs that are known: TRIDENT, CLAM, STAMP, AtlasPatch.")
+
+
+@dataclass(frozen=True)
+class _Open:
+    """A file that is being read."""
+
+    path: Path
+    file: h5py.File
+    program: str
+    asked: Asked
+
+    def array(self, name: str, columns: int | None = None) -> NDArray[Any]:
+        """A data set (N, D). Raises StoreError for one that leads elsewhere, is not numbers, or is absurdly large."""
+        if not isinstance(self.file.get(name, getlink=True), h5py.HardLink):
+            raise StoreError(self.path, f"its {name} is a link, which is not followed.")
+        found = self.file[name]
+        if not isinstance(found, h5py.Dataset) or found.is_virtual or found.external:
+            raise StoreError(self.path, f"its {name} lies in other files, which are not read.")
+        created = found.id.get_create_plist()
+        filters = {created.get_filter(index)[0] for index in range(created.get_nfilters())}
+        if found.dtype.kind not in "fiu" or not filters <= FILTERS:
+            raise StoreError(self.path, f"its {name} is no plain array of numbers ({found.dtype}).")
+        shape = found.shape[1:] if len(found.shape) == 3 and found.shape[0] == 1 else found.shape
+        if len(shape) != 2 or shape[0] > MOST_TILES or shape[1] > MOST_DIM or (columns and shape[1] != columns):
+            raise StoreError(self.path, f"its {name} has the shape {found.shape}, expected (tiles, {columns or 'numbers'}).")
+        if found.size * found.dtype.itemsize > MOST_GROWTH * max(self.path.stat().st_size, 4096):
+            raise StoreError(
+                self.path, f"its {name} claims {found.size:,} numbers, in a file of {self.path.stat().st_size:,} bytes."
+            )
+        return np.asarray(found[()]).reshape(shape)
+
+    def pair(self, features: str) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Features (N, D), float16 where they fit into that, and coords (N, 2 or more)."""
+        values, coords = self.array(features), self.array("coords")
+        if len(values) != len(coords) or coords.shape[1] < 2:
+            raise StoreError(self.path, f"{len(values):,} features and {len(coords):,} positions do not belong together.")
+        if not len(values):
+            raise StoreError(self.path, "it holds no tile.")
+        if not np.isfinite(coords).all():
+            raise StoreError(self.path, "some of its positions are no numbers.")
+        return values, coords
+
+    def mpp(self, attributes: Attributes) -> tuple[XY, str]:
+        """um per level-0 pixel, and where that is from: what was given, what is stated, or the objective."""
+        if self.asked.mpp is not None:
+            return self.asked.mpp, self.asked.mpp_source
+        for x, y in (("mpp_x", "mpp_y"), ("mpp", "mpp")):
+            if x in attributes and str(attributes[x]) != "None":
+                return (_positive(self, attributes, x), _positive(self, attributes, y)), f"{self.program} ({x})"
+        if "level0_magnification" in attributes and float(attributes["level0_magnification"]) > 0:
+            power = _positive(self, attributes, "level0_magnification")
+            return (10 / power, 10 / power), f"{NOMINAL} ({power:g}x, {self.program})"
+        raise SettingsError(f"{self.path.name}: {self.program} does not say its pixel size. Give it with --mpp, or a --manifest.")
+
+    def encoder(self, said: object, known: dict[str, str]) -> str:
+        name = self.asked.encoder or (str(said) if said not in (None, "", b"") else "")
+        if not name:
+            raise SettingsError(
+                f"{self.path.name}: {self.program} does not say which encoder made it. Give its name with --encoder."
+            )
+        return our_name(name, known)
+
+
+def _positive(open: _Open, attributes: Attributes, name: str) -> float:
+    try:
+        value = float(attributes[name])
+    except (KeyError, TypeError, ValueError):
+        raise StoreError(open.path, f"its attribute {name} is missing, or no number.") from None
+    if not 0 < value < 1e9:
+        raise StoreError(open.path, f"its attribute {name} is {value:g}.")
+    return value
+
+
+def _trident(open: _Open) -> ForeignFeatures:
+    features, coords = open.pair("features")
+    about = open.file["coords"].attrs
+    folder = open.path.parent.name
+    said = open.file["features"].attrs.get("encoder") or (
+        folder.removeprefix("features_") if folder.startswith("features_") else ""
+    )
+    size = tuple(int(about.get(f"level0_{side}", 0)) for side in ("width", "height"))
+    return _of_pixels(open, open.encoder(said, IN_TRIDENT), features, coords, about, (size[0], size[1]))
+
+
+def _of_pixels(
+    open: _Open, encoder: str, features: NDArray[Any], coords: NDArray[Any], about: Attributes, size: tuple[int, int]
+) -> ForeignFeatures:
+    """Of TRIDENT and of AtlasPatch, which say the same."""
+    tile_px, overlap = round(_positive(open, about, "patch_size")), float(about.get("overlap", 0))
+    mpp, source = open.mpp(about)
+    if "patch_size_level0" in about:
+        tile_l0 = _positive(open, about, "patch_size_level0")
+    else:
+        tile_l0 = tile_px * _positive(open, about, "level0_magnification") / _positive(open, about, "target_magnification")
+    xy = np.rint(coords[:, :2]).astype(np.int64)
+    stride = stride_of(xy, tile_l0 * (1 - overlap / tile_px))
+    known = min(size) > 0
+    return ForeignFeatures(
+        open.program, encoder, features, xy, tile_px, tile_l0, stride, mpp, source, size if known else _reach(xy, tile_l0), known
+    )
+
+
+def _clam(open: _Open) -> ForeignFeatures:
+    features, coords = open.pair("features")
+    about: Attributes = dict(open.file["coords"].attrs)
+    if "patch_size" not in about:
+        about = _clam_patches(open)
+    if open.asked.mpp is None and "mpp_x" not in about:
+        raise SettingsError(
+            f"{open.path.name}: CLAM stores no pixel size. Give it with --mpp, or the column mpp of a --manifest."
+        )
+    mpp, source = open.mpp(about)
+    level, tile_px = int(about.get("patch_level", 0)), round(_positive(open, about, "patch_size"))
+    downsample = np.asarray(about.get("downsample", about.get("custom_downsample", 0 if level else 1)), np.float64).ravel()
+    if not downsample.size or downsample[0] < 1:
+        raise StoreError(open.path, f"its tiles are of level {level}, and how much smaller that is is not said.")
+    tile_l0 = tile_px * float(downsample[0])
+    xy = np.rint(coords[:, :2]).astype(np.int64)
+    size = np.asarray(about["level_dim"]).ravel() * downsample[0] if "level_dim" in about else np.zeros(2)
+    known = bool(size.min() > 0)
+    whole = (round(float(size[0])), round(float(size[1]))) if known else _reach(xy, tile_l0)
+    encoder = open.encoder(None, IN_TRIDENT)
+    return ForeignFeatures("CLAM", encoder, features, xy, tile_px, tile_l0, stride_of(xy, tile_l0), mpp, source, whole, known)
+
+
+def _clam_patches(open: _Open) -> Attributes:
+    """Attributes of the tiles, from CLAM's other folder."""
+    folders = [open.asked.patches] if open.asked.patches else [one / "patches" for one in open.path.resolve().parents[1:4]]
+    for folder in folders:
+        found = folder / open.path.name
+        if found.is_file():
+            with h5py.File(found, "r") as file:
+                return dict(file["coords"].attrs)
+    raise SettingsError(
+        f"{open.path.name}: it does not say how large its tiles are. CLAM notes that in its folder `patches`: give that with --patches."
+    )
+
+
+def _stamp(open: _Open) -> ForeignFeatures:
+    """Its frame is that of the tiles: how many pixels of the slide a micrometre has is not said, and not needed."""
+    features, coords = open.pair("feats")
+    about = open.file.attrs
+    if "tile_size_um" in about:
+        tile_um = _positive(open, about, "tile_size_um")
+    elif str(about.get("unit", "")) == "um" and "tile_size" in about:
+        tile_um = _positive(open, about, "tile_size")
+    else:
+        raise StoreError(open.path, "it says no micrometres: it is of STAMP before version 2. Extract it again with a later one.")
+    if "tile_size_px" not in about:
+        raise StoreError(
+            open.path, "it does not say how many pixels a tile had (tile_size_px). Extract it again with STAMP 2.1 or later."
+        )
+    tile_px = round(_positive(open, about, "tile_size_px"))
+    mpp = tile_um / tile_px
+    xy = np.rint(coords[:, :2] / mpp).astype(np.int64)
+    encoder = open.encoder(about.get("extractor", ""), IN_STAMP)
+    source = "STAMP (tile_size_um by tile_size_px: pixels of tiles, not of the slide)"
+    return ForeignFeatures(
+        "STAMP", encoder, features, xy, tile_px, tile_px, stride_of(xy, tile_px), (mpp, mpp), source, _reach(xy, tile_px), False
+    )
+
+
+def _atlaspatch(open: _Open) -> ForeignFeatures:
+    names = sorted(open.file["features"].keys())
+    wanted = open.asked.encoder
+    if wanted is None and len(names) == 1:
+        wanted = names[0]
+    theirs = next((name for name in names if wanted in (name, our_name(name, IN_TRIDENT))), None)
+    if theirs is None:
+        raise SettingsError(f"{open.path.name}: it holds features of {', '.join(names)}. Say which with --encoder.")
+    features, coords = open.pair(f"features/{theirs}")
+    return _of_pixels(open, our_name(theirs, IN_TRIDENT), features, coords, open.file.attrs, (0, 0))
+
+
+def stride_of(xy: NDArray[np.int64], otherwise: float) -> float:
+    """Distance of neighbouring tiles: the most frequent gap within rows and columns; `otherwise`, where no two are in one."""
+    gaps = []
+    for axis in (0, 1):
+        order = np.lexsort((xy[:, axis], xy[:, 1 - axis]))
+        step, same = np.diff(xy[order, axis]), np.diff(xy[order, 1 - axis]) == 0
+        gaps.append(step[same & (step > 0)])
+    found = np.concatenate(gaps)
+    if not found.size:
+        return otherwise
+    values, counts = np.unique(found, return_counts=True)
+    likeliest = float(values[counts.argmax()])
+    return otherwise if abs(likeliest - otherwise) <= 1 else likeliest  # corners are rounded
+
+
+def _reach(xy: NDArray[np.int64], tile_l0: float) -> tuple[int, int]:
+    width, height = (xy.max(0) + int(np.ceil(tile_l0))).tolist()
+    return width, height
+
+
+PROGRAMS: dict[str, tuple[Callable[[h5py.File], bool], Callable[[_Open], ForeignFeatures]]] = {
+    "AtlasPatch": (lambda file: isinstance(file.get("features"), h5py.Group), _atlaspatch),
+    "STAMP": (lambda file: "feats" in file, _stamp),
+    "TRIDENT": (
+        lambda file: "features" in file and "coords" in file and "target_magnification" in file["coords"].attrs,
+        _trident,
+    ),
+    "CLAM": (lambda file: "features" in file and "coords" in file, _clam),
+}

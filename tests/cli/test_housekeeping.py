@@ -1,0 +1,112 @@
+"""pathovit settings, clean, -V, and the log of a folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_runs import folder_of
+from typer.testing import CliRunner
+
+import pathovit
+from pathovit import __version__
+from pathovit.cli import commands as _registered  # noqa: F401
+from pathovit.cli.app import app
+from pathovit.cli.settings import template
+from pathovit.errors import NoSlidesError, StoreError
+from pathovit.outputs.names import LOG
+from pathovit.outputs.verify import verify
+from pathovit.settings import Settings, load_settings
+
+
+def call(*words: object) -> Any:
+    return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+
+
+def test_the_version_has_a_short_option() -> None:
+    assert call("-V").stdout == call("--version").stdout == f"pathovit {__version__}\n"
+
+
+def test_the_settings_file_changes_nothing_and_names_every_setting_with_its_default(tmp_path: Path) -> None:
+    (tmp_path / "my.toml").write_text(call("settings").stdout)
+    assert load_settings(tmp_path / "my.toml") == Settings()
+    lines = [re.sub(r"^# (\w+ = \S)", r"\1", line) for line in template() if not re.match(r"# \w+ =  ", line)]
+    (tmp_path / "all.toml").write_text("\n".join(line for part in lines for line in part.splitlines()))
+    assert load_settings(tmp_path / "all.toml") == Settings()
+    told = "\n".join(template())
+    for table in dataclasses.fields(Settings):
+        for setting in dataclasses.fields(getattr(Settings(), table.name)):
+            assert re.search(rf"^# {setting.name} = .*  # \w", told, re.MULTILINE), f"{setting.name} is not explained"
+    assert "None" not in told
+
+
+def test_settings_of_a_run_are_printed_to_be_used_again(slides: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    pathovit.run_folder(slides[0], out, settings={"embed": {"max_tiles": 9}, "heatmap": {"hot_score": 0.7}}, progress=False)
+    done = call("settings", out)
+    (tmp_path / "again.toml").write_text(done.stdout)
+    again = load_settings(tmp_path / "again.toml")
+    assert (again.embed.max_tiles, again.heatmap.hot_score) == (9, 0.7)
+    assert pathovit.run_folder(slides[0], out, settings=again, progress=False).states[0].skipped
+
+
+def test_the_log_keeps_what_was_said_and_how_slides_ended_for_its_owner_alone(slides: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "empty.svs").write_bytes(b"")
+    pathovit.run_folder([slides[0], tmp_path / "empty.svs"], out, settings={"embed": {"max_tiles": 9}}, progress=False)
+    log = out / LOG
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+    text = log.read_text()
+    stamp = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \[\d+\] "
+    assert re.search(stamp + rf"pathovit {re.escape(__version__)} begins: run_folder$", text, re.MULTILINE)
+    assert re.search(stamp + r"one\.svs: tumour: .*, 9 tiles", text, re.MULTILINE)
+    assert re.search(stamp + r"empty\.svs: failed: the file is empty", text, re.MULTILINE)
+    assert re.search(stamp + r"ends after [\d.]+ s, exit code 3$", text, re.MULTILINE)
+    pathovit.run_folder(slides[0], out, settings={"embed": {"max_tiles": 9}}, progress=False)
+    assert log.read_text().startswith(text), "it goes on"
+    assert log.read_text().count(" begins: ") == 2
+    assert not [remark for remark in verify(pathovit.OutFolder(out)).remarks if LOG in remark]
+
+
+def test_what_a_folder_can_do_without_is_listed_and_removed_only_when_asked(
+    finished: Path, slides: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    torn = folder_of(out, "one") / ".features.abcd.partial"
+    torn.mkdir()
+    (torn / "zarr.json").write_bytes(b"x" * 2000)
+    done = call("clean", out, "--features")
+    assert re.search(r"2\.0 KB  half written by runs that were killed: 1 item; lost with it: nothing", done.stdout)
+    assert re.search(r"KB  features: 3 items; lost with it: predict, teach, train", done.stdout)
+    assert "Nothing was removed: say --yes" in done.stderr
+    assert torn.exists()
+    assert call("clean", out, "--yes").exit_code == 0
+    assert not torn.exists()
+    assert pathovit.load_features(out, "one").features.any()
+    assert call("clean", out, "--features", "--yes").exit_code == 0
+    with pytest.raises((StoreError, NoSlidesError)):
+        pathovit.load_features(out, "one")
+    assert not verify(pathovit.OutFolder(out)).faults
+    assert len(pathovit.load_results(out)) == 3
+    assert "tumour" in (out / "report.html").read_text()
+    assert (folder_of(out, "one") / "overview.png").is_file()
+    with pytest.raises(NoSlidesError, match="no run of pathovit wrote into it"):
+        call("clean", tmp_path)
+
+
+def test_answers_for_a_file_that_has_other_content_now_can_go(slides: list[Path], tmp_path: Path) -> None:
+    slide = Path(shutil.copy(slides[0], tmp_path / "S.svs"))
+    few = {"embed": {"max_tiles": 9}}
+    pathovit.run_folder(slide, tmp_path / "out", settings=few, progress=False)
+    shutil.copy(slides[1], slide)
+    pathovit.run_folder(slide, tmp_path / "out", settings=few, progress=False)
+    assert len(pathovit.load_results(tmp_path / "out")) == 2
+    assert call("clean", tmp_path / "out", "--older", "--yes").exit_code == 0
+    assert len(pathovit.load_results(tmp_path / "out")) == 1
+    assert not verify(pathovit.OutFolder(tmp_path / "out")).faults
