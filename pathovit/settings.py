@@ -94,7 +94,7 @@ def fill_spec(spec: TileSpec, tile_px: int, mpp: float) -> TileSpec:
 class EmbedSettings:
     """How tiles become features."""
 
-    encoder: str = "reference"
+    encoder: str = "reference"  # by name (`pathovit encoders`), or its folder
     weights: str | None = None  # a .safetensors file; None: the record's own
     precision: str = "auto"  # auto, fp32, bf16; int8 with openvino
     engine: str = "torch"  # or openvino
@@ -160,7 +160,7 @@ class RunSettings:
     workers: int | None = None  # None: one per GPU, or one
     readers: int | None = None  # reading threads per worker; None: the cores this process may use
     scheduler: str | None = None  # address of a running Dask scheduler
-    scheduler_file: str | None = None
+    scheduler_file: str | None = None  # that a running Dask scheduler wrote
     certificates: str | None = None  # folder of those that the scheduler asks for; None: as Dask is set
     plain_tcp: bool = False  # speak with a scheduler that has none
     read_timeout_s: float = 120.0  # a tile that takes longer costs its worker

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pathovit.outputs.folder import OutFolder, SlideFolder
+from pathovit.outputs.records import DONE
+from pathovit.outputs.sealed import write_sealed
 
 Find = Callable[[OutFolder], Iterator[Path]]
 
@@ -61,8 +63,8 @@ def remove(spared: Spare) -> None:
         folder = SlideFolder(path.parent)
         record = folder.record() if path == folder.features else None
         if record:
+            of_features = (f"{folder.features.name}/", "features.json")
+            kept = {name: digest for name, digest in record.products.items() if not name.startswith(of_features)}
+            write_sealed(folder.path / DONE, replace(record, products=kept).to_json())
             (folder.path / "features.json").unlink(missing_ok=True)
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        if record:
-            inside = f"{folder.features.name}/"
-            folder.write(record, [name for name in record.products if not name.startswith(inside) and name != "features.json"])

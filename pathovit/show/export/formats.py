@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -70,7 +70,7 @@ def export(
         raise SettingsError(f"--to {to!r} is unknown. Use {', '.join(FORMATS)}.")
     records, _ = out.finished()
     slides = named(out, records, naming)
-    written: list[ExportedSlide] = []
+    written: list[Mapping[str, object]] = []
     failed, without_map, remarks = [], [], set()
     for place, known in enumerate(slides):
         if on_step:
@@ -85,10 +85,10 @@ def export(
         except SlideError as error:
             failed.append(error)
             continue
-        written.append(known)
+        written.append(_row(slide, naming))
         remarks |= set(_remarks(FORMATS[to], slide))
     if written:
-        write_atomically(folder / MAPPING, _mapping(written, naming))
+        write_atomically(folder / MAPPING, csv_table(list(written[0]), written))
     return Exported(len(written), tuple(failed), tuple(without_map), tuple(sorted(remarks)))
 
 
@@ -106,41 +106,22 @@ def _remarks(format: Format, slide: ExportedSlide) -> list[str]:
     return found
 
 
-def _mapping(slides: Sequence[ExportedSlide], naming: str) -> bytes:
-    names = [
-        "name",
-        "slide_id",
-        "file",
-        "patient",
-        "label",
-        "sha256",
-        "mpp_x",
-        "mpp_y",
-        "mpp_source",
-        "width",
-        "height",
-        "encoder",
-        "trial",
-    ]
-    rows = []
-    for slide in slides:
-        record = slide.record
-        about = record.description
-        rows.append(
-            {
-                "name": slide.name,
-                "slide_id": slide.slide_id,
-                "file": slide.out.name_of(slide.slide_id) if naming == "stem" else about.file,
-                "patient": record.patient or "",
-                "label": record.label or "",
-                "sha256": record.sha256,
-                "mpp_x": about.mpp[0],
-                "mpp_y": about.mpp[1],
-                "mpp_source": about.mpp_source,
-                "width": about.size[0],
-                "height": about.size[1],
-                "encoder": record.recipe.encoder["encoder"],
-                "trial": record.trial,
-            }
-        )
-    return csv_table(names, rows)
+def _row(slide: ExportedSlide, naming: str) -> Mapping[str, object]:
+    """What slides.csv says of a slide."""
+    record, stored = slide.record, slide.features
+    (mpp_x, mpp_y), (width, height) = stored.mpp, stored.attributes.level0_size
+    return {
+        "name": slide.name,
+        "slide_id": slide.slide_id,
+        "file": slide.out.name_of(slide.slide_id) if naming == "stem" else record.description.file,
+        "patient": record.patient or "",
+        "label": record.label or "",
+        "sha256": record.sha256,
+        "mpp_x": mpp_x,
+        "mpp_y": mpp_y,
+        "mpp_source": stored.attributes.mpp_source,
+        "width": width,
+        "height": height,
+        "encoder": stored.recipe.encoder["encoder"],
+        "trial": stored.trial,
+    }
