@@ -32,6 +32,7 @@ def predict(
     """Slide-level answers from stored features, as CSV on stdout; slides themselves are not needed."""
     from pathovit.files import csv_table
     from pathovit.model.slide_model import load_model
+    from pathovit.show.table import in_order
 
     wait_passively()
     sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
@@ -50,7 +51,7 @@ def predict(
         who: Row = {"slide_id": slide.slide_id, "file": record.description.file, "patient": record.patient or ""}
         told: Row = {"novelty": answer.novelty, "tiles": int(slide.ok.sum()), "trial": slide.trial, "reason": "; ".join(said)}
         rows.append({**who, "answer": answer.answer, **numbers, **told})
-    rows.sort(key=lambda row: (str(row["file"]).casefold(), str(row["slide_id"])))  # as in predictions.csv
+    rows = in_order(rows)  # as in predictions.csv
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
     elif rows:

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import base64
 import csv
+import hashlib
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from markupsafe import Markup
 from PIL import Image
 
 from pathovit.files import open_patiently, open_text, read_bytes, write_atomically
 from pathovit.machine import allowed_cores
 from pathovit.outputs.folder import OutFolder, SlideFolder
-from pathovit.outputs.records import SlideRecord, TopTile
+from pathovit.outputs.records import OUTSIDE, UNSURE, SlideRecord, TopTile
 from pathovit.outputs.runs import RunRecord, all_runs
 from pathovit.show.page import filled
 from pathovit.show.table import OLDER, Contents, table
 from pathovit.show.tissue_map import colour_of
 
-PICTURE_PX = 1400  # longer side of an overview inside the report
+PICTURE_PX, ZOOM = 1400, 200  # longer side of an overview inside the report, and per cent at which it is shown large
 TRAIN_HINT = (
     "The bundled model is a demonstration, made on few patients. Teach one on a few strokes of yours: pathovit teach OUT REGIONS. "
     "Or train one on labels of slides: pathovit train LABELS.csv"
@@ -94,9 +97,16 @@ def write_report(out: OutFolder, found: Contents, record: RunRecord) -> Path:
     order = {str(row["slide_id"]): place for place, row in enumerate(rows)}
     shown.sort(key=lambda record: order[record.slide_id])
     kinds = Kinds.of(out)
+    script = (Path(__file__).parent / "templates" / "report.js").read_text("utf-8")
     html = filled(
         "report.html",
         rows=rows,
+        states=[state_of(row) for row in rows],
+        summary=summary(rows),
+        patients=len({row["patient"] for row in rows if row.get("patient")}),
+        zoom=ZOOM,
+        script=Markup(script),
+        script_digest=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
         with_answers=bool(answered),
         numbers=names[names.index("answer") + 1 : names.index("novelty")] if answered else [],
         sections=_sections(out, shown, found, kinds),
@@ -111,6 +121,20 @@ def write_report(out: OutFolder, found: Contents, record: RunRecord) -> Path:
     )
     write_atomically(out.report, html)
     return out.report
+
+
+def state_of(row: Mapping[str, object]) -> str:
+    """What a slide counts as in the line above the table: its answer, as far as it has one."""
+    if row["verdict"] == "failed":
+        return "failed"
+    return str(row.get("answer") or "") or "no answer"
+
+
+def summary(rows: Sequence[Mapping[str, object]]) -> list[tuple[str, int]]:
+    """States of slides and how many are in each: answers by name, then what was not answered."""
+    counts = Counter(map(state_of, rows))
+    last = [UNSURE, OUTSIDE, "no answer", "failed"]
+    return sorted(counts.items(), key=lambda one: (last.index(one[0]) if one[0] in last else -1, one[0]))
 
 
 def _cards(record: RunRecord) -> list[tuple[str, object]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -62,9 +62,17 @@ def table(found: Contents) -> tuple[list[str], list[Row]]:
     done = {record.slide_id: _row(record, found.older) for record in found.records}
     rows = [*done.values(), *(_row_of_outcome(outcome, done) for outcome in found.outcomes)]
     rows += [{"slide_id": r.slide_id, "file": "", "verdict": "failed", "code": r.code, "reason": r.reason} for r in found.refused]
-    return names, sorted(
-        rows, key=lambda row: (str(row["file"]).casefold(), str(row["slide_id"]))
-    )  # stable: a twin comes after its first
+    return names, in_order(rows)
+
+
+def in_order(rows: Sequence[Row]) -> list[Row]:
+    """By file name, those of one patient together, where the first of them is. A twin comes after its first."""
+    place = {id(row): (str(row["file"]).casefold(), str(row["slide_id"])) for row in rows}
+    first: dict[object, tuple[str, str]] = {}
+    for row in rows:
+        if patient := row.get("patient"):
+            first[patient] = min(place[id(row)], first.get(patient, place[id(row)]))
+    return sorted(rows, key=lambda row: (first.get(row.get("patient"), place[id(row)]), place[id(row)]))
 
 
 def _row(record: SlideRecord, older: Container[str]) -> Row:
