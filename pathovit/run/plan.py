@@ -229,12 +229,7 @@ def _lay_out(
             model.check(recipe)
         stored = None if overwrite else _stored_recipe(store)
         if stored is not None and stored != recipe:
-            raise StoreError(
-                job.path,
-                f"{out.path} holds features of it made by another recipe ({'; '.join(stored.differences(recipe)[:4])}). "
-                "Choose another --out, or replace them with --overwrite.",
-                Code.OTHER_RECIPE,
-            )
+            raise StoreError(job.path, _said_otherwise(out, stored, recipe), Code.OTHER_RECIPE)
         if stored is None:
             attributes = FeatureAttributes.of_slide(slide, encoder.recipe()["device"], recipe, found.mask.downsample)
             dtype = feature_dtype(settings, encoder.record)
@@ -244,6 +239,20 @@ def _lay_out(
         else:
             store.sweep()
     return replace(plan, embedded=stored is not None and _is_whole(store))
+
+
+def _said_otherwise(out: OutFolder, stored: EmbedRecipe, recipe: EmbedRecipe) -> str:
+    """Why features that lie there are not gone on with, and what can be done."""
+    differing = stored.differences(recipe)
+    if all(line.startswith("steps.") for line in differing):
+        return (
+            f"{out.path} holds features of it that were made by an older pathovit, which finds tissue or tiles otherwise ({'; '.join(differing[:4])}). They are "
+            "left as they are: predict, teach, export and verify still work on them. To embed anew: the same command with --overwrite."
+        )
+    return (
+        f"{out.path} holds features of it made by another recipe ({'; '.join(differing[:4])}). "
+        "Choose another --out, or replace them with --overwrite."
+    )
 
 
 def _stored_recipe(store: FeatureStore) -> EmbedRecipe | None:

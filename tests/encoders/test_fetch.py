@@ -16,7 +16,7 @@ import pytest
 import timm
 import torch
 from command import PATHOVIT
-from made_hub import COMMIT, Hub, serve_hub
+from made_hub import COMMIT, Hub, only_hub
 from safetensors.torch import save
 
 from pathovit.encoders import RECORDS, EncoderRecord, load_encoder
@@ -43,12 +43,7 @@ def as_bin(content: Any) -> bytes:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    monkeypatch.setenv("PATHOVIT_CACHE", str(tmp_path / "ours"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between its own attempts
-    with serve_hub(Hub()) as served:
-        monkeypatch.setenv("HF_ENDPOINT", served.url)
+    with only_hub(tmp_path, monkeypatch) as served:
         yield served
 
 

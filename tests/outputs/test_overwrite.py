@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from made_runs import stored_bytes
 from made_steps import SETTINGS, CountingEncoder, run_one
 
+from pathovit.errors import StoreError
 from pathovit.outputs.folder import OutFolder
+from pathovit.outputs.provenance import STEP_VERSIONS
 from pathovit.run.embed import embed_part, make_embedder
 from pathovit.run.plan import SlideJob, SlidePlan, plan_slide
 
@@ -29,6 +32,20 @@ def test_replaced_features_take_along_what_was_made_of_them(squares: Path, tmp_p
     record = folder.record()
     assert record
     assert all(name.startswith(("features.zarr/", "features.json", "views/")) for name in record.products)
+
+
+def test_features_of_an_older_version_are_left_and_it_is_said_what_still_works(
+    squares: Path, tmp_path: Path, encoder: CountingEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = OutFolder(tmp_path / "out")
+    run_one(squares, out, encoder)
+    before = stored_bytes(out.path)
+    monkeypatch.setitem(STEP_VERSIONS, "tiling", STEP_VERSIONS["tiling"] + 1)
+    with pytest.raises(
+        StoreError, match=r"made by an older pathovit.*steps.tiling.*predict, teach, export and verify still work.*--overwrite"
+    ):
+        run_one(squares, out, encoder)
+    assert stored_bytes(out.path) == before
 
 
 def test_an_interrupted_overwrite_goes_on(squares: Path, tmp_path: Path, encoder: CountingEncoder) -> None:

@@ -1,6 +1,6 @@
 """Encoders where there is no GPU: tiles a second on one core and on two, size on disk, and how far features move, by engine and precision.
 
-python workflows/benchmarks/edge.py SLIDE --out FOLDER [--encoders vit_base swin_tiny dinov2_small=FILE ...] [--cores 1 2] [--tiles 64] [--runs 3]
+python workflows/benchmarks/edge.py SLIDE --out FOLDER [--encoders vit_base swin_tiny dinov2_small=FILE ...] [--cores 1 2] [--tiles 64] [--runs 3] [--without torch-bf16]
 
 Every line is a process of its own, bound to its cores. Cosines are between features of the same real tiles, beside torch in
 fp32; with random weights they say that the arithmetic is right, and little about trained ones. Calibrated (int8 of ONNX) on
@@ -67,6 +67,8 @@ def measure(given: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     wanted = embed(exact, seen)
     lines = []
     for engine, precision in WAYS:
+        if f"{engine}-{precision}" in options.without:
+            continue
         graph = options.out / f"{name}-{precision}.onnx"
         size = sum(tensor.nbytes for tensor in exact.model.state_dict().values()) / (2 if precision == "bf16" else 1)
         if engine == "onnxruntime":
@@ -97,6 +99,9 @@ def main() -> None:
     parser.add_argument("--cores", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--tiles", type=int, default=64)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument(
+        "--without", nargs="*", default=[], help="ways that take hours here, as torch-bf16 on a CPU without such arithmetic"
+    )
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     found: list[dict[str, Any]] = []

@@ -1,0 +1,81 @@
+"""Pages that the code itself says: every command with its options, every setting, every public object."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+
+import typer
+
+import pathovit
+from pathovit.cli import commands as _registered  # noqa: F401
+from pathovit.cli.app import app
+from pathovit.cli.settings import template
+
+GROUPS = (
+    ("One slide", ("analyse_slide", "open_slide", "Slide", "Level", "find_tissue", "TissueMask", "lay_grid", "fill_spec", "TileGrid", "read_tile")),
+    ("Many slides, and their results", ("run_folder", "load_results", "load_features", "load_heatmap", "OutFolder", "FeatureStore", "SlideRecord", "RunRecord")),
+    ("What comes out", ("SlideFeatures", "TileVerdict", "SlidePrediction", "Heatmap")),
+    ("Encoders", ("load_encoder", "own_encoder", "write_encoder", "Encoder", "EncoderRecord", "Embedder")),
+    ("Models", ("load_model", "save_model", "SlideModel", "teach", "SlideTransformer", "register_aggregator")),
+    ("Settings and errors", ("Settings", "TileSpec", "TissueSettings", "load_settings", "PathovitError", "SettingsError", "SlideError")),
+)  # fmt: skip
+
+
+def write_commands() -> str:
+    """reference/commands.md"""
+    return "\n".join(
+        ["# Commands\n", "Every option, as `--help` says it.\n", *_commands(typer.main.get_command(app), ["pathovit"])]
+    )
+
+
+def _commands(command: object, path: list[str]) -> Iterator[str]:
+    for name, one in sorted(getattr(command, "commands", {}).items()):
+        words = [*path, name]
+        yield f"## {' '.join(words)}\n"
+        yield f"{_prose(inspect.cleandoc(one.help or ''))}\n"
+        rows = [_row(parameter) for parameter in one.params if not getattr(parameter, "hidden", False)]
+        if rows:
+            yield "\n".join(["| | |", "|---|---|", *rows]) + "\n"
+        yield from _commands(one, words)
+
+
+def _prose(text: str) -> str:
+    """Lines of commands become blocks of code."""
+    lines = [f"\n    {line}\n" if line.startswith("pathovit ") else line for line in text.splitlines()]
+    return "\n".join(lines).replace("\n\n\n", "\n\n")
+
+
+def _row(parameter: object) -> str:
+    names = [*getattr(parameter, "opts", []), *getattr(parameter, "secondary_opts", [])]
+    if type(parameter).__name__.endswith("Argument"):
+        names = [str(getattr(parameter, "name", "")).upper()]
+    said = str(getattr(parameter, "help", "") or "").replace("\\[", "[").replace("|", "\\|")
+    default = getattr(parameter, "default", None)
+    if default not in (None, False, True, (), []) and "default:" not in said and not callable(default):
+        said += f" [default: {default}]"
+    return f"| {', '.join(f'`{name}`' for name in names)} | {said} |"
+
+
+def write_settings() -> str:
+    """reference/settings.md"""
+    lines = "\n".join(template())
+    return f"# Settings\n\nA file for `--settings`, as `pathovit settings` prints it; options of a command win over it.\n\n```toml\n{lines}\n```\n"
+
+
+def write_python() -> str:
+    """reference/python.md"""
+    named = [name for _, names in GROUPS for name in names]
+    public = [name for name in pathovit.__all__ if not isinstance(getattr(pathovit, name), str)]
+    assert sorted(named) == sorted(public), sorted(set(named) ^ set(public))
+    page = ["# Python\n", "What `import pathovit` gives. Importing does no work: a name is loaded when it is first used.\n"]
+    for title, names in GROUPS:
+        page.append(f"## {title}\n")
+        for name in names:
+            found = getattr(pathovit, name)
+            kind = "autoclass" if inspect.isclass(found) else "autofunction"
+            where = re.sub(r"^<|>$", "", f"{found.__module__}.{name}")
+            members = "\n:members:" if inspect.isclass(found) and not issubclass(found, Exception) else ""
+            page.append(f"```{{eval-rst}}\n.. {kind}:: {where}{members.replace(chr(10), chr(10) + '   ')}\n```\n")
+    return "\n".join(page)
