@@ -21,6 +21,7 @@ from pathovit.machine import pick_precision
 if TYPE_CHECKING:
     from pathovit.encoders.encoder import Encoder
 
+LEAST_ALIKE = 0.9  # cosine to torch's features, of noise
 INT8_GROUP = "384"  # neighbouring values that share one scale
 
 
@@ -67,4 +68,23 @@ def compile_encoder(encoder: Encoder, precision: str) -> Encoder:
             of_thread.request = compiled.create_infer_request()
         return np.array(of_thread.request.infer([tiles])[0], np.float32)
 
-    return replace(encoder, precision=said, engine="openvino", compiled=run)
+    made = replace(encoder, precision=said, engine="openvino", compiled=run)
+    _require_alike(encoder, made)
+    return made
+
+
+def _require_alike(plain: Encoder, made: Encoder) -> None:
+    """Raises SettingsError where a graph that was compiled makes other features than torch: such faults depend on the machine and its cores."""
+    tiles = np.random.default_rng(0).integers(0, 256, (2, plain.tile_px, plain.tile_px, 3), np.uint8)
+    wanted, found = (one.embed(tiles).astype(np.float64) for one in (plain, made))
+    lengths = np.linalg.norm(wanted, axis=1) * np.linalg.norm(found, axis=1)
+    alike = (
+        float(((wanted * found).sum(1) / np.maximum(lengths, 1e-30)).min())
+        if lengths.all()
+        else float(np.allclose(wanted, found))
+    )
+    if not alike >= LEAST_ALIKE:
+        raise SettingsError(
+            f"--engine openvino: on this machine it makes other features of {plain.name!r} in {made.precision} than torch does (cosine {alike:.3f}). "
+            "Use --engine torch, or another --precision."
+        )

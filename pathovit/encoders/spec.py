@@ -10,6 +10,8 @@ from pathovit.encoders.record import EncoderRecord
 from pathovit.machine import device_at_sight, precision_at_sight
 from pathovit.settings import Settings
 
+INT8 = "int8, linear layers"  # as recipes have it: before 2026-11-30 convolutions were in 8 bits, too, and could be wrong
+
 
 @dataclass(frozen=True)
 class EncoderSpec:
@@ -39,7 +41,7 @@ class EncoderSpec:
             "mean": list(self.record.mean),
             "std": list(self.record.std),
             "engine": self.engine,
-            "precision": self.precision,
+            "precision": INT8 if self.precision == "int8" else self.precision,
             "device": self.device,
         }
 

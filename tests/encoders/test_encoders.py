@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pathovit.encoders import RECORDS, Encoder, known_record, load_encoder, make_model
+from pathovit.encoders import RECORDS, Encoder, known_record, load_encoder, make_model, openvino_engine
 from pathovit.encoders.weights import BUNDLED, convert_weights
 from pathovit.errors import SettingsError, WeightsError
 from pathovit.files import file_sha256
@@ -63,18 +63,45 @@ def test_bf16_features_stay_close_to_fp32() -> None:
 
 
 @pytest.mark.parametrize(("precision", "closest"), [("fp32", 0.99999), ("bf16", 0.999), ("int8", 0.99)])
-@pytest.mark.parametrize("name", ["vit_small", "swin_tiny", "convnext_tiny"])
+@pytest.mark.parametrize("name", ["vit_small", "swin_tiny", "convnext_tiny", "resnet50", "reference"])
 def test_openvino_gives_the_features_of_torch(name: str, precision: str, closest: float) -> None:
     pytest.importorskip("openvino")
     pytest.importorskip("nncf")
-    batch = tiles(224, 5)
-    exact = load_encoder(name, "random", device="cpu", precision="fp32").embed(batch)
-    other = load_encoder(name, "random", precision=precision, engine="openvino")
+    weights = None if name == "reference" else "random"
+    batch = tiles(RECORDS[name].tile_px, 5)
+    exact = load_encoder(name, weights, device="cpu", precision="fp32").embed(batch)
+    other = load_encoder(name, weights, precision=precision, engine="openvino")
     found = other.embed(batch)
     assert (found.dtype, found.shape) == (np.float32, exact.shape)
     assert cosine(exact, found).min() > closest
     assert np.allclose(other.embed(batch[:2]), found[:2], atol=1e-2 * np.abs(found).max())
     assert other.recipe()["engine"] == "openvino"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("name", ["reference", "resnet50"])
+def test_features_do_not_depend_on_how_many_streams_run_side_by_side(name: str, precision: str) -> None:
+    """With convolutions in 8 bits and two streams OpenVINO 2026.4 made numbers that had nothing to do with the tile."""
+    pytest.importorskip("openvino")
+    weights = None if name == "reference" else "random"
+    batch = tiles(load_encoder(name, weights).tile_px, 4)
+    one, two = (load_encoder(name, weights, "cpu", precision, engine="openvino", cores=cores) for cores in (1, 2))
+    assert (one.lanes, two.lanes) == (1, 2)
+    assert cosine(one.embed(batch), two.embed(batch)).min() > 0.9999
+
+
+def test_an_engine_that_makes_other_features_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+    plain = load_encoder("reference", device="cpu", precision="fp32")
+    wrong = replace(plain, compiled=lambda tiles: np.random.default_rng(1).normal(size=(len(tiles), 256)).astype(np.float32))
+    with pytest.raises(
+        SettingsError, match=r"it makes other features of 'reference' .* than torch does \(cosine -?0\.\d+\). Use --engine torch"
+    ):
+        openvino_engine._require_alike(plain, wrong)
+    with pytest.raises(SettingsError, match="cosine nan"):
+        openvino_engine._require_alike(
+            plain, replace(plain, compiled=lambda tiles: np.full((len(tiles), 256), np.nan, np.float32))
+        )
 
 
 def test_int8_needs_openvino() -> None:
