@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import shlex
 import shutil
@@ -11,6 +12,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from made_hub import only_hub
@@ -22,6 +24,7 @@ from pathovit.cli.app import app
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted([DOCS / "index.md", DOCS / "upgrade.md", *(DOCS / "guides").glob("*.md")])
 SHORT = {"--steps": "2", "--batch-tiles": "2"}  # of hours of work, in the place of what the page has
+REFUSED = {"pathovit compare judged judged_plain": "at least 20 are needed to compare them"}  # of so few slides
 SERVES = {"pathovit review out"}  # until it is stopped: tests/review has a browser before it
 
 
@@ -89,6 +92,18 @@ def commands_of(page: Path) -> list[str]:
     return [line.strip() for line in page.read_text("utf-8").splitlines() if line.startswith("    pathovit ")]
 
 
+def drawn_on(outline: dict[str, Any]) -> dict[str, Any]:
+    """The maker's outline of tumour as somebody would export it, and that all of it is drawn."""
+    whole = {"type": "Polygon", "coordinates": [[[0, 0], [3000, 0], [3000, 2600], [0, 2600], [0, 0]]]}
+    shapes = [*((one["geometry"], "tumour") for one in outline["features"]), (whole, "complete")]
+    return {
+        "type": "FeatureCollection",
+        "features": [
+            {"type": "Feature", "geometry": at, "properties": {"classification": {"name": name}}} for at, name in shapes
+        ],
+    }
+
+
 @pytest.fixture
 def bench(tmp_path: Path, maker: ModuleType) -> Path:
     """What the guides take for given: slides, labels, and what was drawn on two of them."""
@@ -101,9 +116,8 @@ def bench(tmp_path: Path, maker: ModuleType) -> Path:
         outline = made.with_suffix(".geojson")
         (tmp_path / "drawn").mkdir(exist_ok=True)
         if index in (1, 3):
-            outline.rename(tmp_path / "drawn" / outline.name)
-        else:
-            outline.unlink(missing_ok=True)
+            (tmp_path / "drawn" / outline.name).write_text(json.dumps(drawn_on(json.loads(outline.read_text()))))
+        outline.unlink(missing_ok=True)
         rows.append({"slide": made.name, "patient": f"P{index}", "label": "tumour" if share else "normal"})
     (tmp_path / "more").mkdir()
     shutil.copy(
@@ -131,4 +145,7 @@ def test_every_command_of_a_guide_works(page: Path, bench: Path, monkeypatch: py
                 if option in words:
                     words[words.index(option) + 1] = value
             done = CliRunner().invoke(app, words)
+            if line in REFUSED:
+                assert REFUSED[line] in str(done.exception)
+                continue
             assert done.exit_code == 0, f"{line}\n{done.output}\n{done.exception!r}"
