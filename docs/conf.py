@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from written_from_code import write_commands, write_python, write_settings  # noqa: E402
+from written_from_code import as_numpy_has_it, write_commands, write_python, write_settings  # noqa: E402
 
 import pathovit  # noqa: E402
 
@@ -30,5 +31,14 @@ autodoc_preserve_defaults = True
 napoleon_google_docstring = False
 
 (HERE / "reference").mkdir(exist_ok=True)
+
+
+def setup(app: Any) -> None:
+    def on_docstring(app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
+        lines[:] = as_numpy_has_it(lines)
+
+    app.connect("autodoc-process-docstring", on_docstring, priority=400)  # before napoleon
+
+
 for write, name in ((write_commands, "commands"), (write_settings, "settings"), (write_python, "python")):
     (HERE / "reference" / f"{name}.md").write_text(write(), "utf-8")

@@ -37,7 +37,7 @@ def _commands(command: object, path: list[str]) -> Iterator[str]:
         yield f"{_prose(inspect.cleandoc(one.help or ''))}\n"
         rows = [_row(parameter) for parameter in one.params if not getattr(parameter, "hidden", False)]
         if rows:
-            yield "\n".join(["| | |", "|---|---|", *rows]) + "\n"
+            yield "\n".join(["| option | what it says |", "|---|---|", *rows]) + "\n"
         yield from _commands(one, words)
 
 
@@ -53,7 +53,7 @@ def _row(parameter: object) -> str:
         names = [str(getattr(parameter, "name", "")).upper()]
     said = str(getattr(parameter, "help", "") or "").replace("\\[", "[").replace("|", "\\|")
     default = getattr(parameter, "default", None)
-    if default not in (None, False, True, (), []) and "default:" not in said and not callable(default):
+    if default not in (None, False, True, (), [], "") and "default:" not in said and not callable(default):
         said += f" [default: {default}]"
     return f"| {', '.join(f'`{name}`' for name in names)} | {said} |"
 
@@ -62,6 +62,23 @@ def write_settings() -> str:
     """reference/settings.md"""
     lines = "\n".join(template())
     return f"# Settings\n\nA file for `--settings`, as `pathovit settings` prints it; options of a command win over it.\n\n```toml\n{lines}\n```\n"
+
+
+def as_numpy_has_it(lines: list[str]) -> list[str]:
+    """Our docstrings say `name : what it is`, where numpydoc has a type: what is said goes to a line of its own."""
+    found: list[str] = []
+    section = ""
+    for line, below in zip(lines, [*lines[1:], ""], strict=True):
+        if line and set(below) == {"-"}:
+            section = line
+        said = re.match(r"(\S.*?) : (.*)$", line)
+        if said and section in ("Parameters", "Raises", "Returns"):
+            names = said[1].split(", ") if section == "Raises" else [said[1]]
+            for name in names:
+                found += [name, f"    {said[2]}"]
+        else:
+            found.append(line)
+    return found
 
 
 def write_python() -> str:
@@ -75,7 +92,6 @@ def write_python() -> str:
         for name in names:
             found = getattr(pathovit, name)
             kind = "autoclass" if inspect.isclass(found) else "autofunction"
-            where = re.sub(r"^<|>$", "", f"{found.__module__}.{name}")
             members = "\n:members:" if inspect.isclass(found) and not issubclass(found, Exception) else ""
-            page.append(f"```{{eval-rst}}\n.. {kind}:: {where}{members.replace(chr(10), chr(10) + '   ')}\n```\n")
+            page.append(f"```{{eval-rst}}\n.. {kind}:: pathovit.{name}{members.replace(chr(10), chr(10) + '   ')}\n```\n")
     return "\n".join(page)
