@@ -96,6 +96,7 @@ def write_report(out: OutFolder, found: Contents, record: RunRecord) -> Path:
     shown = [record for record in answered if record.slide_id in chosen]
     order = {str(row["slide_id"]): place for place, row in enumerate(rows)}
     shown.sort(key=lambda record: order[record.slide_id])
+    numbers = names[names.index("answer") + 1 : names.index("novelty")] if answered else []
     kinds = Kinds.of(out)
     script = (Path(__file__).parent / "templates" / "report.js").read_text("utf-8")
     html = filled(
@@ -108,7 +109,8 @@ def write_report(out: OutFolder, found: Contents, record: RunRecord) -> Path:
         script=Markup(script),
         script_digest=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
         with_answers=bool(answered),
-        numbers=names[names.index("answer") + 1 : names.index("novelty")] if answered else [],
+        numbers=[name for name in numbers if any(row.get(name) for row in rows)],  # of slides outside there is none
+        left_out_mm2=any(row.get("left_out_mm2") for row in rows),
         sections=_sections(out, shown, found, kinds),
         kinds=kinds.examples(),
         shown=chosen,
