@@ -81,6 +81,7 @@ def test_results_are_a_table_with_the_names_of_files(results: Path) -> None:
     assert table["file"].tolist() == ["one.svs"]
     assert table["slide_id"].tolist() == [slide.slide_id]
     assert 0 <= table["prob_tumour"][0] <= 1
+    assert table[["patient", "reason", "code"]].to_numpy().tolist() == [["", "", ""]]
     with pytest.raises(NoSlidesError, match="there is no predictions.csv in it. Make one with: pathovit run"):
         pathovit.load_results(results / "slides")
 

@@ -18,6 +18,20 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
+TEXTS = (
+    "slide_id",
+    "file",
+    "patient",
+    "verdict",
+    "answer",
+    "trial",
+    "mpp_source",
+    "model",
+    "code",
+    "reason",
+)  # columns of predictions.csv
+
+
 def load_results(out: Path | str) -> DataFrame:
     """predictions.csv as a table: one row a slide, failed ones with their reason.
 
@@ -40,6 +54,8 @@ def load_results(out: Path | str) -> DataFrame:
         raise NoSlidesError(f"{out}: there is no predictions.csv in it. Make one with: pathovit run SLIDES --out {out}")
     with open_text(folder.predictions) as file:
         found = pd.read_csv(file)
+    texts = [name for name in TEXTS if name in found]
+    found[texts] = found[texts].astype("object").fillna("")
     known = [folder.name_of(str(row.file)) or folder.name_of(str(row.slide_id)) for row in found.itertuples()]
     found["file"] = [name or given for name, given in zip(known, found["file"], strict=True)]
     return found
