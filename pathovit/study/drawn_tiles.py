@@ -22,7 +22,7 @@ from pathovit.slides.slide import Slide, open_slide
 from pathovit.slides.tiling import TileGrid, lay_grid, read_tile
 from pathovit.slides.tissue import TissueMask, find_tissue
 from pathovit.study.labelled_tiles import READERS, LabelledTiles
-from pathovit.study.regions import Meaning, Region, label_squares, regions_of
+from pathovit.study.regions import Meaning, Region, in_view, label_squares, regions_of
 from pathovit.tables import Say
 from pathovit.text import counted
 
@@ -93,7 +93,9 @@ def _look(
         cropped = (slide.bounds.x, slide.bounds.y) if slide.has_bounds else (0, 0)
         lower = grid.xy - np.asarray(cropped, np.float64)
         squares = np.asarray(box(*np.concatenate([lower, lower + np.asarray(grid.tile_l0)], axis=1).T))
-        allowed = label_squares(squares, np.zeros(len(grid), bool), job.path.name, regions, meaning, say).allowed
+        allowed = label_squares(
+            squares, np.zeros(len(grid), bool), job.path.name, in_view(regions, cropped), meaning, say
+        ).allowed
         rows, truth = [], []
         for place in range(len(meaning.classes)):
             these = np.flatnonzero(allowed[:, place] & (allowed.sum(1) == 1))

@@ -1,4 +1,4 @@
-"""Regions: what a person drew on slides (GeoJSON, as QuPath writes it), and what it says of their tiles.
+"""Regions: what a person drew on slides (GeoJSON of QuPath, XML of ASAP), and what it says of their tiles.
 
     tumour              the tile is of that class
     not tumour          it is of any other one
@@ -10,28 +10,28 @@ Coordinates are QuPath's: level-0 pixels, less the bounds that it crops to.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from shapely import STRtree, area, intersection, length, make_valid
-from shapely.geometry import shape
+from shapely import STRtree, area, intersection, length
+from shapely.affinity import translate
 from shapely.geometry.base import BaseGeometry
 
 from pathovit.errors import SettingsError
-from pathovit.files import read_bytes, slide_stem
+from pathovit.files import slide_stem
+from pathovit.geometry import XY
 from pathovit.manifest import Names, one_spelling, some
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.folder import OutFolder
-from pathovit.show.qupath import tile_squares
+from pathovit.show.qupath import offset, tile_squares
+from pathovit.slides.outlines import Outline, files_in, read_outlines, stem_of
 from pathovit.tables import Say, spelling
 from pathovit.text import counted
 
-SUFFIXES = (".geojson", ".json")
 INSIDE = 0.5  # of a tile that a polygon must cover, or of its side a line
 MOST_OFF = 0.1  # of a slide's regions, that may lie off its tissue
 OVERLAP = 0.1  # of a tile, on which regions that contradict each other may lie upon each other
@@ -52,6 +52,7 @@ class Region:
     geometry: BaseGeometry
     file: str
     number: int
+    from_level0: bool = False  # counted from the corner of level 0, as ASAP does; `in_view` makes them QuPath's
 
     def __str__(self) -> str:
         return f"{self.file}, feature {self.number} ({self.name})"
@@ -155,35 +156,24 @@ def read_regions(path: Path, say: Say) -> list[Region]:
 
     Raises
     ------
-    SettingsError : not GeoJSON, a feature that is none, or a file without a class; file and feature are named
+    SettingsError : a file that is none of regions, a feature that is none, or a file without a class; file and feature are named
     """
-    try:
-        found = json.loads(read_bytes(path))
-    except OSError as error:
-        raise SettingsError(f"{path}: {error.strerror}.") from error
-    except ValueError as error:
-        raise SettingsError(f"{path}: not GeoJSON ({error}). Export the annotations from QuPath as GeoJSON.") from error
-    features = found if isinstance(found, list) else found.get("features", [found]) if isinstance(found, dict) else []
     named, nameless, ours = [], 0, 0
-    for number, feature in enumerate(features, start=1):
-        said = f"{path.name}, feature {number}"
-        try:
-            properties = feature.get("properties") or {}
-            name = _class_name(properties.get("classification"))
-            if _is_ours(properties, name):
-                ours += 1
-                continue
-            if not name:
-                nameless += properties.get("objectType") != "tile"
-                continue
-            geometry = make_valid(shape(feature["geometry"]))
-        except Exception as error:  # a shape from outside can be anything; whatever it is, the feature is refused
-            raise SettingsError(f"{said}: not a GeoJSON feature with a geometry ({error!r}). Export it again.") from error
-        if geometry.is_empty:
-            raise SettingsError(f"{said} ({name}): its geometry is empty. Draw it again, or take it out.")
-        named.append(Region(name, geometry, path.name, number))
+    for drawn in read_outlines(path):
+        if _is_ours(drawn):
+            ours += 1
+        elif not drawn.name:
+            nameless += drawn.kind != "tile"
+        elif drawn.geometry.is_empty:
+            raise SettingsError(
+                f"{path.name}, feature {drawn.number} ({drawn.name}): its geometry is empty. Draw it again, or take it out."
+            )
+        else:
+            named.append(Region(drawn.name, drawn.geometry, path.name, drawn.number, drawn.from_level0))
     if not named:
-        raise SettingsError(f"{path}: no region with a class. Give regions a class in QuPath (Set class), and export them again.")
+        raise SettingsError(
+            f"{path}: no region with a class. Give regions a class (in QuPath: Set class), and export them again."
+        )
     if nameless:
         say(f"{path.name}: {nameless} regions without a class are left out")
     if ours:
@@ -191,15 +181,16 @@ def read_regions(path: Path, say: Say) -> list[Region]:
     return named
 
 
-def _class_name(classification: Any) -> str:
-    if isinstance(classification, dict):
-        classification = classification.get("name") or ": ".join(classification.get("names") or ())
-    return str(classification or "").strip()
+def _is_ours(drawn: Outline) -> bool:
+    return drawn.name in ("Unread", "Not taught") or all(key in drawn.measured for key in OURS)
 
 
-def _is_ours(properties: Mapping[str, Any], name: str) -> bool:
-    measured = properties.get("measurements") or {}
-    return name in ("Unread", "Not taught") or (isinstance(measured, dict) and all(key in measured for key in OURS))
+def in_view(regions: Sequence[Region], bounds: XY) -> list[Region]:
+    """Regions as QuPath counts pixels: from the corner of the scanned part, which lies at `bounds`, level-0 pixels."""
+    x, y = bounds
+    return [
+        replace(one, geometry=translate(one.geometry, -x, -y), from_level0=False) if one.from_level0 else one for one in regions
+    ]
 
 
 def find_regions(paths: Sequence[Path], out: OutFolder, say: Say) -> dict[str, list[Region]]:
@@ -233,16 +224,16 @@ def regions_of(
     SettingsError : as `find_regions`
     """
     named = [path for path in paths if not path.is_dir()]
-    files = [*named, *(file for path in paths if path.is_dir() for file in _files_in(path))]
+    files = [*named, *(file for path in paths if path.is_dir() for file in files_in(path))]
     others: list[str] = []  # why each of them is left out
     if not files:
-        raise SettingsError(f"{some([str(path) for path in paths])}: no GeoJSON file. Give files, or a folder of them.")
+        raise SettingsError(
+            f"{some([str(path) for path in paths])}: no file of regions (GeoJSON, or XML of ASAP). Give files, or a folder of them."
+        )
     names = Names(known)
     found: dict[Path, list[Region]] = {}
     for file in files:
-        stem = file.name
-        for suffix in SUFFIXES:
-            stem = stem.removesuffix(suffix)
+        stem = stem_of(file)
         fitting, exact = names.find(stem)
         if len(fitting) != 1:
             what = f"can mean {' and '.join(at.name for at in fitting[:2])}" if fitting else lacks
@@ -262,10 +253,6 @@ def regions_of(
     return found
 
 
-def _files_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
-
-
 def label_tiles(stored: SlideFeatures, regions: Sequence[Region], meaning: Meaning, say: Say) -> TileLabels:
     """What the regions of a slide say of its tiles. A tile that two of them divide up is of neither.
 
@@ -273,7 +260,7 @@ def label_tiles(stored: SlideFeatures, regions: Sequence[Region], meaning: Meani
     ------
     SettingsError : regions off the tissue, more than a few; two that lie upon each other and contradict each other; the first is named
     """
-    return label_squares(tile_squares(stored), ~stored.ok, stored.slide_id, regions, meaning, say)
+    return label_squares(tile_squares(stored), ~stored.ok, stored.slide_id, in_view(regions, offset(stored)), meaning, say)
 
 
 def label_squares(
@@ -323,7 +310,7 @@ def tiles_in(stored: SlideFeatures, regions: Sequence[Region]) -> list[Places]:
     """The tiles, by index, that each region says something of."""
     squares = tile_squares(stored)
     tree = STRtree(squares)
-    return [_tiles_in(tree, squares, region.geometry) for region in regions]
+    return [_tiles_in(tree, squares, region.geometry) for region in in_view(regions, offset(stored))]
 
 
 def _tiles_in(tree: STRtree, squares: NDArray[Any], geometry: BaseGeometry) -> Places:

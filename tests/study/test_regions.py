@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from pathovit.errors import SettingsError
 from pathovit.geometry import Box
 from pathovit.outputs.features import SlideFeatures, TileVerdict
 from pathovit.outputs.folder import OutFolder
-from pathovit.study.regions import Meaning, Region, find_regions, label_tiles, read_regions
+from pathovit.study.regions import Meaning, Region, find_regions, label_tiles, read_regions, tiles_in
 
 SIDE = 100  # of a tile, level-0 pixels
 COLUMNS, ROWS = 8, 6
@@ -196,6 +197,65 @@ def test_what_is_no_region_is_refused_by_file_and_number(text: str, said: str, t
         read_regions(tmp_path / "s.geojson", lambda text: None)
 
 
+ASAP = """<?xml version="1.0"?>
+<ASAP_Annotations><Annotations>
+  <Annotation Name="Annotation 0" Type="Polygon" PartOfGroup="tumour" Color="#64FE2E"><Coordinates>
+    <Coordinate Order="0" X="{0}" Y="{1}"/><Coordinate Order="1" X="{2}" Y="{1}"/><Coordinate Order="2" X="{2}" Y="{3}"/><Coordinate Order="3" X="{0}" Y="{3}"/>
+  </Coordinates></Annotation>
+  <Annotation Name="Annotation 1" Type="Dot" PartOfGroup="other" Color="#000000"><Coordinates><Coordinate Order="0" X="{4}" Y="{5}"/></Coordinates></Annotation>
+  <Annotation Name="Annotation 2" Type="Polygon" PartOfGroup="None" Color="#000000"><Coordinates>
+    <Coordinate Order="0" X="0" Y="0"/><Coordinate Order="1" X="9" Y="0"/><Coordinate Order="2" X="9" Y="9"/>
+  </Coordinates></Annotation>
+</Annotations><AnnotationGroups><Group Name="tumour" PartOfGroup="None" Color="#64FE2E"/></AnnotationGroups></ASAP_Annotations>"""
+
+
+def test_asap_counts_from_the_corner_of_level_0_and_qupath_from_that_of_the_scanned_part(tmp_path: Path) -> None:
+    """The same square of tissue, drawn in both programs on a slide whose scanned part begins at 1,000 and 2,000."""
+    x, y, tile = 1000, 2000, 96
+    corners = np.stack(np.meshgrid(np.arange(6), np.arange(5)), -1).reshape(-1, 2) * tile + (x, y)
+    slide = made_features(
+        corners,
+        np.ones((30, 4), np.float16),
+        grid={"tile": float(tile), "origin": (x, y)},
+        bounds=Box(x, y, 6 * tile, 5 * tile),
+        has_bounds=True,
+    )
+    said: list[str] = []
+    asap = ASAP.format(x + tile, y + tile, x + 3 * tile, y + 2 * tile, x + 4.5 * tile, y + 3.5 * tile)
+    (tmp_path / "s.xml").write_text(asap)
+    write(
+        tmp_path / "s.geojson",
+        feature("tumour", square(tile, tile, 3 * tile, 2 * tile)),
+        feature("other", square(4 * tile, 3 * tile, 5 * tile, 4 * tile)),
+    )
+    (tmp_path / "s.geojson.gz").write_bytes(gzip.compress((tmp_path / "s.geojson").read_bytes()))
+    found = []
+    for name in ("s.xml", "s.geojson", "s.geojson.gz"):
+        regions = read_regions(tmp_path / name, said.append)
+        labels = label_tiles(slide, regions, Meaning.of({"s": regions}), said.append)
+        found.append(labels.allowed.tolist())
+        assert np.flatnonzero(labels.known).tolist() == [7, 8, 22], name
+        assert [tiles.tolist() for tiles in tiles_in(slide, regions)] == [[7, 8], [22]], name
+    assert found[0] == found[1] == found[2]
+    assert said == ["s.xml: 1 regions without a class are left out"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("<ASAP_Annotations>", "not XML of ASAP"),
+        ("<annotations/>", "it begins with <annotations>"),
+        ('<!DOCTYPE a [<!ENTITY b "c">]><ASAP_Annotations/>', "it defines entities"),
+        (ASAP.format("left", 0, 9, 9, 1, 1), "annotation 1: its coordinates cannot be read"),
+        ("<ASAP_Annotations/>", "no region with a class"),
+    ],
+)
+def test_what_is_no_file_of_asap_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "s.xml").write_text(text)
+    with pytest.raises(SettingsError, match=rf"s\.xml.*{said}"):
+        read_regions(tmp_path / "s.xml", lambda text: None)
+
+
 def test_files_are_matched_to_slides_by_name(tmp_path: Path) -> None:
     out = OutFolder(tmp_path / "out")
     for slide_id, file in (("a-1", "a.svs"), ("b-2", "B.svs"), ("c-3", "c.svs"), ("c-4", "c.svs")):
@@ -203,11 +263,12 @@ def test_files_are_matched_to_slides_by_name(tmp_path: Path) -> None:
         out.slide(slide_id).write(made_record(slide_id, file), [])
     regions = tmp_path / "regions"
     regions.mkdir()
-    for name in ("a.svs.geojson", "b.geojson", "c-4.geojson"):
+    (regions / "c-4.xml").write_text(ASAP.format(0, 0, 9, 9, 1, 1))
+    for name in ("a.svs.geojson", "b.geojson"):
         write(regions / name, feature("tumour", square(0, 0, 100, 100)))
     said: list[str] = []
     assert set(find_regions([regions], out, said.append)) == {"a-1", "b-2", "c-4"}
-    assert said == ["b.geojson is taken for b-2"]
+    assert said == ["b.geojson is taken for b-2", "c-4.xml: 1 regions without a class are left out"]
     write(regions / "z.geojson", feature("tumour", square(0, 0, 100, 100)))
     assert set(find_regions([regions], out, said.append)) == {"a-1", "b-2", "c-4"}
     assert said[-1].startswith("1 of 4 files of regions are of no slide with features, such as ")
@@ -226,5 +287,5 @@ def test_files_are_matched_to_slides_by_name(tmp_path: Path) -> None:
     write(lonely / "z.geojson", feature("tumour", square(0, 0, 100, 100)))
     with pytest.raises(SettingsError, match="'z' has no features in"):
         find_regions([lonely], out, said.append)
-    with pytest.raises(SettingsError, match="no GeoJSON file"):
+    with pytest.raises(SettingsError, match="no file of regions"):
         find_regions([tmp_path / "out"], out, said.append)
