@@ -118,6 +118,12 @@ def bench(tmp_path: Path, maker: ModuleType) -> Path:
         if index in (1, 3):
             (tmp_path / "drawn" / outline.name).write_text(json.dumps(drawn_on(json.loads(outline.read_text()))))
         outline.unlink(missing_ok=True)
+        if index == 2:
+            whole = {"type": "Polygon", "coordinates": [[[0, 0], [3000, 0], [3000, 2600], [0, 2600], [0, 0]]]}
+            (tmp_path / "outlines").mkdir()
+            (tmp_path / "outlines" / outline.name).write_text(
+                json.dumps({"type": "Feature", "geometry": whole, "properties": {}})
+            )
         rows.append({"slide": made.name, "patient": f"P{index}", "label": "tumour" if share else "normal"})
     (tmp_path / "more").mkdir()
     shutil.copy(

@@ -33,6 +33,12 @@ ManifestFile = Annotated[
         "--manifest", help="CSV with columns slide, mpp, patient, label; slides by name, or by path from the CSV's folder."
     ),
 ]
+Tissue = Annotated[
+    Path | None,
+    typer.Option(
+        "--tissue", help="Outlines of tissue (GeoJSON of QuPath, XML of ASAP), named after slides, instead of looking for it."
+    ),
+]
 EncoderName = Annotated[
     str | None, typer.Option("--encoder", help="Encoder by name (see `pathovit encoders`), or any timm name.")
 ]
@@ -171,6 +177,7 @@ class Asked:
     slides: list[Path] | None
     mpp: float | None
     manifest: Path | None
+    tissue: Path | None = None
 
     def settings(self, before: Settings | None = None) -> Settings:
         """Settings of the file (or those `before`), with every option that was given put over them."""
@@ -179,7 +186,7 @@ class Asked:
     def jobs(self) -> list[SlideJob]:
         from pathovit.run.jobs import find_jobs
 
-        return find_jobs(self.slides, self.mpp, self.manifest, note)
+        return find_jobs(self.slides, self.mpp, self.manifest, note, self.tissue)
 
 
 def takes_slides(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -189,6 +196,7 @@ def takes_slides(*names: str) -> Callable[[Callable[..., None]], Callable[..., N
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "asked"]
         shared = {"slides": MaybeSlides, "mpp": Mpp, "manifest": ManifestFile}
         shared |= {name: SHARED[name].kind for name in SHARED if name in names}
+        shared |= {"tissue": Tissue} if "min_coverage" in names else {}
         shared |= {"pool": Pool, "settings_file": SettingsFile} if "encoder" in names else {"settings_file": SettingsFile}
         added = [
             inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind) for n, kind in shared.items()
@@ -200,7 +208,7 @@ def takes_slides(*names: str) -> Callable[[Callable[..., None]], Callable[..., N
             given = {name: value for name, value in found.items() if name in SHARED and value is not None}
             if pool := found.get("pool"):
                 given["encoder"] = _pooled(given.get("encoder"), pool)
-            asked = Asked(given, found["settings_file"], found["slides"], found["mpp"], found["manifest"])
+            asked = Asked(given, found["settings_file"], found["slides"], found["mpp"], found["manifest"], found.get("tissue"))
             command(asked=asked, **values)
 
         own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]

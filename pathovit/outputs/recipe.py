@@ -16,6 +16,7 @@ from pathovit.outputs.provenance import STEP_VERSIONS
 from pathovit.settings import Settings, TileSpec, fill_spec
 
 Values = Mapping[str, Any]
+OUTLINES = "outlines"  # of tissue, that a person drew
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,10 @@ class EmbedRecipe(Recipe):
     def shaping(self) -> Values:
         """What shaped the tiles and features, and must be shared by all that are learned from together."""
         tiles = {key: value for key, value in self.tiles.items() if key != "max_upsampling"}  # allows, and shapes nothing
-        return {**{key: self.values[key] for key in ("encoder", "tissue", "steps") if key in self.values}, "tiles": tiles}
+        found = {**{key: self.values[key] for key in ("encoder", "tissue", "steps") if key in self.values}, "tiles": tiles}
+        if OUTLINES in found.get("tissue", {}):  # of one slide, and good tissue as well
+            found["tissue"] = {key: value for key, value in found["tissue"].items() if key != OUTLINES}
+        return found
 
 
 @dataclass(frozen=True)
@@ -69,13 +73,16 @@ def feature_dtype(settings: Settings, record: EncoderRecord) -> str:
     return settings.embed.feature_dtype or record.feature_dtype
 
 
-def embed_recipe(sha256: str, mpp: XY, reader: str, settings: Settings, record: EncoderRecord, encoder: Values) -> EmbedRecipe:
+def embed_recipe(
+    sha256: str, mpp: XY, reader: str, settings: Settings, record: EncoderRecord, encoder: Values, outlines: str | None = None
+) -> EmbedRecipe:
     """The recipe of a slide's features.
 
     Parameters
     ----------
     reader : the one that was found to serve the slide
     encoder : what the loaded encoder says of itself (`Encoder.recipe`); on which device it runs does not count
+    outlines : digest of the file that outlines its tissue, where it is not looked for
     """
     embed = {key: getattr(settings.embed, key) for key in ("chunk_tiles", "max_tiles", "reader")}
     if (dtype := feature_dtype(settings, record)) != "float16":
@@ -84,7 +91,7 @@ def embed_recipe(sha256: str, mpp: XY, reader: str, settings: Settings, record: 
         "slide_sha256": sha256,
         "mpp": list(mpp),
         "reader": reader,
-        "tissue": asdict(settings.tissue),
+        "tissue": asdict(settings.tissue) | ({OUTLINES: outlines} if outlines else {}),
         "tiles": asdict(tile_spec(settings, record)),
         "encoder": {key: value for key, value in encoder.items() if key != "device"},
         "embed": embed,

@@ -81,6 +81,7 @@ def run_folder(
     settings: Settings | Mapping[str, Any] | Path | str | None = None,
     mpp: float | None = None,
     manifest: Path | str | None = None,
+    tissue: Path | str | None = None,
     overwrite: bool = False,
     join: bool = False,
     progress: bool = True,
@@ -96,6 +97,7 @@ def run_folder(
     model : a folder that `pathovit train` made; None for the bundled one, or for features only where another encoder is named
     settings : a record, tables as in a settings file such as {"embed": {"max_tiles": 500}}, or such a file
     mpp : um per pixel of level 0, for slides that do not say it
+    tissue : outlines of tissue, files named after slides in a folder: it is not looked for then
     join : other runs may join in the same folder: each slide is done by one of them
     progress : tell on stderr how it goes, as `pathovit run` does
     changed : called with a slide's state whenever it changes
@@ -124,7 +126,9 @@ def run_folder(
         settings = replace(settings, embed=replace(settings.embed, encoder=str(encoder)))
     told = say or (_to_stderr if progress else _to_nobody)
     matched = match_model(settings, settings.embed.encoder != REFERENCE, model is not None, told)
-    jobs = find_jobs([Path(path) for path in given], mpp, None if manifest is None else Path(manifest), told)
+    jobs = find_jobs(
+        [Path(path) for path in given], mpp, Path(manifest) if manifest else None, told, Path(tissue) if tissue else None
+    )
     with holding(Path(out), join) as (folder, leases), Progress(len(jobs)) if progress else nullcontext() as shown:
         told, seen = say or (shown.say if shown else _to_nobody), changed or (shown.changed if shown else _to_nobody)
         return run_jobs(jobs, folder, matched, overwrite, ("run_folder",), seen, told, Stop(), leases)

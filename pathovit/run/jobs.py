@@ -7,19 +7,27 @@ from dataclasses import replace
 from pathlib import Path
 
 from pathovit.errors import SettingsError
+from pathovit.files import slide_stem
+from pathovit.manifest import Names as TableNames
 from pathovit.manifest import existing_slide, read_manifest, rows_of_slides
 from pathovit.outputs.names import Names
 from pathovit.run.plan import SlideJob, with_mpp
 from pathovit.slides.find import find_slides
+from pathovit.slides.outlines import files_in, stem_of
 from pathovit.tables import Say
 
 MAGNIFICATIONS = (5, 10, 20, 40, 60, 63, 80, 100)  # that users give where micrometres per pixel are asked for
 
 
 def find_jobs(
-    slides: Sequence[Path] | None, mpp: float | None = None, manifest: Path | None = None, say: Say = lambda text: None
-) -> list[SlideJob]:
+    slides: Sequence[Path] | None, mpp: float | None = None, manifest: Path | None = None, say: Say = lambda text: None,
+    tissue: Path | None = None,
+) -> list[SlideJob]:  # fmt: skip
     """SlideJobs for the slides given, with what the manifest says of them; without slides, the manifest's.
+
+    Parameters
+    ----------
+    tissue : a file of outlines, or a folder of them, named after slides: their tissue is not looked for
 
     Raises
     ------
@@ -44,7 +52,28 @@ def find_jobs(
         if (row := told.get(path)) is not None:
             job = SlideJob(path.absolute(), row.mpp, "manifest", row.patient, row.label("label"))
         jobs.append(with_mpp(job, mpp))
-    return jobs
+    return _outlined(jobs, tissue, say) if tissue else jobs
+
+
+def _outlined(jobs: Sequence[SlideJob], tissue: Path, say: Say) -> list[SlideJob]:
+    """The jobs with the files that outline their tissue."""
+    if not tissue.exists():
+        raise SettingsError(f"--tissue {tissue}: there is no such file or folder.")
+    files = files_in(tissue) if tissue.is_dir() else [tissue]
+    names = TableNames({job.path: [job.path.name, slide_stem(job.path.name)] for job in jobs})
+    found: dict[Path, Path] = {}
+    for file in files:
+        fitting, _ = names.find(stem_of(file))
+        if len(fitting) > 1 or (fitting and fitting[0] in found):
+            both = " and ".join(map(str, fitting if len(fitting) > 1 else [found[fitting[0]].name, file.name]))
+            raise SettingsError(f"--tissue {file}: {both} cannot be told apart. Keep one of them.")
+        if fitting:
+            found[fitting[0]] = file.absolute()
+    if not found:
+        raise SettingsError(f"--tissue {tissue}: no file in it (GeoJSON, or XML of ASAP) is named after one of the slides.")
+    if len(found) < len(jobs):
+        say(f"{len(found)} of {len(jobs)} slides have their tissue outlined; that of the others is looked for")
+    return [replace(job, outlines=found.get(job.path)) for job in jobs]
 
 
 def told(jobs: Sequence[SlideJob], names: Names | None) -> list[SlideJob]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from pathovit.encoders.record import EncoderRecord
 from pathovit.errors import StoreError, slide_errors
+from pathovit.files import file_sha256
 from pathovit.geometry import XY
 from pathovit.outputs.features import FeatureAttributes
 from pathovit.outputs.folder import LOOKED_AT_BYTES, Look, OutFolder, Refused
@@ -23,9 +24,10 @@ from pathovit.reasons import Code
 from pathovit.settings import Settings
 from pathovit.slides.description import SlideDescription, Survey
 from pathovit.slides.identity import FileState, file_state
+from pathovit.slides.outlines import read_outlines
 from pathovit.slides.slide import Slide, open_slide
 from pathovit.slides.tiling import TileGrid, check_resolution, lay_grid
-from pathovit.slides.tissue import TissueMask, find_tissue
+from pathovit.slides.tissue import TissueMask, find_tissue, outlined_tissue
 
 if TYPE_CHECKING:
     from pathovit.encoders.encoder import Encoder
@@ -45,6 +47,7 @@ class SlideJob:
     label: str | None = None
     file: str = ""  # its name, if it may be told; else results speak of ids
     file_id: str = ""  # what stands for the file itself
+    outlines: Path | None = None  # file with the outlines of its tissue, which is not looked for then
 
     @property
     def called(self) -> str:
@@ -74,7 +77,8 @@ class SlidePlan:
     def recipe(self, settings: Settings, encoder: Encoder | EncoderSpec) -> EmbedRecipe:
         """The recipe of its features."""
         mpp, reader = self.description.mpp, self.description.reader
-        return embed_recipe(self.sha256, mpp, reader, settings, encoder.record, encoder.recipe())
+        outlines = file_sha256(self.job.outlines) if self.job.outlines else None
+        return embed_recipe(self.sha256, mpp, reader, settings, encoder.record, encoder.recipe(), outlines)
 
     def store(self, out: OutFolder) -> FeatureStore:
         return FeatureStore(out.slide(self.slide_id), self.job.path)
@@ -113,7 +117,10 @@ def survey_slide(job: SlideJob, settings: Settings, record: EncoderRecord, sha25
     try:
         spec = tile_spec(settings, record)
         check_resolution(slide, spec)  # before any pixel is read
-        mask = find_tissue(slide, settings.tissue)
+        if job.outlines:
+            mask = outlined_tissue(slide, read_outlines(job.outlines), settings.tissue)
+        else:
+            mask = find_tissue(slide, settings.tissue)
         grid = lay_grid(slide, mask, spec, settings.embed.max_tiles, record.scaled_decoding)
     except BaseException:
         slide.close()

@@ -9,11 +9,14 @@ most light through; an area of one exact colour was never scanned, whatever colo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from shapely import Polygon
+from shapely.affinity import translate
 from skimage import measure
 
 from pathovit.errors import NoTissueError
@@ -23,6 +26,7 @@ from pathovit.settings import TissueSettings
 from pathovit.slides.glass import DARKEST, SAMPLE_PX, extremes, filled_in, find_glass, optical_density, texture_of, unlike
 from pathovit.slides.ink import find_pen
 from pathovit.slides.masks import Mask, components, grown, opened, within, without_small
+from pathovit.slides.outlines import Outline
 from pathovit.slides.overview import read_overview
 from pathovit.slides.readers import RGB
 from pathovit.slides.slide import Slide
@@ -128,6 +132,43 @@ def find_tissue(slide: Slide, settings: TissueSettings | None = None) -> TissueM
         found.grey,
         (*slide.remarks, *found.remarks),
     )
+
+
+def outlined_tissue(slide: Slide, outlines: Sequence[Outline], settings: TissueSettings | None = None) -> TissueMask:
+    """Tissue where a person outlined it, whatever it looks like; what they called `ignore`, or gave a star, is none.
+
+    Raises
+    ------
+    NoTissueError : no area of the outlines lies on the slide
+    """
+    settings = settings or TissueSettings()
+    overview, scanned, unread, downsample = read_overview(slide, settings.mask_mpp)
+    x, y = (slide.bounds.x, slide.bounds.y) if slide.has_bounds else (0, 0)
+    left_out = [one.name.endswith("*") or one.name.strip().casefold() == "ignore" for one in outlines]
+    tissue = np.zeros(scanned.shape, np.uint8)
+    for is_out in (False, True):  # what is left out wins
+        for one, out in zip(outlines, left_out, strict=True):
+            if out == is_out:
+                moved = one.geometry if one.from_level0 else translate(one.geometry, x, y)
+                for part in getattr(moved, "geoms", [moved]):
+                    if part.geom_type == "Polygon":
+                        _fill(tissue, part, downsample, 0 if out else 1)
+    if not tissue.any():
+        raise NoTissueError(slide.path, "its outlines have no area on it. Are they of this slide, and in level-0 pixels?")
+    nothing = np.zeros(scanned.shape, bool)
+    mpp = (slide.mpp[0] * downsample[0], slide.mpp[1] * downsample[1])
+    said = (*slide.remarks, "its tissue is what a person outlined (--tissue)")
+    return TissueMask(
+        tissue > 0, nothing, unread & (tissue > 0), downsample, mpp, overview, scanned | unread, nothing, nothing, said
+    )
+
+
+def _fill(mask: NDArray[np.uint8], area: Polygon, downsample: XY, value: int) -> None:
+    """Pixels under an area, and not under its holes; in quarters of a pixel, so that small areas keep theirs."""
+    inside = np.zeros(mask.shape, np.uint8)
+    rings = [np.rint(np.asarray(ring.coords) / downsample * 4 - 2).astype(np.int32) for ring in (area.exterior, *area.interiors)]
+    cv2.fillPoly(inside, rings, 1, shift=2)
+    mask[inside > 0] = value
 
 
 def _refuse_grey(slide: Slide, overview: RGB, alive: Mask, least_px: float) -> None:
