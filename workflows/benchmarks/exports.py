@@ -16,7 +16,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from pathovit.outputs.folder import OutFolder
+from pathovit.settings import Settings
 from pathovit.show.export.formats import FORMATS, export
+from pathovit.show.export.slides import named
+from pathovit.show.qupath import dissolve, write_geojson
 
 
 def measure(out: Path, to: str, folder: Path, told: Connection) -> None:
@@ -26,15 +29,30 @@ def measure(out: Path, to: str, folder: Path, told: Connection) -> None:
         time.sleep(1)
     begun = time.perf_counter()
     with watched() as usage:
-        export(OutFolder(out), to, folder)
-    told.send((time.perf_counter() - begun, (usage.peak_bytes - before.peak_bytes) / 1e6))
+        if to == "geojson":
+            draw_geojson(OutFolder(out), folder)
+        else:
+            export(OutFolder(out), to, folder)
+    told.send((time.perf_counter() - begun, (usage.peak_bytes - before.peak_bytes) / 1e6, usage.peak_bytes / 1e6))
+
+
+def draw_geojson(out: OutFolder, folder: Path) -> None:
+    """heatmap.geojson of every slide, as a run writes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for slide in named(out, out.finished()[0], "id"):
+        scores = next(iter(slide.measured.values()))
+        hot = dissolve(slide.features, scores >= 0.5, "tumour", scores)
+        write_geojson(
+            folder, slide.features, scores, dict(slide.measured), "tumour", regions=hot, marked={"Unread": slide.features.unread},
+            max_tiles=Settings().heatmap.max_geojson_tiles,
+        )  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--to", nargs="*", default=list(FORMATS))
+    parser.add_argument("--to", nargs="*", default=[*FORMATS, "geojson"])
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     for to in options.to:
@@ -46,9 +64,14 @@ def main() -> None:
             told.close()
             runs.append(answers.recv())
             child.join()
-        seconds, megabytes = (round(statistics.median(column), 1) for column in zip(*runs, strict=True))
+        seconds, megabytes, whole = (round(statistics.median(column), 1) for column in zip(*runs, strict=True))
         written = sum(path.stat().st_size for path in (options.folder / to).rglob("*") if path.is_file())
-        print(json.dumps({"to": to, "seconds": seconds, "MB more": megabytes, "MB written": round(written / 1e6, 1)}), flush=True)
+        print(
+            json.dumps(
+                {"to": to, "seconds": seconds, "MB more": megabytes, "MB in all": whole, "MB written": round(written / 1e6, 1)}
+            ),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
