@@ -178,9 +178,11 @@ def put_whole(path: Path) -> Iterator[Path]:
             yield temporary
             for written in (temporary, *temporary.rglob("*")):
                 fsync(written)
-            if path.is_dir():
-                shutil.rmtree(path)
+            before = temporary.with_name(f".{temporary.name[1:]}.before.partial")
+            if path.is_dir():  # a folder cannot be replaced by another one
+                path.replace(before)
             temporary.replace(path)
+            shutil.rmtree(before, ignore_errors=True)
         finally:
             if temporary.is_dir():
                 shutil.rmtree(temporary)

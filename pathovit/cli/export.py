@@ -18,7 +18,8 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            "--to", help="trident, clam, h5 (both), stamp, anndata, csv, parquet, ome-zarr (0.5) or ome-zarr-0.4 (for QuPath)."
+            "--to",
+            help="trident, clam, h5 (both), stamp, anndata, csv, parquet, ome-zarr (0.5), ome-zarr-0.4 (for QuPath) or wsinfer.",
         ),
     ] = "h5",
     folder: Annotated[Path | None, typer.Option("--folder", help="Where to.  \\[default: FEATURES/export]")] = None,
@@ -46,6 +47,7 @@ def export(
         )
     for remark in done.remarks:
         options.note(remark)
-    sys.stderr.write(f"{done.written} slides written to {target}, for {FORMATS[to].readers}; {MAPPING} says which is which.\n")
+    which = "" if FORMATS[to].whole else f"; {MAPPING} says which is which"
+    sys.stderr.write(f"{done.written} slides written to {target}, for {FORMATS[to].readers}{which}.\n")
     if damaged or done.failed:
         sys.exit(3)

@@ -81,11 +81,12 @@ def import_features(
             on_step(place, len(files))
             row = rows.get(file)
             asked = (
-                Asked(row.mpp, f"{manifest}", encoder, patches)
+                Asked(row.mpp, "manifest", encoder, patches)
                 if row and row.mpp
                 else Asked((mpp, mpp) if mpp else None, encoder=encoder, patches=patches)
             )
-            known = slide_id(file.stem if keep_names else "", file_sha256(file))
+            digest = file_sha256(file)
+            known = slide_id(file.stem if keep_names else "", digest)
             patient = row.patient if row else None
             if names is not None:
                 names.note(file.with_suffix(""), patient, known)
@@ -95,7 +96,9 @@ def import_features(
                     there += 1
                 else:
                     found = read_foreign(file, asked)
-                    twins += _put(folder, known, file, found, patient, row.label("label") if row else None, settings, keep_names)
+                    twins += _put(
+                        folder, known, digest, file, found, patient, row.label("label") if row else None, settings, keep_names
+                    )
                     nominal += found.mpp_source.startswith(NOMINAL)
                     imported += 1
             except SlideError as error:
@@ -157,7 +160,7 @@ def _rows(files: Sequence[Path], rows: Sequence[ManifestRow]) -> Mapping[Path, M
 
 
 def _put(
-    out: OutFolder, known: str, file: Path, found: ForeignFeatures, patient: str | None, label: str | None, settings: Settings,
+    out: OutFolder, known: str, digest: str, file: Path, found: ForeignFeatures, patient: str | None, label: str | None, settings: Settings,
     keep_names: bool,
 ) -> int:  # fmt: skip
     """Write the features of a slide, and last its record; returns how many tiles are taken for unreadable."""
@@ -173,7 +176,6 @@ def _put(
         spec, xy, np.ones(len(xy), np.float32), (found.tile_l0,) * 2, (found.stride_l0,) * 2, (int(xy[:, 0].min()), int(xy[:, 1].min())),
         0, (round(found.tile_l0),) * 2, 1, 1.0, len(xy),
     )  # fmt: skip
-    digest = file_sha256(file)
     encoder = {
         "encoder": found.encoder,
         "weights_sha256": IMPORTED,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import errno
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 import torch
 import zarr
 from made_runs import folder_of
+from scipy.stats import spearmanr
 from typer.testing import CliRunner
 
 from pathovit.cli import commands as _registered  # noqa: F401
@@ -26,8 +29,11 @@ from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.store import FeatureStore
 from pathovit.show.export.formats import FORMATS, export
 from pathovit.show.export.hdf5 import nominal_magnification
+from pathovit.show.export.slides import ExportedSlide
 from pathovit.show.ome_tiff import read_ome_tiff
 from pathovit.show.qupath import read_annotations
+from pathovit.slides.slide import open_slide
+from pathovit.slides.tiling import read_tile
 
 
 def call(*words: object) -> Any:
@@ -43,7 +49,7 @@ def one(finished: Path) -> tuple[str, SlideFeatures]:
 
 def test_every_format_writes_every_slide_and_says_which_is_which(finished: Path, tmp_path: Path) -> None:
     ids = {folder.slide_id for folder in OutFolder(finished).slides()}
-    for to in FORMATS:
+    for to in (to for to, format in FORMATS.items() if not format.whole):
         done = call(finished, "--to", to, "--folder", tmp_path / to)
         assert done.exit_code == 0, done.output
         assert f"3 slides written to {tmp_path / to}" in done.stderr
@@ -205,6 +211,52 @@ def test_a_file_is_whole_or_not_there(finished: Path, tmp_path: Path, monkeypatc
             with pytest.raises(StorageError, match="cannot be written"):
                 export(OutFolder(finished), to, tmp_path / to)
         assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / to).rglob("*") if path.is_file()}
+
+
+def test_wsinfer_gets_a_network_that_says_of_a_tile_what_the_map_does(finished: Path, slides: list[Path], tmp_path: Path) -> None:
+    done = call(finished, "--to", "wsinfer", "--folder", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert re.search(
+        r"each tile is seen alone: on slides left out its rank correlation to our map is 0\.\d\d \(\d+ tiles of 3 slides\)",
+        done.stderr,
+    )
+    config = json.loads((tmp_path / "config.json").read_text())
+    network = torch.jit.load(tmp_path / "torchscript_model.pt")
+    assert config["class_names"] == ["normal", "tumour"]
+    assert (config["patch_size_pixels"], config["spacing_um_px"]) == (96, 1.0)
+    stored = FeatureStore(OutFolder(finished).slide(folder_of(finished, "one").name), Path("one.svs")).read()
+    names, layers = read_ome_tiff(folder_of(finished, "one") / "heatmap.ome.tiff")
+    column, row = stored.grid.lattice().T
+    shown = layers[names.index("score: tumour")][row, column]
+    with open_slide(slides[0]) as slide:
+        tiles = np.stack([read_tile(slide, stored.grid, index) for index in range(len(stored.xy))])
+    steps = {step["name"]: step.get("arguments", {}) for step in config["transform"]}
+    assert steps["Resize"] == {"size": 96}
+    mean, std = (torch.tensor(steps["Normalize"][key])[:, None, None] for key in ("mean", "std"))
+    with torch.no_grad():
+        chances = torch.softmax(network((torch.from_numpy(tiles).permute(0, 3, 1, 2) / 255 - mean) / std), 1)[:, 1].numpy()
+    assert spearmanr(chances, shown).statistic > 0.7
+    assert ((chances > 0.5) == (shown > 0.5)).mean() > 0.9
+
+
+def test_the_config_is_what_the_schema_of_wsinfer_asks_for(finished: Path, tmp_path: Path) -> None:
+    schemas = pytest.importorskip("wsinfer_zoo.client")
+    assert call(finished, "--to", "wsinfer", "--folder", tmp_path).exit_code == 0
+    assert schemas.validate_config_json(json.loads((tmp_path / "config.json").read_text()))
+
+
+def test_a_map_that_single_tiles_say_nothing_of_is_not_given_to_wsinfer(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chance = np.random.default_rng(0)
+    monkeypatch.setattr(
+        ExportedSlide,
+        "measured",
+        property(lambda self: {"score: tumour": chance.random(len(self.features.xy)).astype(np.float32)}),
+    )
+    done = CliRunner().invoke(app, ["export", str(finished), "--to", "wsinfer", "--folder", str(tmp_path / "none")])
+    assert "a tile by itself says too little of this map" in str(done.exception)
+    assert not (tmp_path / "none").exists()
 
 
 def test_what_cannot_be_is_said(finished: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathovit.show.export.hdf5 import nominal_magnification, write_clam, write_s
 from pathovit.show.export.ome_zarr import write_ome_zarr
 from pathovit.show.export.slides import ExportedSlide, named
 from pathovit.show.export.tiles import write_anndata, write_csv, write_parquet
+from pathovit.show.export.wsinfer import write_wsinfer
 
 MAPPING = "slides.csv"
 MOST_ROUNDED = 0.15  # of a resolution, when it is called by an objective
@@ -25,7 +26,8 @@ class Format:
     """A layout: who reads it, what it says beside the features, and how a slide is written."""
 
     readers: str
-    writes: tuple[Write, ...]
+    writes: tuple[Write, ...] = ()
+    whole: Callable[[Path, Sequence[ExportedSlide]], list[str]] | None = None  # of all slides at once; what must be said of it
     by_objective: bool = False  # it knows resolutions as objectives alone
     of_maps: bool = False  # it is made of the map: slides without an answer have none
 
@@ -38,6 +40,7 @@ FORMATS = {
     "anndata": Format("scanpy, squidpy (.h5ad)", (write_anndata,)),
     "csv": Format("anything that reads tables: positions and scores", (write_csv,)),
     "parquet": Format("the same, with features", (write_parquet,)),
+    "wsinfer": Format("WSInfer and QuPath, which run it on tiles", whole=write_wsinfer, of_maps=True),
     "ome-zarr": Format("napari, Vitessce, neuroglancer (0.5)", (partial(write_ome_zarr, version="0.5"),), of_maps=True),
     "ome-zarr-0.4": Format("QuPath, Bio-Formats, OMERO (0.4)", (partial(write_ome_zarr, version="0.4"),), of_maps=True),
 }
@@ -70,6 +73,8 @@ def export(
         raise SettingsError(f"--to {to!r} is unknown. Use {', '.join(FORMATS)}.")
     records, _ = out.finished()
     slides = named(out, records, naming)
+    if whole := FORMATS[to].whole:
+        return Exported(len(slides), (), (), tuple(whole(folder, slides)))
     written: list[Mapping[str, object]] = []
     failed, without_map, remarks = [], [], set()
     for place, known in enumerate(slides):
