@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from shapely import Polygon
 from shapely.affinity import translate
-from skimage import measure
+from skimage import draw, measure
 
 from pathovit.errors import NoTissueError
 from pathovit.geometry import XY, area_mm2
@@ -164,11 +164,12 @@ def outlined_tissue(slide: Slide, outlines: Sequence[Outline], settings: TissueS
 
 
 def _fill(mask: NDArray[np.uint8], area: Polygon, downsample: XY, value: int) -> None:
-    """Pixels under an area, and not under its holes; in quarters of a pixel, so that small areas keep theirs."""
-    inside = np.zeros(mask.shape, np.uint8)
-    rings = [np.rint(np.asarray(ring.coords) / downsample * 4 - 2).astype(np.int32) for ring in (area.exterior, *area.interiors)]
-    cv2.fillPoly(inside, rings, 1, shift=2)
-    mask[inside > 0] = value
+    """Pixels whose middle lies in an area, and not in a hole of it."""
+    inside = np.zeros(mask.shape, bool)
+    for ring, within in ((area.exterior, True), *((hole, False) for hole in area.interiors)):
+        x, y = (np.asarray(ring.coords) / downsample - 0.5).T
+        inside[draw.polygon(y, x, mask.shape)] = within
+    mask[inside] = value
 
 
 def _refuse_grey(slide: Slide, overview: RGB, alive: Mask, least_px: float) -> None:

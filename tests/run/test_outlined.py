@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from made_runs import folder_of
+from shapely import box
 from typer.testing import CliRunner
 
 import pathovit
@@ -45,9 +46,9 @@ def test_tiles_lie_where_tissue_was_outlined_and_the_record_says_so(slides: list
     corners, tile = stored.xy, np.asarray(stored.tile_l0)
     inside = np.minimum(corners + tile, (RIGHT, BOTTOM)) - np.maximum(corners, (LEFT, TOP))
     share = inside.clip(0).prod(1) / tile.prod()
-    assert share.min() >= 0.25 - 0.03
+    assert share.min() >= 0.25 - 0.06
     assert len(corners) > 40
-    assert np.abs(stored.coverage - share).max() < 0.1
+    assert np.abs(stored.coverage - share).max() < 0.13, "pixels of the mask are a twelfth of a tile wide"
     record = pathovit.OutFolder(out).slide(stored.slide_id).record()
     assert record
     assert "its tissue is what a person outlined (--tissue)" in record.reason
@@ -82,6 +83,9 @@ def test_what_is_called_ignore_is_cut_out_and_holes_stay_holes(slides: list[Path
         assert np.array_equal(outlined_tissue(slide, moved).tissue, mask.tissue), (
             "this slide states no bounds: both frames are one"
         )
+        shell, hole = box(LEFT, TOP, RIGHT, BOTTOM), box(1000, 800, 1400, 1200)
+        with_hole = outlined_tissue(slide, [Outline("", shell.difference(hole), 1)])
+        assert with_hole.area_mm2 == pytest.approx(((RIGHT - LEFT) * (BOTTOM - TOP) - 400 * 400) * 0.25e-6, rel=0.02)
         away = write_outline(tmp_path / "away.geojson", ("tissue", (9000, 9000, 9500, 9500)))
         with pytest.raises(NoTissueError, match="its outlines have no area on it"):
             outlined_tissue(slide, read_outlines(away))
