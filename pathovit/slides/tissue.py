@@ -166,9 +166,9 @@ def outlined_tissue(slide: Slide, outlines: Sequence[Outline], settings: TissueS
 def _fill(mask: NDArray[np.uint8], area: Polygon, downsample: XY, value: int) -> None:
     """Pixels whose middle lies in an area, and not in a hole of it."""
     inside = np.zeros(mask.shape, bool)
-    for ring, within in ((area.exterior, True), *((hole, False) for hole in area.interiors)):
+    for ring, filled in ((area.exterior, True), *((hole, False) for hole in area.interiors)):
         x, y = (np.asarray(ring.coords) / downsample - 0.5).T
-        inside[draw.polygon(y, x, mask.shape)] = within
+        inside[draw.polygon(y, x, mask.shape)] = filled
     mask[inside] = value
 
 
