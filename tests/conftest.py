@@ -83,10 +83,11 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_cohort(tmp_path_factory.mktemp("cohort"))
 
 
+LONG_FILES = ("test_docs.py", "test_notebooks.py")
 LONG_ROOMS = ("run", "bench", "encoders", "study")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Rooms whose tests take long come first: of two processes none is left alone with one of them at the end."""
     place = {room: index for index, room in enumerate(LONG_ROOMS)}
-    items.sort(key=lambda item: place.get(item.path.parent.name, len(place)))
+    items.sort(key=lambda item: -1 if item.path.name in LONG_FILES else place.get(item.path.parent.name, len(place)))
