@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pathovit.encoders.elsewhere import IN_STAMP, IN_TRIDENT, our_name
 from pathovit.errors import SettingsError, StoreError
+from pathovit.files import open_patiently
 from pathovit.geometry import XY
 
 MOST_TILES, MOST_DIM = 5_000_000, 65_536
@@ -68,7 +69,7 @@ def read_foreign(path: Path, asked: Asked) -> ForeignFeatures:
     SettingsError : something that must be known is in no attribute: the message says how to give it
     """
     try:
-        with h5py.File(path, "r") as file:
+        with open_patiently(path) as raw, h5py.File(raw, "r") as file:
             for name in file:
                 if not isinstance(file.get(name, getlink=True), h5py.HardLink):
                     raise StoreError(path, f"its {name} is a link, which is not followed.")
@@ -211,7 +212,7 @@ def _clam_patches(open: _Open) -> Attributes:
     for folder in folders:
         found = folder / open.path.name
         if found.is_file():
-            with h5py.File(found, "r") as file:
+            with open_patiently(found) as raw, h5py.File(raw, "r") as file:
                 return dict(file["coords"].attrs)
     raise SettingsError(
         f"{open.path.name}: it does not say how large its tiles are. CLAM notes that in its folder `patches`: give that with --patches."

@@ -175,10 +175,11 @@ def _has_ended(out: OutFolder, faults: list[Fault]) -> bool:
 
 def _verify_names(out: OutFolder, faults: list[Fault], remarks: list[str]) -> None:
     """Whether what ids stand for is known, and to its owner alone; where results were given on it is left out."""
-    private = out.path / PRIVATE
-    if private.is_file() and private.stat().st_mode & 0o077:
-        faults.append(Fault(PRIVATE, f"others may read it: chmod 600 {private}"))
-    elif not private.is_file() and any(slide.startswith("file-") for run in all_runs(out)[:1] for slide in run.slides):
+    for name in (PRIVATE, LOG):
+        private = out.path / name
+        if private.is_file() and private.stat().st_mode & 0o077:
+            faults.append(Fault(name, f"others may read it: chmod 600 {private}"))
+    if not (out.path / PRIVATE).is_file() and any(slide.startswith("file-") for run in all_runs(out)[:1] for slide in run.slides):
         remarks.append(f"no {PRIVATE}: nobody knows here which slides and patients the ids stand for")
 
 

@@ -27,7 +27,7 @@ from shapely.geometry import mapping, shape
 
 from pathovit import RESEARCH_USE
 from pathovit.errors import StoreError
-from pathovit.files import put_whole, read_bytes, to_json, write_atomically
+from pathovit.files import open_patiently, put_whole, read_bytes, to_json, write_atomically
 from pathovit.geometry import XY
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.folder import GEOJSON
@@ -93,7 +93,7 @@ def _write(path: Path, stored: SlideFeatures, features: Iterable[Feature]) -> Pa
         if place.stat().st_size > LARGE_BYTES:
             with (
                 put_whole(packed) as small,
-                place.open("rb") as file,
+                open_patiently(place) as file,
                 small.open("wb") as raw,
                 gzip.GzipFile("", "wb", 6, raw, mtime=0) as target,  # the same bytes whenever it is written
             ):

@@ -98,7 +98,7 @@ def write_report(out: OutFolder, found: Contents, record: RunRecord) -> Path:
     shown.sort(key=lambda record: order[record.slide_id])
     numbers = names[names.index("answer") + 1 : names.index("novelty")] if answered else []
     kinds = Kinds.of(out)
-    script = (Path(__file__).parent / "templates" / "report.js").read_text("utf-8")
+    script = read_bytes(Path(__file__).parent / "templates" / "report.js").decode()
     html = filled(
         "report.html",
         rows=rows,

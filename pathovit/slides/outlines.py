@@ -18,7 +18,7 @@ from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
 from pathovit.errors import SettingsError
-from pathovit.files import read_bytes
+from pathovit.files import open_patiently, read_bytes
 
 SUFFIXES = (".geojson.gz", ".json.gz", ".geojson", ".json", ".xml")
 MOST_BYTES = 2 * 2**30  # of a packed file, unpacked
@@ -45,9 +45,10 @@ def read_outlines(path: Path) -> list[Outline]:
     SettingsError : it is none of these files, or one of its features is none; file and feature are named
     """
     try:
-        content = read_bytes(path)
-        if path.suffix.lower() == ".gz":
-            with gzip.open(path) as packed:
+        if path.suffix.lower() != ".gz":
+            content = read_bytes(path)
+        else:
+            with open_patiently(path) as raw, gzip.GzipFile(fileobj=raw) as packed:
                 content = packed.read(MOST_BYTES)
     except (OSError, EOFError) as error:
         raise SettingsError(f"{path}: {getattr(error, 'strerror', None) or error}.") from error

@@ -26,7 +26,7 @@ from made_runs import folder_of, rewrite
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
-from pathovit.outputs.names import PRIVATE, Names
+from pathovit.outputs.names import LOG, PRIVATE, Names
 from pathovit.outputs.sealed import read_sealed
 
 ASCII = (270, 306, 315, 316, 269, 305)  # ImageDescription, DateTime, Artist, HostComputer, DocumentName, Software
@@ -47,7 +47,7 @@ class Canaries:
         """By canary the files that hold it, or are called by it, in any encoding; private files of ours are left out."""
         found: dict[str, list[str]] = {}
         for path in (path for folder in folders for path in folder.rglob("*")):
-            if path.name == PRIVATE and stat.S_IMODE(path.stat().st_mode) == 0o600:
+            if path.name in (PRIVATE, LOG) and stat.S_IMODE(path.stat().st_mode) == 0o600:
                 continue
             content = b"\0".join(_readings(path.read_bytes())) if path.is_file() else b""
             for name in self.planted:

@@ -13,7 +13,7 @@ from command import pathovit
 from made_runs import folder_of
 
 from pathovit.outputs.folder import OutFolder
-from pathovit.outputs.names import PRIVATE
+from pathovit.outputs.names import LOG, PRIVATE
 from pathovit.outputs.sealed import SealError, read_sealed, sealed, unsealed
 from pathovit.outputs.verify import verify
 
@@ -29,7 +29,15 @@ def faults(out: Path) -> list[str]:
 
 
 def files_of(out: Path) -> list[Path]:
-    return sorted(path for path in out.rglob("*") if path.is_file() and path.stat().st_size)
+    """All that vouches for itself or is vouched for: the log is words for people, and nothing is read from it."""
+    return sorted(path for path in out.rglob("*") if path.is_file() and path.stat().st_size and path.name != LOG)
+
+
+def test_what_is_private_is_for_its_owner_alone(out: Path) -> None:
+    for name in (LOG, PRIVATE):
+        (out / name).chmod(0o644)
+        assert faults(out) == [f"{name}: others may read it: chmod 600 {out / name}"]
+        (out / name).chmod(0o600)
 
 
 def flip(path: Path, chance: random.Random) -> bytes:

@@ -91,7 +91,7 @@ class Deaf(Scheduler):
 
 import distributed
 distributed.Scheduler = Deaf
-print(len(run_folder({str(slides[0])!r}, {str(tmp_path / "out")!r}).slides))
+print(len(run_folder({str(slides[0])!r}, {str(tmp_path / "out")!r}, progress=False).slides))
 """)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
     assert (done.stdout, done.stderr) == ("1\n", "")

@@ -19,7 +19,7 @@ from made_slides import squares_picture, write_tiff, zero_tiles
 from PIL import Image
 
 from pathovit.cli import commands as _registered  # noqa: F401
-from pathovit.outputs.names import PRIVATE
+from pathovit.outputs.names import LOG, PRIVATE
 
 
 def test_a_run_leaves_every_product_of_the_design(finished: Path) -> None:
@@ -30,6 +30,7 @@ def test_a_run_leaves_every_product_of_the_design(finished: Path) -> None:
         "slides",
         "tissue",
         PRIVATE,
+        LOG,
     }
     for folder in (finished / "slides").iterdir():
         names = {p.name for p in folder.iterdir()}
