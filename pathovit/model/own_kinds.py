@@ -64,7 +64,7 @@ def made_by(name: str) -> Make | None:
         if entry.name == name:
             try:
                 made: Make = entry.load()
-            except Exception as error:  # it is other people's code, and may raise anything
+            except (ImportError, AttributeError) as error:
                 raise SettingsError(f"Aggregator {name!r}, which {entry.value} brings, cannot be loaded: {error!r}.") from error
             return made
     return None
