@@ -74,7 +74,9 @@ def export(
     records, _ = out.finished()
     slides = named(out, records, naming)
     if whole := FORMATS[to].whole:
-        return Exported(len(slides), (), (), tuple(whole(folder, slides)))
+        with_map = [slide for slide in slides if slide.record.prediction]
+        left_out = tuple(slide.slide_id for slide in slides if not slide.record.prediction)
+        return Exported(len(with_map), (), left_out, tuple(whole(folder, with_map)))
     written: list[Mapping[str, object]] = []
     failed, without_map, remarks = [], [], set()
     for place, known in enumerate(slides):
