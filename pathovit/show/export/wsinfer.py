@@ -10,6 +10,7 @@ Their reader checks config.json (wsinfer-zoo, model-config.schema.json) and runs
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,7 +75,7 @@ def write_wsinfer(folder: Path, slides: Sequence[ExportedSlide]) -> list[str]:
     record, spec = encoder.record, slides[0].features.grid.spec
     example = torch.rand(2, 3, encoder.model_px, encoder.model_px)
     trace: Any = torch.jit.trace
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"):  # the tracer's, of sizes that are the same for every batch
         traced = torch.jit.freeze(trace(network, example, check_trace=False))
         for count in (1, 3):
             tiles = torch.rand(count, 3, encoder.model_px, encoder.model_px)
