@@ -9,7 +9,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from written_from_code import as_numpy_has_it, write_commands, write_python, write_settings  # noqa: E402
+from written_from_code import as_numpy_has_it, write_commands, write_python, write_records, write_settings  # noqa: E402
 
 import pathovit  # noqa: E402
 
@@ -20,7 +20,6 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["build", "notebooks"]
 html_theme = "furo"
 html_title = "pathovit"
-html_extra_path = ["schemas"]
 html_theme_options = {"footer_icons": [], "announcement": pathovit.RESEARCH_USE}
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
@@ -40,5 +39,10 @@ def setup(app: Any) -> None:
     app.connect("autodoc-process-docstring", on_docstring, priority=400)  # before napoleon
 
 
-for write, name in ((write_commands, "commands"), (write_settings, "settings"), (write_python, "python")):
+for write, name in (
+    (write_commands, "commands"),
+    (write_settings, "settings"),
+    (write_records, "records"),
+    (write_python, "python"),
+):
     (HERE / "reference" / f"{name}.md").write_text(write(), "utf-8")

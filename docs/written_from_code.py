@@ -1,10 +1,13 @@
-"""Pages that the code itself says: every command with its options, every setting, every public object."""
+"""Pages that the code itself says: every command with its options, every setting, every record on disk, every public object."""
 
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -62,6 +65,54 @@ def write_settings() -> str:
     """reference/settings.md"""
     lines = "\n".join(template())
     return f"# Settings\n\nA file for `--settings`, as `pathovit settings` prints it; options of a command win over it.\n\n```toml\n{lines}\n```\n"
+
+
+def write_records() -> str:
+    """reference/records.md, from docs/schemas/"""
+    page = [
+        "# Records\n",
+        "The JSON files of an output folder, field by field; pictures, tables and features: [outputs](../outputs.md).\n",
+    ]
+    for path in sorted((Path(__file__).parent / "schemas").glob("*.schema.json")):
+        schema = json.loads(path.read_text("utf-8"))
+        rows = "\n".join(["| field | type | meaning |", "|---|---|---|", *_fields(schema, schema, "")])
+        page.append(
+            f"## {schema['title']}\n\n{schema['description']} As a schema: {{download}}`{path.name} <../schemas/{path.name}>`.\n\n{rows}\n"
+        )
+    return "\n".join(page)
+
+
+def _fields(whole: Any, schema: Any, above: str) -> Iterator[str]:
+    """A row for each field, those inside it below it."""
+    for name, field in schema.get("properties", {}).items():
+        field = _followed(whole, field)
+        kinds = [_followed(whole, kind) for kind in field.get("anyOf", field.get("oneOf", [field]))]
+        said = field.get("description", "") + ("" if name in schema.get("required", ()) else " (not always there)")
+        yield f"| `{above}{name}` | {' or '.join(dict.fromkeys(map(_kind, kinds)))} | {said.strip().replace('|', chr(92) + '|')} |"
+        for kind in kinds:
+            inside = _followed(whole, kind.get("items", {}))
+            more = kind.get("additionalProperties")
+            yield from _fields(whole, kind, f"{above}{name}.")
+            yield from _fields(whole, inside, f"{above}{name}[].")
+            if isinstance(more, dict):
+                yield from _fields(whole, _followed(whole, more), f"{above}{name}.*.")
+
+
+def _followed(whole: Any, field: Any) -> Any:
+    reference = field.get("$ref", "")
+    found = whole
+    for part in reference.removeprefix("#/").split("/") if reference else ():
+        found = found[part]
+    return {**found, **{key: value for key, value in field.items() if key != "$ref"}} if reference else field
+
+
+def _kind(field: Any) -> str:
+    if "enum" in field:
+        return " or ".join(f"`{json.dumps(value)}`" for value in field["enum"])
+    if "const" in field:
+        return f"`{json.dumps(field['const'])}`"
+    kind = field.get("type", "any")
+    return " or ".join(kind) if isinstance(kind, list) else str(kind)
 
 
 def as_numpy_has_it(lines: list[str]) -> list[str]:

@@ -19,7 +19,7 @@ def export(
         str,
         typer.Option(
             "--to",
-            help="trident, clam, h5 (both), stamp, anndata, csv, parquet, ome-zarr (0.5), ome-zarr-0.4 (for QuPath) or wsinfer.",
+            help="trident, clam, h5 (both), stamp, anndata, csv, parquet, ome-zarr (0.5), ome-zarr-0.4 (for QuPath), wsinfer, dicom or spatialdata.",
         ),
     ] = "h5",
     folder: Annotated[Path | None, typer.Option("--folder", help="Where to.  \\[default: FEATURES/export]")] = None,
@@ -41,10 +41,8 @@ def export(
     done = export(out, to, target, names, lambda at, of: steps(f"slides as {to}", at, of))
     for error in done.failed:
         options.note(str(error))
-    if done.without_map:
-        options.note(
-            f"{len(done.without_map)} slides have no answer, and so no map ({', '.join(done.without_map[:3])}): left out"
-        )
+    for why, left in done.left_out.items():
+        options.note(f"{len(left)} slides {why} ({', '.join(left[:3])}): left out")
     for remark in done.remarks:
         options.note(remark)
     which = "" if FORMATS[to].whole else f"; {MAPPING} says which is which"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import chain
 from math import isfinite
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,8 +105,16 @@ def _write(path: Path, stored: SlideFeatures, features: Iterable[Feature]) -> Pa
     return found
 
 
-def read_annotations(folder: Path, stored: SlideFeatures) -> list[tuple[str, Any]]:
-    """Class and shape, in level-0 pixels, of the regions that `write_geojson` wrote; none where there is no such file.
+class Annotation(NamedTuple):
+    """A region of the map, as it was written."""
+
+    name: str  # its class
+    shape: Any  # level-0 pixels
+    measured: Mapping[str, float]
+
+
+def read_annotations(folder: Path, stored: SlideFeatures) -> list[Annotation]:
+    """The regions that `write_geojson` wrote; none where there is no such file.
 
     Raises
     ------
@@ -118,8 +126,11 @@ def read_annotations(folder: Path, stored: SlideFeatures) -> list[tuple[str, Any
     try:
         raw = read_bytes(paths[0])
         found = json.loads(gzip.decompress(raw) if paths[0].suffix == ".gz" else raw)["features"]
-        drawn = [one for one in found if one["properties"]["objectType"] == "annotation"]
-        return [(one["properties"]["name"], translate(shape(one["geometry"]), *offset(stored))) for one in drawn]
+        drawn = [(one["geometry"], one["properties"]) for one in found if one["properties"]["objectType"] == "annotation"]
+        return [
+            Annotation(about["name"], translate(shape(outline), *offset(stored)), about["measurements"])
+            for outline, about in drawn
+        ]
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise StoreError(paths[0], "damaged. Draw it again: pathovit heatmap.") from error
 

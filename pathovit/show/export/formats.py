@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,9 +11,12 @@ from pathlib import Path
 from pathovit.errors import SettingsError, SlideError
 from pathovit.files import csv_table, write_atomically
 from pathovit.outputs.folder import OutFolder
+from pathovit.outputs.runs import files_at_hand
+from pathovit.show.export.dicom import cannot_be_dicom, write_dicom
 from pathovit.show.export.hdf5 import nominal_magnification, write_clam, write_stamp, write_trident
 from pathovit.show.export.ome_zarr import write_ome_zarr
-from pathovit.show.export.slides import ExportedSlide, named
+from pathovit.show.export.slides import ExportedSlide, lacks_map, named
+from pathovit.show.export.spatialdata import write_spatialdata
 from pathovit.show.export.tiles import write_anndata, write_csv, write_parquet
 from pathovit.show.export.wsinfer import write_wsinfer
 
@@ -29,7 +33,8 @@ class Format:
     writes: tuple[Write, ...] = ()
     whole: Callable[[Path, Sequence[ExportedSlide]], list[str]] | None = None  # of all slides at once; what must be said of it
     by_objective: bool = False  # it knows resolutions as objectives alone
-    of_maps: bool = False  # it is made of the map: slides without an answer have none
+    lacks: Callable[[ExportedSlide], str] = lambda slide: ""  # why nothing can be written of a slide, as a sentence about several
+    of_files: bool = False  # it needs the slides themselves
 
 
 FORMATS = {
@@ -40,9 +45,11 @@ FORMATS = {
     "anndata": Format("scanpy, squidpy (.h5ad)", (write_anndata,)),
     "csv": Format("anything that reads tables: positions and scores", (write_csv,)),
     "parquet": Format("the same, with features", (write_parquet,)),
-    "wsinfer": Format("WSInfer and QuPath, which run it on tiles", whole=write_wsinfer, of_maps=True),
-    "ome-zarr": Format("napari, Vitessce, neuroglancer (0.5)", (partial(write_ome_zarr, version="0.5"),), of_maps=True),
-    "ome-zarr-0.4": Format("QuPath, Bio-Formats, OMERO (0.4)", (partial(write_ome_zarr, version="0.4"),), of_maps=True),
+    "wsinfer": Format("WSInfer and QuPath, which run it on tiles", whole=write_wsinfer, lacks=lacks_map),
+    "ome-zarr": Format("napari, Vitessce, neuroglancer (0.5)", (partial(write_ome_zarr, version="0.5"),), lacks=lacks_map),
+    "ome-zarr-0.4": Format("QuPath, Bio-Formats, OMERO (0.4)", (partial(write_ome_zarr, version="0.4"),), lacks=lacks_map),
+    "spatialdata": Format("LazySlide and spatialdata", (write_spatialdata,)),
+    "dicom": Format("DICOM archives and Slim, beside DICOM slides", (write_dicom,), lacks=cannot_be_dicom, of_files=True),
 }
 
 
@@ -52,7 +59,7 @@ class Exported:
 
     written: int
     failed: tuple[SlideError, ...]
-    without_map: tuple[str, ...]
+    left_out: Mapping[str, Sequence[str]]  # why -> slide_ids
     remarks: tuple[str, ...]
 
 
@@ -72,21 +79,23 @@ def export(
     if to not in FORMATS:
         raise SettingsError(f"--to {to!r} is unknown. Use {', '.join(FORMATS)}.")
     records, _ = out.finished()
-    slides = named(out, records, naming)
+    fit, left_out = [], defaultdict(list)
+    at_hand = files_at_hand(out) if FORMATS[to].of_files else {}
+    for known in named(out, records, naming):
+        slide = replace(known, file=at_hand.get(known.record.sha256))
+        if lacks := FORMATS[to].lacks(slide):
+            left_out[lacks].append(slide.slide_id)
+        else:
+            fit.append(slide)
     if whole := FORMATS[to].whole:
-        with_map = [slide for slide in slides if slide.record.prediction]
-        left_out = tuple(slide.slide_id for slide in slides if not slide.record.prediction)
-        return Exported(len(with_map), (), left_out, tuple(whole(folder, with_map)))
+        return Exported(len(fit), (), left_out, tuple(whole(folder, fit)))
     written: list[Mapping[str, object]] = []
-    failed, without_map, remarks = [], [], set()
-    for place, known in enumerate(slides):
+    failed, remarks = [], set()
+    for place, known in enumerate(fit):
         if on_step:
-            on_step(place, len(slides))
+            on_step(place, len(fit))
         slide = replace(known)  # what it reads goes with it
         try:
-            if FORMATS[to].of_maps and not slide.drawn:
-                without_map.append(slide.slide_id)
-                continue
             for write in FORMATS[to].writes:
                 write(folder, slide)
         except SlideError as error:
@@ -96,11 +105,13 @@ def export(
         remarks |= set(_remarks(FORMATS[to], slide))
     if written:
         write_atomically(folder / MAPPING, csv_table(list(written[0]), written))
-    return Exported(len(written), tuple(failed), tuple(without_map), tuple(sorted(remarks)))
+    return Exported(len(written), tuple(failed), left_out, tuple(sorted(remarks)))
 
 
 def _remarks(format: Format, slide: ExportedSlide) -> list[str]:
     stored, found = slide.features, []
+    if format.of_files:
+        found.append("DICOM objects name the patient as their slide does, or no archive would find them: they are private")
     if format.by_objective:
         for mpp in (stored.grid.spec.mpp, stored.mpp[0]):
             power = nominal_magnification(mpp or 1)

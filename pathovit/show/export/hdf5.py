@@ -19,7 +19,7 @@ from pathovit import __version__
 from pathovit.encoders.elsewhere import IN_STAMP, IN_TRIDENT
 from pathovit.files import put_whole, write_atomically
 from pathovit.outputs.features import SlideFeatures
-from pathovit.show.export.slides import ExportedSlide
+from pathovit.show.export.slides import ExportedSlide, encoder_name
 
 BLOCK_TILES = 4096  # that are held as float32
 STAMP_VERSION = "2.1.0"  # the first that knows these attributes: later ones read it, earlier ones say why they do not
@@ -99,12 +99,6 @@ def write_stamp(folder: Path, slide: ExportedSlide) -> None:
                 "trial": stored.trial,
             }
         )
-
-
-def encoder_name(stored: SlideFeatures, known: Mapping[str, str]) -> str:
-    """What another program calls the encoder; our own name, fit for a folder, where it has none for it."""
-    own = str(stored.recipe.encoder["encoder"])
-    return known.get(own, own).replace(":", "_").replace("/", "_")
 
 
 def nominal_magnification(mpp: float) -> int:

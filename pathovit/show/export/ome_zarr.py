@@ -78,11 +78,11 @@ def _regions(slide: ExportedSlide, shape: tuple[int, int]) -> tuple[NDArray[np.u
     grid = slide.features.grid
     rows, columns = np.indices(shape)
     x, y = ((place + 0.5) * grid.stride_l0[axis] + grid.origin[axis] for axis, place in enumerate((columns, rows)))
-    legend = {name: value for value, name in enumerate(sorted({name for name, _ in slide.regions}), 1)}
+    legend = {name: value for value, name in enumerate(sorted({region.name for region in slide.regions}), 1)}
     cells = np.zeros(shape, np.uint8)
-    for name, region in slide.regions:
-        prepare(region)
-        cells[contains_xy(region, x, y)] = legend[name]
+    for region in slide.regions:
+        prepare(region.shape)
+        cells[contains_xy(region.shape, x, y)] = legend[region.name]
     return cells, {value: name for name, value in legend.items()}
 
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from pathovit.outputs.records import SlideRecord
 from pathovit.outputs.store import FeatureStore
 from pathovit.show.heatmap import values_of_tiles
 from pathovit.show.ome_tiff import read_ome_tiff
-from pathovit.show.qupath import read_annotations
+from pathovit.show.qupath import Annotation, read_annotations
 
 NAMINGS = ("id", "stem")
 
@@ -31,6 +31,7 @@ class ExportedSlide:
     out: OutFolder
     record: SlideRecord
     name: str  # of its files, without the ending
+    file: Path | None = None  # of the slide itself, for formats that need it, if it is where a run found it
 
     @property
     def slide_id(self) -> str:
@@ -41,6 +42,10 @@ class ExportedSlide:
         """Raises StoreError where they are damaged."""
         return FeatureStore(self.out.slide(self.slide_id), self.out.called(self.record)).read()
 
+    @property
+    def map(self) -> Path:
+        return self.out.slide(self.slide_id).path / "heatmap.ome.tiff"
+
     @cached_property
     def drawn(self) -> Mapping[str, NDArray[np.float32]]:
         """Layers (rows, columns) of the map as it was drawn, by name; none for a slide without an answer.
@@ -49,21 +54,25 @@ class ExportedSlide:
         ------
         StoreError : the map is damaged
         """
-        path = self.out.slide(self.slide_id).path / "heatmap.ome.tiff"
-        if not path.is_file():
+        if not self.map.is_file():
             return {}
-        names, layers = read_ome_tiff(path)
+        names, layers = read_ome_tiff(self.map)
         return dict(zip(names, layers, strict=True))
 
     @cached_property
-    def regions(self) -> list[tuple[str, Any]]:
-        """Class and shape, in level-0 pixels, of every region that heatmap.geojson outlines."""
+    def regions(self) -> list[Annotation]:
+        """Every region that heatmap.geojson outlines."""
         return read_annotations(self.out.slide(self.slide_id).path, self.features)
 
     @cached_property
     def measured(self) -> Mapping[str, NDArray[np.float32]]:
         """(N,) what the map shows of every tile, by layer; where tiles overlap, the mean of the cells under it."""
         return {name: values_of_tiles(self.features, layer) for name, layer in self.drawn.items() if name != "unread"}
+
+
+def lacks_map(slide: ExportedSlide) -> str:
+    """Why nothing can be written of a slide that is to be drawn, as of several; empty if it can."""
+    return "" if slide.record.prediction and slide.map.is_file() else "have no answer, and so no map"
 
 
 def named(out: OutFolder, records: Sequence[SlideRecord], naming: str) -> list[ExportedSlide]:
@@ -86,6 +95,12 @@ def named(out: OutFolder, records: Sequence[SlideRecord], naming: str) -> list[E
                 "Nothing was written. Use --names id."
             )
     return found
+
+
+def encoder_name(stored: SlideFeatures, known: Mapping[str, str]) -> str:
+    """What another program calls the encoder; our own name, fit for a folder, where it has none for it."""
+    own = str(stored.recipe.encoder["encoder"])
+    return known.get(own, own).replace(":", "_").replace("/", "_")
 
 
 def _stem(out: OutFolder, record: SlideRecord) -> str:
