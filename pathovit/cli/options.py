@@ -151,7 +151,7 @@ SHARED = {
     "certificates": Shared(Certificates, "run", "certificates"),
     "plain_tcp": Shared(PlainTcp, "run", "plain_tcp"),
 }
-OF_SLIDES = ("encoder", "tile_px", "tile_mpp", "min_coverage", "max_upsampling", "max_tiles", "reader")
+OF_SLIDES = ("encoder", "tile_px", "tile_mpp", "tissue", "min_coverage", "max_upsampling", "max_tiles", "reader")
 OF_THE_MACHINE = (
     "weights",
     "precision",
@@ -196,7 +196,7 @@ def takes_slides(*names: str) -> Callable[[Callable[..., None]], Callable[..., N
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "asked"]
         shared = {"slides": MaybeSlides, "mpp": Mpp, "manifest": ManifestFile}
         shared |= {name: SHARED[name].kind for name in SHARED if name in names}
-        shared |= {"tissue": Tissue} if "min_coverage" in names else {}
+        shared |= {"tissue": Tissue} if "tissue" in names else {}
         shared |= {"pool": Pool, "settings_file": SettingsFile} if "encoder" in names else {"settings_file": SettingsFile}
         added = [
             inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind) for n, kind in shared.items()

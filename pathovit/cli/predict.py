@@ -72,14 +72,14 @@ def last_settings(out: Path) -> Settings:
 
 
 @app.command()
-@options.takes_slides("model", "hot_score", "error_rate", "check")
+@options.takes_slides("tissue", "model", "hot_score", "error_rate", "check")
 def heatmap(
     asked: options.Asked,
     features: Annotated[Path, typer.Option("--out", "-o", help="Folder with their features.")] = Path("out"),
 ) -> None:
     """Draw heatmaps and the report anew from stored features, e.g. with another model or threshold.
 
-    Tiles and encoder are those of the run that stored them, unless --settings says otherwise.
+    Tiles and encoder are those of the run that stored them, unless --settings says otherwise; --tissue is given as it was then.
     """
     from pathovit.cli.run import carry_out
     from pathovit.run.match import match_model

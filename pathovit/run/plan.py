@@ -210,7 +210,7 @@ def _is_asked(record: SlideRecord, plan: SlidePlan, settings: Settings, model: S
         return False
     named = not plan.job.file or bool(record.description.file)
     if model is None:
-        return named or record.prediction is not None
+        return record.has_features and (named or record.prediction is not None)
     return named and record.finish_recipe == finish_recipe(settings, model.sha256, plan.job.patient, plan.job.label)
 
 
@@ -256,9 +256,10 @@ def _said_otherwise(out: OutFolder, stored: EmbedRecipe, recipe: EmbedRecipe) ->
             f"{out.path} holds features of it that were made by an older pathovit, which finds tissue or tiles otherwise ({'; '.join(differing[:4])}). They are "
             "left as they are: predict, teach, export and verify still work on them. To embed anew: the same command with --overwrite."
         )
+    outlined = "Give the same --tissue as before. " if any(line.startswith("tissue.outlines") for line in differing) else ""
     return (
         f"{out.path} holds features of it made by another recipe ({'; '.join(differing[:4])}). "
-        "Choose another --out, or replace them with --overwrite."
+        f"{outlined}Choose another --out, or replace them with --overwrite."
     )
 
 

@@ -45,10 +45,16 @@ def repair(out: OutFolder, found: Verified, command: Sequence[str], changed: Lis
     jobs = []
     for name in bad:
         known = out.slide(name).record()
-        if (path := at_hand.get(name[-12:])) is not None:
+        outlined = known is not None and known.recipe.outlines is not None
+        if (path := at_hand.get(name[-12:])) is not None and not outlined:
             jobs.append(_job(path, known, names))
         elif known is None or any(_of_features(fault.where, name) for fault in found.faults if fault.slide_id == name):
-            say(f"{name}: its slide is not where it was. Mend it with: pathovit run SLIDE --out {out.path}")
+            why, how = (
+                ("its tissue is what a person outlined", " --tissue OUTLINES")
+                if outlined
+                else ("its slide is not where it was", "")
+            )
+            say(f"{name}: {why}. Mend it with: pathovit run SLIDE{how} --out {out.path}")
         else:
             _draw_again(out, known, settings, record.model, say)
     if jobs:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from shapely import MultiPoint, Polygon, make_valid
+from shapely import MultiPoint, Polygon, force_2d, make_valid
 from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
@@ -50,9 +51,16 @@ def read_outlines(path: Path) -> list[Outline]:
         else:
             with open_patiently(path) as raw, gzip.GzipFile(fileobj=raw) as packed:
                 content = packed.read(MOST_BYTES)
-    except (OSError, EOFError) as error:
-        raise SettingsError(f"{path}: {getattr(error, 'strerror', None) or error}.") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise SettingsError(f"{path}: {getattr(error, 'strerror', None) or f'damaged ({error}). Copy it again'}.") from error
     return list((_of_asap if path.suffix.lower() == ".xml" else _of_qupath)(path, content))
+
+
+def areas_of(geometry: BaseGeometry) -> list[Polygon]:
+    """The areas of a shape, however deep in it; lines and points, which mending a crossed outline leaves, have none."""
+    if isinstance(geometry, Polygon):
+        return [] if geometry.is_empty else [geometry]
+    return [area for part in getattr(geometry, "geoms", ()) for area in areas_of(part)]
 
 
 def stem_of(file: Path) -> str:
@@ -73,13 +81,13 @@ def _of_qupath(path: Path, content: bytes) -> Iterator[Outline]:
         found = json.loads(content)
     except ValueError as error:
         raise SettingsError(f"{path}: not GeoJSON ({error}). Export the annotations from QuPath as GeoJSON.") from error
-    features = found if isinstance(found, list) else found.get("features", [found]) if isinstance(found, dict) else []
+    features = found if isinstance(found, list) else (found.get("features", [found]) or []) if isinstance(found, dict) else []
     for number, feature in enumerate(features, start=1):
         try:
             about = feature.get("properties") or {}
             measured = about.get("measurements")
             name = _class_name(about.get("classification"))
-            geometry = make_valid(shape(feature["geometry"])) if name or feature.get("geometry") else Polygon()
+            geometry = make_valid(force_2d(shape(feature["geometry"]))) if name or feature.get("geometry") else Polygon()
             yield Outline(
                 name, geometry, number, False, str(about.get("objectType", "")), measured if isinstance(measured, dict) else {},
             )  # fmt: skip

@@ -26,7 +26,7 @@ from pathovit.settings import TissueSettings
 from pathovit.slides.glass import DARKEST, SAMPLE_PX, extremes, filled_in, find_glass, optical_density, texture_of, unlike
 from pathovit.slides.ink import find_pen
 from pathovit.slides.masks import Mask, components, grown, opened, within, without_small
-from pathovit.slides.outlines import Outline
+from pathovit.slides.outlines import Outline, areas_of
 from pathovit.slides.overview import read_overview
 from pathovit.slides.readers import RGB
 from pathovit.slides.slide import Slide
@@ -150,9 +150,8 @@ def outlined_tissue(slide: Slide, outlines: Sequence[Outline], settings: TissueS
         for one, out in zip(outlines, left_out, strict=True):
             if out == is_out:
                 moved = one.geometry if one.from_level0 else translate(one.geometry, x, y)
-                for part in getattr(moved, "geoms", [moved]):
-                    if part.geom_type == "Polygon":
-                        _fill(tissue, part, downsample, 0 if out else 1)
+                for area in areas_of(moved):
+                    _fill(tissue, area, downsample, 0 if out else 1)
     if not tissue.any():
         raise NoTissueError(slide.path, "its outlines have no area on it. Are they of this slide, and in level-0 pixels?")
     nothing = np.zeros(scanned.shape, bool)
@@ -165,11 +164,14 @@ def outlined_tissue(slide: Slide, outlines: Sequence[Outline], settings: TissueS
 
 def _fill(mask: NDArray[np.uint8], area: Polygon, downsample: XY, value: int) -> None:
     """Pixels whose middle lies in an area, and not in a hole of it."""
-    inside = np.zeros(mask.shape, bool)
+    left, top, right, bottom = np.asarray(area.bounds) / np.tile(downsample, 2)
+    x0, y0 = max(0, int(left)), max(0, int(top))
+    part = mask[y0 : max(y0, int(np.ceil(bottom))), x0 : max(x0, int(np.ceil(right)))]
+    inside = np.zeros(part.shape, bool)
     for ring, filled in ((area.exterior, True), *((hole, False) for hole in area.interiors)):
         x, y = (np.asarray(ring.coords) / downsample - 0.5).T
-        inside[draw.polygon(y, x, mask.shape)] = filled
-    mask[inside] = value
+        inside[draw.polygon(y - y0, x - x0, part.shape)] = filled
+    part[inside] = value
 
 
 def _refuse_grey(slide: Slide, overview: RGB, alive: Mask, least_px: float) -> None:

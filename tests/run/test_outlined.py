@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,47 @@ def test_what_is_called_ignore_is_cut_out_and_holes_stay_holes(slides: list[Path
         away = write_outline(tmp_path / "away.geojson", ("tissue", (9000, 9000, 9500, 9500)))
         with pytest.raises(NoTissueError, match="its outlines have no area on it"):
             outlined_tissue(slide, read_outlines(away))
+
+
+def test_shapes_as_they_come_are_filled_or_refused_by_name(slides: list[Path], tmp_path: Path) -> None:
+    spike = [[600, 500], [2000, 500], [2000, 1700], [600, 1700], [600, 500], [300, 500], [600, 500]]
+    crossed = [[2100, 500], [2300, 700], [2300, 500], [2100, 700], [2100, 500]]
+    high = [[x, y, 7.0] for x, y in ([100, 100], [200, 100], [200, 200], [100, 200], [100, 100])]
+    both = {"type": "MultiPolygon", "coordinates": [[spike], [crossed]]}
+    features = [
+        {"type": "Feature", "properties": {}, "geometry": geometry}
+        for geometry in (both, {"type": "Polygon", "coordinates": [high]}, None, {"type": "Polygon", "coordinates": []})
+    ]
+    path = tmp_path / "one.geojson"
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    with pathovit.open_slide(slides[0]) as slide:
+        mask = outlined_tissue(slide, read_outlines(path))
+    assert mask.area_mm2 == pytest.approx((1400 * 1200 + 200 * 200 / 2 + 100 * 100) * 0.25e-6, rel=0.02)
+    path.write_text('{"type": "FeatureCollection", "features": null}')
+    assert read_outlines(path) == []
+    packed = tmp_path / "one.geojson.gz"
+    packed.write_bytes(gzip.compress(json.dumps(features).encode())[:60] + b"torn" * 9)
+    with pytest.raises(SettingsError, match="one.geojson.gz"):
+        read_outlines(packed)
+
+
+def test_what_was_outlined_is_drawn_and_mended_only_with_its_outlines(slides: list[Path], tmp_path: Path) -> None:
+    out, outline = tmp_path / "out", write_outline(tmp_path / "one.geojson", ("", (LEFT, TOP, RIGHT, BOTTOM)))
+    assert call("run", slides[0], "--out", out, "--tissue", outline).exit_code == 0
+    refused = call("heatmap", slides[0], "--out", out, "--hot-score", 0.9)
+    assert refused.exit_code == 3
+    assert "Give the same --tissue as before" in refused.stderr
+    drawn = call("heatmap", slides[0], "--out", out, "--hot-score", 0.9, "--tissue", outline)
+    assert drawn.exit_code == 0, drawn.output
+    before = pathovit.load_features(out, "one")
+    (folder_of(out, "one") / "overview.png").unlink()
+    call("verify", out, "--repair")
+    assert (folder_of(out, "one") / "overview.png").is_file(), "pictures are drawn from what is stored"
+    shutil.rmtree(folder_of(out, "one") / "features.zarr" / "xy")
+    said = call("verify", out, "--repair")
+    assert "its tissue is what a person outlined. Mend it with: pathovit run SLIDE --tissue OUTLINES" in said.stderr
+    assert call("run", slides[0], "--out", out, "--tissue", outline).exit_code == 0
+    assert np.array_equal(pathovit.load_features(out, "one").xy, before.xy)
 
 
 def test_outlines_of_no_slide_are_refused(slides: list[Path], tmp_path: Path) -> None:
