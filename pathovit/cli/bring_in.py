@@ -21,7 +21,9 @@ def import_(
     out: options.Out = Path("out"),
     mpp: options.Mpp = None,
     manifest: options.ManifestFile = None,
-    encoder: Annotated[str | None, typer.Option("--encoder", help="Which encoder made them, where no file says it.")] = None,
+    encoder: Annotated[
+        str | None, typer.Option("--encoder", help="Which encoder made them (pathovit encoders), where no file says it.")
+    ] = None,
     patches: Annotated[
         Path | None, typer.Option("--patches", help="CLAM's folder `patches`, which says how large tiles are.")
     ] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+OURS = "pathovit_encoder"  # attribute of what we export: our own name for it, with what is made of its tokens
 IN_TRIDENT = {
     "uni": "uni_v1", "uni2_h": "uni_v2", "prov_gigapath": "gigapath", "h_optimus_0": "hoptimus0", "h_optimus_1": "hoptimus1",
     "h0_mini": "h0-mini", "open_midnight": "openmidnight", "midnight:cls": "midnight12k", "hibou_large": "hibou_l",

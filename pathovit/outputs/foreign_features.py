@@ -9,7 +9,7 @@ AtlasPatch   a group `features` of several encoders, coords of five columns; all
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pathovit.encoders.elsewhere import IN_STAMP, IN_TRIDENT, our_name
+from pathovit.encoders.elsewhere import IN_STAMP, IN_TRIDENT, OURS, our_name
 from pathovit.errors import SettingsError, StoreError
 from pathovit.files import open_patiently
 from pathovit.geometry import XY
+from pathovit.slides.properties import MPP_RANGE
 
 MOST_TILES, MOST_DIM = 5_000_000, 65_536
 MOST_GROWTH = 1000  # of what a file claims to hold, by its size
@@ -44,6 +45,7 @@ class ForeignFeatures:
     mpp_source: str
     size: tuple[int, int]  # of level 0; as far as tiles reach, where it is not said
     size_known: bool
+    remarks: tuple[str, ...] = ()  # what must be said of it
 
     @property
     def tile_mpp(self) -> float:
@@ -52,11 +54,11 @@ class ForeignFeatures:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a user adds to a file that does not say it."""
+    """What a user knows: added to a file that does not say it, and put in the place of what it says."""
 
     mpp: XY | None = None  # um per level-0 pixel
     mpp_source: str = "option --mpp"
-    encoder: str | None = None
+    encoder: str | None = None  # by our name
     patches: Path | None = None  # CLAM's folder of that name
 
 
@@ -75,7 +77,9 @@ def read_foreign(path: Path, asked: Asked) -> ForeignFeatures:
                     raise StoreError(path, f"its {name} is a link, which is not followed.")
             for program, (fits, read) in PROGRAMS.items():
                 if fits(file):
-                    return read(_Open(path, file, program, asked))
+                    opened = _Open(path, file, program, asked)
+                    found = read(opened)
+                    return replace(found, remarks=tuple(opened.remarks))
     except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
         if isinstance(error, StoreError | SettingsError):
             raise
@@ -91,6 +95,7 @@ class _Open:
     file: h5py.File
     program: str
     asked: Asked
+    remarks: list[str] = field(default_factory=list)
 
     def array(self, name: str, columns: int | None = None) -> NDArray[Any]:
         """A data set (N, D). Raises StoreError for one that leads elsewhere, is not numbers, or is absurdly large."""
@@ -125,23 +130,39 @@ class _Open:
 
     def mpp(self, attributes: Attributes) -> tuple[XY, str]:
         """um per level-0 pixel, and where that is from: what was given, what is stated, or the objective."""
-        if self.asked.mpp is not None:
-            return self.asked.mpp, self.asked.mpp_source
+        stated = self._stated_mpp(attributes)
+        found, source = (self.asked.mpp, self.asked.mpp_source) if self.asked.mpp else stated or (None, "")
+        if found is None:
+            raise SettingsError(
+                f"{self.path.name}: {self.program} does not say its pixel size. Give it with --mpp, or a --manifest."
+            )
+        if not all(MPP_RANGE[0] <= side <= MPP_RANGE[1] for side in found):
+            raise StoreError(
+                self.path, f"mpp is {found[0]:g} um per pixel ({source}), expected {MPP_RANGE[0]} to {MPP_RANGE[1]:g}."
+            )
+        if stated and not stated[1].startswith(NOMINAL) and abs(found[0] / stated[0][0] - 1) > 0.01:
+            self.remarks.append(f"it says {stated[0][0]:.4g} um per pixel, and {found[0]:.4g} was taken ({source})")
+        return found, source
+
+    def _stated_mpp(self, attributes: Attributes) -> tuple[XY, str] | None:
         for x, y in (("mpp_x", "mpp_y"), ("mpp", "mpp")):
             if x in attributes and str(attributes[x]) != "None":
                 return (_positive(self, attributes, x), _positive(self, attributes, y)), f"{self.program} ({x})"
         if "level0_magnification" in attributes and float(attributes["level0_magnification"]) > 0:
             power = _positive(self, attributes, "level0_magnification")
             return (10 / power, 10 / power), f"{NOMINAL} ({power:g}x, {self.program})"
-        raise SettingsError(f"{self.path.name}: {self.program} does not say its pixel size. Give it with --mpp, or a --manifest.")
+        return None
 
-    def encoder(self, said: object, known: dict[str, str]) -> str:
-        name = self.asked.encoder or (str(said) if said not in (None, "", b"") else "")
-        if not name:
+    def encoder(self, said: object, known: dict[str, str], about: Attributes) -> str:
+        """Our name for it: what was given, what we noted when we exported it, or what the program says."""
+        stated = str(about.get(OURS) or (our_name(str(said), known) if said not in (None, "", b"") else ""))
+        if self.asked.encoder and stated and self.asked.encoder != stated:
+            self.remarks.append(f"it says that {stated} made it, and {self.asked.encoder} was taken (--encoder)")
+        if not (self.asked.encoder or stated):
             raise SettingsError(
                 f"{self.path.name}: {self.program} does not say which encoder made it. Give its name with --encoder."
             )
-        return our_name(name, known)
+        return self.asked.encoder or stated
 
 
 def _positive(open: _Open, attributes: Attributes, name: str) -> float:
@@ -158,11 +179,10 @@ def _trident(open: _Open) -> ForeignFeatures:
     features, coords = open.pair("features")
     about = open.file["coords"].attrs
     folder = open.path.parent.name
-    said = open.file["features"].attrs.get("encoder") or (
-        folder.removeprefix("features_") if folder.startswith("features_") else ""
-    )
+    noted = open.file["features"].attrs
+    said = noted.get("encoder") or (folder.removeprefix("features_") if folder.startswith("features_") else "")
     size = tuple(int(about.get(f"level0_{side}", 0)) for side in ("width", "height"))
-    return _of_pixels(open, open.encoder(said, IN_TRIDENT), features, coords, about, (size[0], size[1]))
+    return _of_pixels(open, open.encoder(said, IN_TRIDENT, noted), features, coords, about, (size[0], size[1]))
 
 
 def _of_pixels(
@@ -202,7 +222,7 @@ def _clam(open: _Open) -> ForeignFeatures:
     size = np.asarray(about["level_dim"]).ravel() * downsample[0] if "level_dim" in about else np.zeros(2)
     known = bool(size.min() > 0)
     whole = (round(float(size[0])), round(float(size[1]))) if known else _reach(xy, tile_l0)
-    encoder = open.encoder(None, IN_TRIDENT)
+    encoder = open.encoder(None, IN_TRIDENT, open.file["features"].attrs)
     return ForeignFeatures("CLAM", encoder, features, xy, tile_px, tile_l0, stride_of(xy, tile_l0), mpp, source, whole, known)
 
 
@@ -236,7 +256,7 @@ def _stamp(open: _Open) -> ForeignFeatures:
     tile_px = round(_positive(open, about, "tile_size_px"))
     mpp = tile_um / tile_px
     xy = np.rint(coords[:, :2] / mpp).astype(np.int64)
-    encoder = open.encoder(about.get("extractor", ""), IN_STAMP)
+    encoder = open.encoder(about.get("extractor", ""), IN_STAMP, about)
     source = "STAMP (tile_size_um by tile_size_px: pixels of tiles, not of the slide)"
     return ForeignFeatures(
         "STAMP", encoder, features, xy, tile_px, tile_px, stride_of(xy, tile_px), (mpp, mpp), source, _reach(xy, tile_px), False
@@ -248,7 +268,7 @@ def _atlaspatch(open: _Open) -> ForeignFeatures:
     wanted = open.asked.encoder
     if wanted is None and len(names) == 1:
         wanted = names[0]
-    theirs = next((name for name in names if wanted in (name, our_name(name, IN_TRIDENT))), None)
+    theirs = next((name for name in names if wanted in (our_name(name, IN_TRIDENT), name)), None)
     if theirs is None:
         raise SettingsError(f"{open.path.name}: it holds features of {', '.join(names)}. Say which with --encoder.")
     features, coords = open.pair(f"features/{theirs}")

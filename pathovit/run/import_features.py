@@ -6,28 +6,28 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pathovit.errors import NoSlidesError, SettingsError, SlideError, StoreError
-from pathovit.files import file_sha256
-from pathovit.geometry import Box
-from pathovit.manifest import ManifestRow, read_manifest
-from pathovit.manifest import Names as TableNames
+from pathovit.files import file_sha256, slide_stem
+from pathovit.geometry import XY, Box
+from pathovit.manifest import ManifestRow, read_manifest, rows_of_slides
 from pathovit.outputs.features import FeatureAttributes, TileVerdict
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.foreign_features import NOMINAL, Asked, ForeignFeatures, read_foreign
 from pathovit.outputs.inventory import holding
-from pathovit.outputs.names import Names
+from pathovit.outputs.names import Names, without_names
 from pathovit.outputs.provenance import versions
-from pathovit.outputs.recipe import EmbedRecipe, finish_recipe
-from pathovit.outputs.records import SlideRecord, SlideVerdict, TileCounts
-from pathovit.outputs.runs import RunLog, RunRecord, SlideOutcome
+from pathovit.outputs.recipe import IMPORTED, EmbedRecipe, finish_recipe
+from pathovit.outputs.records import Outcome, SlideRecord, SlideVerdict, TileCounts
+from pathovit.outputs.runs import RUN, RunLog, RunRecord, SlideOutcome, last_run
 from pathovit.outputs.store import FeatureStore
-from pathovit.settings import EmbedSettings, Settings, TileSpec
+from pathovit.run.jobs import check_mpp
+from pathovit.settings import Settings, TileSpec
 from pathovit.show.table import Contents, write_table
 from pathovit.slides.description import SlideDescription, Survey
 from pathovit.slides.identity import slide_id
@@ -36,8 +36,8 @@ from pathovit.study.cohort import OnStep
 from pathovit.tables import Say
 from pathovit.text import counted
 
-IMPORTED = "imported"  # in place of the digest of weights, which other programs do not tell
 LARGEST_FLOAT16 = 65_000.0
+OTHER_FOLDERS = ("patches", "slide_features")  # of these programs, which hold no features of tiles
 
 
 @dataclass(frozen=True)
@@ -59,62 +59,73 @@ def import_features(
     Parameters
     ----------
     features : .h5 files, or folders of them
-    mpp : um per level-0 pixel, where no file says it
+    mpp : um per level-0 pixel; where a file says something else, that is said
     manifest : a table with a row a slide, of which mpp, patient and label are taken
-    encoder : which made them, where no file says it
+    encoder : which made them, by our name; where a file says something else, that is said
     patches : CLAM's folder of that name
 
     Raises
     ------
     NoSlidesError : there is no .h5 file
-    SettingsError : something that must be known is not; nothing more is taken over
+    SettingsError : something that must be known is not, and nothing more is taken over; or the folder holds results of runs
     """
+    if mpp is not None:
+        check_mpp(mpp)
     files = _files(features)
-    rows = _rows(files, read_manifest(manifest, say) if manifest else [])
-    settings = Settings(embed=EmbedSettings(encoder=encoder or "reference"))
+    rows = _rows(files, manifest, say) if manifest else {}
+    settings = Settings()
     imported, there, failed, nominal, twins = 0, 0, [], 0, 0
+    said: list[str] = []
     with holding(out) as (folder, _):
+        _refuse_runs(folder)
         names = None if keep_names else Names.read(folder.path)
         began = time.monotonic()
-        outcomes = []
-        for place, file in enumerate(files):
-            on_step(place, len(files))
-            row = rows.get(file)
-            asked = (
-                Asked(row.mpp, "manifest", encoder, patches)
-                if row and row.mpp
-                else Asked((mpp, mpp) if mpp else None, encoder=encoder, patches=patches)
-            )
-            digest = file_sha256(file)
-            known = slide_id(file.stem if keep_names else "", digest)
-            patient = row.patient if row else None
-            if names is not None:
-                names.note(file.with_suffix(""), patient, known)
-                patient = names.patient_id(patient) if patient else None
+        todo = [_given(file, rows.get(file), names) for file in files]
+        if names is not None:
+            names.write(folder.path)  # what ids stand for is known before there is one
+        outcomes, encoders = [], []
+        for place, one in enumerate(todo):
+            on_step(place, len(todo))
+            slide = folder.slide(one.slide_id)
+            asked = Asked((mpp, mpp) if mpp else None, encoder=encoder, patches=patches)
+            if one.mpp:
+                asked = replace(asked, mpp=one.mpp, mpp_source="manifest")
             try:
-                if folder.slide(known).record():
+                if (record := slide.record()) and slide.features.is_dir():
                     there += 1
+                    encoders.append(str(record.recipe.encoder["encoder"]))
                 else:
-                    found = read_foreign(file, asked)
-                    twins += _put(
-                        folder, known, digest, file, found, patient, row.label("label") if row else None, settings, keep_names
-                    )
+                    found = read_foreign(one.file, asked)
+                    twins += _put(folder, one, found, settings)
                     nominal += found.mpp_source.startswith(NOMINAL)
+                    said += found.remarks
+                    encoders.append(found.encoder)
                     imported += 1
             except SlideError as error:
                 failed.append(error)
+                reason = error.reason if names is None else without_names(error.reason, one.file)
+                told = Outcome(
+                    one.called, reason, one.slide_id, patient=one.patient, when=time.strftime("%Y-%m-%d"), code=error.code.value
+                )
+                folder.settle(one.file, one.slide_id, told)
+                outcomes.append(SlideOutcome(one.called, "failed", one.slide_id, reason, error.code.value))
                 continue
-            outcomes.append(SlideOutcome("" if names else file.stem, "done", known, ""))
+            folder.settle(one.file, one.slide_id, None)
+            outcomes.append(SlideOutcome(one.called, "done", one.slide_id, ""))
+        if encoders:
+            settings = replace(settings, embed=replace(settings.embed, encoder=encoders[0]))
         log = RunLog(
             folder,
             RunRecord(
                 command=("import",), started=time.strftime("%Y-%m-%dT%H:%M:%S%z"), settings=settings.to_dict(), weights_sha256=IMPORTED,
-                model=None, model_sha256=None, demonstration=False, slides=tuple(outcome.slide_id for outcome in outcomes),
+                model=None, model_sha256=None, demonstration=False, slides=tuple(one.slide_id for one in todo),
             ),
             names,
         )  # fmt: skip
         log.end(3 if failed else 0, time.monotonic() - began, tuple(outcomes))
         write_table(folder, Contents.of(folder))
+    for remark, times in Counter(said).items():
+        say(f"{counted(times, 'slide')}: {remark}")
     if nominal:
         say(
             f"{counted(nominal, 'slide')}: the pixel size is that of the objective they name ({NOMINAL}), which can be a tenth off. Give the true one with --mpp or --manifest"
@@ -131,10 +142,8 @@ def _files(given: Sequence[Path]) -> list[Path]:
     for path in given:
         if not path.exists():
             raise NoSlidesError(f"{path}: there is no such file or folder.")
-        inside = sorted(path.rglob("*.h5")) if path.is_dir() else [path]
-        found |= dict.fromkeys(
-            one for one in inside if not one.name.startswith(".") and one.parent.name not in ("patches", "slide_features")
-        )
+        inside = [path] if path.is_file() else [one for one in sorted(path.rglob("*.h5")) if not one.name.startswith(".")]
+        found |= dict.fromkeys(one for one in inside if one == path or not one.parent.name.startswith(OTHER_FOLDERS))
     if not found:
         pt = any(next(path.rglob("*.pt"), None) for path in given if path.is_dir())
         raise NoSlidesError(
@@ -144,33 +153,65 @@ def _files(given: Sequence[Path]) -> list[Path]:
     return list(found)
 
 
-def _rows(files: Sequence[Path], rows: Sequence[ManifestRow]) -> Mapping[Path, ManifestRow]:
-    """The row of each file, by its name without the ending."""
-    names = TableNames({file: [file.stem] for file in files})
-    found: dict[Path, ManifestRow] = {}
-    for row in rows:
-        fitting, _ = names.find(row.slide.name)
-        if len(fitting) > 1:
-            raise SettingsError(
-                f"Line {row.line}: {row.slide.name} can mean {' and '.join(map(str, fitting[:2]))}. Import one folder at a time."
-            )
-        for file in fitting:
-            found[file] = row
-    return found
+def _rows(files: Sequence[Path], manifest: Path, say: Say) -> Mapping[Path, ManifestRow]:
+    """The row of each file. Tables name slides, with their endings, and files of features are named after these."""
+    rows = [
+        replace(row, slide=row.slide.with_name(slide_stem(row.slide.name)), in_folder=False)
+        for row in read_manifest(manifest, say)
+    ]
+    slides = {file.with_suffix(""): file for file in files}
+    return {slides[slide]: row for slide, row in rows_of_slides(rows, list(slides), manifest, say).items()}
 
 
-def _put(
-    out: OutFolder, known: str, digest: str, file: Path, found: ForeignFeatures, patient: str | None, label: str | None, settings: Settings,
-    keep_names: bool,
-) -> int:  # fmt: skip
+def _refuse_runs(folder: OutFolder) -> None:
+    """Records of runs say how their slides were made: those of an import would take their place."""
+    if (folder.path / RUN).exists() and last_run(folder).weights_sha256 != IMPORTED:
+        raise SettingsError(f"{folder.path}: it holds results of a run. Import into a folder of its own (--out).")
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A file to be taken over, and what is known of its slide."""
+
+    file: Path
+    sha256: str
+    slide_id: str
+    name: str  # of the slide, if it may be told
+    called: str  # by results
+    mpp: XY | None
+    patient: str | None  # or what stands for them
+    label: str | None
+
+
+def _given(file: Path, row: ManifestRow | None, names: Names | None) -> _Given:
+    digest = file_sha256(file)
+    known = slide_id("" if names else file.stem, digest)
+    patient = row.patient if row else None
+    called = file.stem
+    if names is not None:
+        called = names.note(file.with_suffix(""), patient, known)
+        patient = names.patient_id(patient) if patient else None
+    return _Given(
+        file,
+        digest,
+        known,
+        "" if names else file.stem,
+        called,
+        row.mpp if row else None,
+        patient,
+        row.label("label") if row else None,
+    )
+
+
+def _put(out: OutFolder, given: _Given, found: ForeignFeatures, settings: Settings) -> int:
     """Write the features of a slide, and last its record; returns how many tiles are taken for unreadable."""
     order = np.lexsort((found.xy[:, 0], found.xy[:, 1]))  # as our grids have them
-    values, xy = found.features[order], found.xy[order]
+    values, xy, known = found.features[order], found.xy[order], given.slide_id
     verdict = np.where(np.isfinite(values).all(1), np.uint8(TileVerdict.OK), np.uint8(TileVerdict.REJECTED))
     twins = twin_rows(values)
     verdict[twins] = TileVerdict.UNREADABLE
     if not (verdict == TileVerdict.OK).any():
-        raise StoreError(file, "not one of its tiles has features of its own.")
+        raise StoreError(given.file, "not one of its tiles has features of its own.")
     spec = TileSpec(found.tile_px, round(found.tile_mpp, 6), max(1, round(found.tile_px * found.stride_l0 / found.tile_l0)))
     grid = TileGrid(
         spec, xy, np.ones(len(xy), np.float32), (found.tile_l0,) * 2, (found.stride_l0,) * 2, (int(xy[:, 0].min()), int(xy[:, 1].min())),
@@ -185,7 +226,7 @@ def _put(
     }
     recipe = EmbedRecipe(
         {
-            "slide_sha256": digest, "mpp": list(found.mpp), "reader": IMPORTED, "tissue": {"program": found.program},
+            "slide_sha256": given.sha256, "mpp": list(found.mpp), "reader": IMPORTED, "tissue": {"program": found.program},
             "tiles": asdict(spec), "encoder": encoder, "embed": {"chunk_tiles": settings.embed.chunk_tiles, "max_tiles": None}, "steps": {},
         }
     )  # fmt: skip
@@ -194,28 +235,28 @@ def _put(
     )
     large = float(np.abs(values[verdict == TileVerdict.OK]).max()) > LARGEST_FLOAT16
     dtype = "float32" if large else "float16"
-    store = FeatureStore(out.slide(known), file)
+    store = FeatureStore(out.slide(known), given.file)
     chunk = settings.embed.chunk_tiles
     store.create(grid, values.shape[1], chunk, attributes, np.zeros((1, 1), np.uint8), dtype)
-    values = np.where((verdict == TileVerdict.OK)[:, None], values, np.nan).astype(dtype)
     for index in range(-(-len(xy) // chunk)):
         part = slice(index * chunk, (index + 1) * chunk)
-        store.write_chunk(index, values[part], verdict[part])
+        read = (verdict[part] == TileVerdict.OK)[:, None]
+        store.write_chunk(index, np.where(read, values[part], np.nan).astype(dtype), verdict[part])
     sealed = store.seal()
     counts = TileCounts(**{one.name.lower(): int((verdict == one).sum()) for one in TileVerdict})
-    remarks = [] if found.size_known else ["its size is as far as its tiles reach"]
+    remarks = [*found.remarks, *([] if found.size_known else ["its size is as far as its tiles reach"])]
     if len(np.unique(grid.lattice(), axis=0)) < len(xy):
         remarks.append("its tiles lie on several grids: on a map some share a cell")
     degraded = counts.unread > settings.run.max_unreadable * counts.all
     record = SlideRecord(
-        slide_id=known, sha256=digest, description=SlideDescription(
-            file.stem if keep_names else "", f"features of {found.program}", found.size, found.mpp, found.mpp_source, IMPORTED
+        slide_id=known, sha256=given.sha256, description=SlideDescription(
+            given.name, f"features of {found.program}", found.size, found.mpp, found.mpp_source, IMPORTED
         ),
         survey=Survey(float(len(xy) * (found.stride_l0 * found.mpp[0] / 1000) ** 2), len(xy), remarks=tuple(remarks)),
-        patient=patient, label=label, verdict=SlideVerdict.DEGRADED if degraded else SlideVerdict.OK,
+        patient=given.patient, label=given.label, verdict=SlideVerdict.DEGRADED if degraded else SlideVerdict.OK,
         reason="; ".join([*([f"{counts.unread} of {counts.all} tiles could not be read"] if counts.unread else []), *remarks]),
         trial="", tiles=counts, prediction=None, heatmap_check=None, seconds=sealed.seconds, recipe=recipe,
-        finish_recipe=finish_recipe(settings, None, patient, label), versions=versions(),
+        finish_recipe=finish_recipe(settings, None, given.patient, given.label), versions=versions(),
     )  # fmt: skip
     out.slide(known).write(record, [])
     return len(twins)

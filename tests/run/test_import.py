@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,59 @@ def test_a_torn_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "S2.h5").write_bytes(b"PK\x03\x04")
     with pytest.raises(StoreError, match="S2.h5: it cannot be read as HDF5 features"):
         read_foreign(tmp_path / "S2.h5", Asked())
+
+
+def test_an_import_that_was_interrupted_goes_on_with_the_same_patients(tmp_path: Path) -> None:
+    write_trident(tmp_path / "f" / "A.h5", lattice(step=512), numbers(12))
+    with h5py.File(tmp_path / "f" / "B.h5", "w") as file:  # of CLAM, which says no pixel size
+        file.create_dataset("features", data=numbers(12))
+        file.create_dataset("coords", data=lattice(step=512)).attrs.update({"patch_size": 512, "patch_level": 0})
+    (tmp_path / "table.csv").write_text("slide,patient\nA.svs,P1\nB.svs,P1\nC.svs,P2\n")
+    told: list[str] = []
+    with pytest.raises(SettingsError, match="B.h5: CLAM stores no pixel size"):
+        import_features([tmp_path / "f"], tmp_path / "out", manifest=tmp_path / "table.csv", encoder="uni")
+    import_features([tmp_path / "f"], tmp_path / "out", manifest=tmp_path / "table.csv", encoder="uni", mpp=0.25, say=told.append)
+    out = pathovit.OutFolder(tmp_path / "out")
+    patients = {record.patient for folder in out.slides() if (record := folder.record())}
+    assert len(patients) == 1
+    assert out.names().patient_of(str(patients.pop())) == "P1"
+    assert any("1 rows match no slide given: line 4, C" in text for text in told)
+
+
+def test_pixel_sizes_that_are_none_are_refused_and_contradictions_said(tmp_path: Path) -> None:
+    path = write_trident(tmp_path / "S1.h5", lattice(step=512), numbers(12), mpp_x=0.25, mpp_y=0.25)
+    with pytest.raises(SettingsError, match="--mpp 40 looks like a magnification"):
+        import_features([path], tmp_path / "out", mpp=40)
+    far = write_trident(tmp_path / "far.h5", lattice(step=512), numbers(12), mpp_x=250.0, mpp_y=250.0)
+    (error,) = import_features([far], tmp_path / "out").failed
+    assert "mpp is 250 um per pixel" in str(error)
+    row = pathovit.load_results(tmp_path / "out").iloc[0]
+    assert (row.verdict, "mpp is 250" in row.reason) == ("failed", True)
+    done = call("import", path, "--out", tmp_path / "out", "--mpp", 0.3, "--encoder", "resnet50")
+    assert "it says 0.25 um per pixel, and 0.3 was taken (option --mpp)" in done.stderr
+    assert "it says that uni made it, and resnet50 was taken (--encoder)" in done.stderr
+    assert "0.3 was taken" in pathovit.load_results(tmp_path / "out")["reason"].str.cat()
+
+
+def test_our_own_name_of_an_encoder_comes_back_with_what_is_made_of_its_tokens(tmp_path: Path) -> None:
+    path = write_trident(tmp_path / "S1.h5", lattice(step=512), numbers(12))
+    with h5py.File(path, "r+") as file:
+        file["features"].attrs.update({"encoder": "virchow2_cls", "pathovit_encoder": "virchow2:cls"})
+    assert read_foreign(path, Asked()).encoder == "virchow2:cls"
+    with h5py.File(tmp_path / "S2.h5", "w") as file:
+        file.create_dataset("feats", data=numbers(12))
+        file.create_dataset("coords", data=lattice(step=112).astype(np.float32))
+        file.attrs.update({"tile_size_um": 112.0, "tile_size_px": 224, "unit": "um", "extractor": "virchow"})
+    assert read_foreign(tmp_path / "S2.h5", Asked()).encoder == "virchow:cls"
+    assert read_foreign(tmp_path / "S2.h5", Asked(encoder="virchow")).encoder == "virchow", "ours has all tokens"
+
+
+def test_features_of_slides_are_passed_over_and_folders_of_runs_are_refused(finished: Path, tmp_path: Path) -> None:
+    write_trident(tmp_path / "t/features_uni_v1/S1.h5", lattice(step=512), numbers(12))
+    write_trident(tmp_path / "t/slide_features_titan/S1.h5", lattice(step=512), numbers(12))
+    assert import_features([tmp_path / "t"], tmp_path / "in").imported == 1
+    with pytest.raises(SettingsError, match="it holds results of a run. Import into a folder of its own"):
+        import_features([tmp_path / "t"], Path(shutil.copytree(finished, tmp_path / "out")))
 
 
 def test_the_distance_of_tiles_is_measured_also_on_several_grids() -> None:

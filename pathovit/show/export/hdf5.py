@@ -16,7 +16,8 @@ import h5py
 import numpy as np
 
 from pathovit import __version__
-from pathovit.encoders.elsewhere import IN_STAMP, IN_TRIDENT
+from pathovit.encoders.elsewhere import IN_STAMP, IN_TRIDENT, OURS
+from pathovit.errors import StorageError
 from pathovit.files import put_whole, write_atomically
 from pathovit.outputs.features import SlideFeatures
 from pathovit.show.export.slides import ExportedSlide, encoder_name
@@ -51,7 +52,7 @@ def write_trident(folder: Path, slide: ExportedSlide) -> None:
         _put_coords(file, stored, "int64").attrs.update(about)
     with _hdf5(here / f"features_{encoder}" / f"{slide.name}.h5") as file:
         features = _put_features(file, "features", stored, "float32")
-        features.attrs.update({"name": slide.name, "savetodir": "", "encoder": encoder, "trial": stored.trial})
+        features.attrs.update({"name": slide.name, "savetodir": "", "encoder": encoder, "trial": stored.trial, **_ours(stored)})
         _put_coords(file, stored, "int64").attrs.update(about)
 
 
@@ -61,7 +62,7 @@ def write_clam(folder: Path, slide: ExportedSlide) -> None:
 
     stored, width_height = slide.features, np.asarray(slide.features.attributes.level0_size)
     with _hdf5(folder / "h5_files" / f"{slide.name}.h5") as file:
-        _put_features(file, "features", stored, "float32").attrs.update({"trial": stored.trial})
+        _put_features(file, "features", stored, "float32").attrs.update({"trial": stored.trial, **_ours(stored)})
         _put_coords(file, stored, "int32").attrs.update(
             {
                 "patch_size": round(stored.tile_l0[0]),
@@ -97,6 +98,7 @@ def write_stamp(folder: Path, slide: ExportedSlide) -> None:
                 "code_hash": f"pathovit-{__version__}",
                 "feat_type": "tile",
                 "trial": stored.trial,
+                **_ours(stored),
             }
         )
 
@@ -111,8 +113,16 @@ def nominal_magnification(mpp: float) -> int:
 
 @contextmanager
 def _hdf5(path: Path) -> Iterator[h5py.File]:
-    with put_whole(path) as place, h5py.File(place, "w") as file:
-        yield file
+    with put_whole(path) as place:
+        try:
+            with h5py.File(place, "w") as file:
+                yield file
+        except (OSError, RuntimeError) as error:  # h5py's own, which have no number of the system
+            raise StorageError(f"{path}: it cannot be written ({error}). Free some space, or choose another --folder.") from error
+
+
+def _ours(stored: SlideFeatures) -> Mapping[str, str]:
+    return {OURS: str(stored.recipe.encoder["encoder"])}
 
 
 def _put_features(file: h5py.File, name: str, stored: SlideFeatures, dtype: str) -> h5py.Dataset:
