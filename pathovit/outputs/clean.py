@@ -10,6 +10,7 @@ from pathlib import Path
 from pathovit.outputs.folder import OutFolder, SlideFolder
 from pathovit.outputs.records import DONE
 from pathovit.outputs.sealed import write_sealed
+from pathovit.text import counted
 
 Find = Callable[[OutFolder], Iterator[Path]]
 
@@ -41,8 +42,15 @@ def spare(out: OutFolder, *, older: bool, features: bool) -> list[Spare]:
     if older:
         found.append(Spare("results of files that have other content now", "these older answers", tuple(_older(out))))
     if features:
-        kept = tuple(one.features for one in out.slides() if one.record() and one.features.is_dir())
-        found.append(Spare("features", "predict, teach, train and other models need them: slides would be embedded again", kept))
+        records = [record for one in out.slides() if (record := one.record()) and one.features.is_dir()]
+        kept = [record.slide_id for record in records if not record.recipe.is_imported]  # others cannot be made again
+        what = "features" + (
+            f" (those of {counted(len(records) - len(kept), 'slide')} were imported, and stay)"
+            if len(kept) < len(records)
+            else ""
+        )
+        paths = tuple(out.slide(name).features for name in kept)
+        found.append(Spare(what, "predict, teach, train and other models need them: slides would be embedded again", paths))
     return found
 
 

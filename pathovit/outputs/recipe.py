@@ -17,6 +17,7 @@ from pathovit.settings import Settings, TileSpec, fill_spec
 
 Values = Mapping[str, Any]
 OUTLINES = "outlines"  # of tissue, that a person drew
+IMPORTED = "imported"  # in the place of a reader, and of the digest of weights, which other programs do not tell
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,17 @@ class EmbedRecipe(Recipe):
     @property
     def tiles(self) -> Values:
         return dict(self.values["tiles"])
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether another program made the features, of a slide that is not here."""
+        return self.values.get("reader") == IMPORTED
+
+    @property
+    def outlines(self) -> str | None:
+        """Digest of the file that outlines the tissue, where it was not looked for."""
+        found = self.values.get("tissue", {}).get(OUTLINES)
+        return None if found is None else str(found)
 
     @property
     def max_tiles(self) -> int | None:

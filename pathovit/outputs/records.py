@@ -176,6 +176,11 @@ class SlideRecord:
     code: str = ""  # of the reason for a verdict that is not ok; records of before 2026-11-28 have none
 
     @property
+    def has_features(self) -> bool:
+        """Not after `pathovit clean --features`."""
+        return any(name.startswith("features.zarr/") for name in self.products)
+
+    @property
     def shown(self) -> str:
         """What it is called in tables and pictures."""
         return self.description.file or self.slide_id

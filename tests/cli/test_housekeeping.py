@@ -90,14 +90,26 @@ def test_what_a_folder_can_do_without_is_listed_and_removed_only_when_asked(
     assert not torn.exists()
     assert pathovit.load_features(out, "one").features.any()
     assert call("clean", out, "--features", "--yes").exit_code == 0
-    with pytest.raises((StoreError, NoSlidesError)):
+    with pytest.raises(StoreError, match="it has no features.*was removed. Embed it again"):
         pathovit.load_features(out, "one")
     assert not verify(pathovit.OutFolder(out)).faults
     assert len(pathovit.load_results(out)) == 3
     assert "tumour" in (out / "report.html").read_text()
     assert (folder_of(out, "one") / "overview.png").is_file()
+    again = call("embed", *slides[:2], "--out", out)
+    assert again.exit_code == 0, again.output
+    assert pathovit.load_features(out, "one").features.any(), "a slide without features is not done"
+    assert not verify(pathovit.OutFolder(out)).faults
     with pytest.raises(NoSlidesError, match="no run of pathovit wrote into it"):
         call("clean", tmp_path)
+
+
+def test_imported_features_cannot_be_made_again_and_stay(finished: Path, tmp_path: Path) -> None:
+    assert call("export", finished, "--to", "stamp", "--folder", tmp_path / "stamp").exit_code == 0
+    assert call("import", tmp_path / "stamp", "--out", tmp_path / "in").exit_code == 0
+    done = call("clean", tmp_path / "in", "--features", "--yes")
+    assert "features (those of 3 slides were imported, and stay): 0 items" in done.stdout
+    assert all(folder.features.is_dir() for folder in pathovit.OutFolder(tmp_path / "in").slides())
 
 
 def test_answers_for_a_file_that_has_other_content_now_can_go(slides: list[Path], tmp_path: Path) -> None:
