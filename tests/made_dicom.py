@@ -22,6 +22,8 @@ def made_dicom(folder: Path, source: Path, number: int, placed: bool = True) -> 
     finest.PhotometricInterpretation = "RGB"  # which it says it is not, and is
     frames = finest.pixel_array
     _put(finest, frames)
+    measures = finest.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    measures.SliceThickness = measures.SpacingBetweenSlices = 0.001  # not 0, which nothing can be turned back through
     if placed:
         corner = Dataset()
         corner.XOffsetInSlideCoordinateSystem, corner.YOffsetInSlideCoordinateSystem = 12.5, 21.25

@@ -83,11 +83,13 @@ def read_ome_tiff(path: Path) -> tuple[tuple[str, ...], NDArray[np.float32]]:
             layers = np.asarray(tiff.series[0].asarray(), np.float32)
             channels = ElementTree.fromstring(tiff.ome_metadata or "").iterfind(".//{*}Channel")
     except (OSError, ValueError, IndexError, ElementTree.ParseError) as error:
-        raise StoreError(path, "missing or damaged. Draw it again: pathovit heatmap.") from error
+        raise StoreError(path.parent, f"its {path.name} is missing or damaged. Draw it again: pathovit heatmap.") from error
     names = tuple(channel.attrib.get("Name", "") for channel in channels)
     layers = layers.reshape(-1, *layers.shape[-2:])
     if len(names) != len(layers):
-        raise StoreError(path, f"it names {len(names)} layers and holds {len(layers)}. Draw it again: pathovit heatmap.")
+        raise StoreError(
+            path.parent, f"its {path.name} names {len(names)} layers and holds {len(layers)}. Draw it again: pathovit heatmap."
+        )
     return names, layers
 
 

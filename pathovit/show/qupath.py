@@ -12,6 +12,7 @@ import gzip
 import json
 import shutil
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -21,13 +22,13 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from shapely import Polygon, STRtree, box, centroid, coverage_union_all, get_num_coordinates, union_all
+from shapely import GEOSException, Polygon, STRtree, box, centroid, coverage_union_all, get_num_coordinates, union_all
 from shapely.affinity import translate
 from shapely.geometry import mapping, shape
 
 from pathovit import RESEARCH_USE
 from pathovit.errors import StoreError
-from pathovit.files import open_patiently, put_whole, read_bytes, to_json, write_atomically
+from pathovit.files import open_patiently, put_whole, to_json, write_atomically
 from pathovit.geometry import XY
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.folder import GEOJSON
@@ -35,6 +36,7 @@ from pathovit.outputs.folder import GEOJSON
 Feature: TypeAlias = dict[str, object]  # of GeoJSON
 MADE_BY = "pathovit review"  # of painted tiles
 HOT_COLOUR, UNREAD_COLOUR = [200, 30, 30], [120, 120, 120]
+IS_REGION = b'"objectType": "annotation"'  # in a line
 LARGE_BYTES = 5_000_000  # above which it is compressed
 MOST_CORNERS = 10_000
 BANDS = 10  # score bands, when tiles are too many to be listed one by one
@@ -120,19 +122,29 @@ def read_annotations(folder: Path, stored: SlideFeatures) -> list[Annotation]:
     ------
     StoreError : it is damaged
     """
-    paths = [path for name in GEOJSON if (path := folder / name).is_file()]
-    if not paths:
+    path = next((path for name in GEOJSON if (path := folder / name).is_file()), None)
+    if path is None:
         return []
     try:
-        raw = read_bytes(paths[0])
-        found = json.loads(gzip.decompress(raw) if paths[0].suffix == ".gz" else raw)["features"]
-        drawn = [(one["geometry"], one["properties"]) for one in found if one["properties"]["objectType"] == "annotation"]
-        return [
-            Annotation(about["name"], translate(shape(outline), *offset(stored)), about["measurements"])
-            for outline, about in drawn
-        ]
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(paths[0], "damaged. Draw it again: pathovit heatmap.") from error
+        found, line = [], b""
+        with open_patiently(path) as raw:
+            for line in gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw:
+                if IS_REGION in line:
+                    found.append(_annotation(line, stored))
+        if not line.rstrip().endswith(b"]}"):
+            raise ValueError("it ends in the middle")
+        return found
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, GEOSException) as error:
+        raise StoreError(
+            folder, f"its {path.name} is damaged, or of an older pathovit. Draw it again: pathovit heatmap."
+        ) from error
+
+
+def _annotation(line: bytes, stored: SlideFeatures) -> Annotation:
+    """Of one line of the file, which holds one feature; the first and the last hold what is around them, too."""
+    found = json.loads(line[line.index(b'{"type": "Feature"') :].rstrip().removesuffix(b",").removesuffix(b"]}"))
+    about = found["properties"]
+    return Annotation(about["name"], translate(shape(found["geometry"]), *offset(stored)), about["measurements"])
 
 
 @dataclass(frozen=True)

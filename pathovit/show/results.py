@@ -53,9 +53,11 @@ def load_results(out: Path | str) -> DataFrame:
     if not folder.predictions.is_file():
         raise NoSlidesError(f"{out}: there is no predictions.csv in it. Make one with: pathovit run SLIDES --out {out}")
     with open_text(folder.predictions) as file:
-        found = pd.read_csv(file)
+        found = pd.read_csv(
+            file, dtype=dict.fromkeys(TEXTS, "object"), keep_default_na=False, na_values=[""]
+        )  # patient 007, class NA
     texts = [name for name in TEXTS if name in found]
-    found[texts] = found[texts].astype("object").fillna("")
+    found[texts] = found[texts].fillna("")
     known = [folder.name_of(str(row.file)) or folder.name_of(str(row.slide_id)) for row in found.itertuples()]
     found["file"] = [name or given for name, given in zip(known, found["file"], strict=True)]
     return found
@@ -80,7 +82,7 @@ def load_features(path: Path | str, slide: str | None = None) -> SlideFeatures:
     >>> features.features.shape, features.xy.shape
     ((95, 256), (95, 2))
     """
-    out, folder, record = _slide_at(Path(path), slide)
+    out, folder, record = _slide_at(Path(path).absolute(), slide)
     return FeatureStore(folder, out.called(record) if record else Path(folder.slide_id)).read()
 
 
@@ -98,7 +100,7 @@ def load_heatmap(path: Path | str, slide: str | None = None) -> Heatmap:
     >>> heatmap.names
     ('score: tumour', 'attention', 'novelty')
     """
-    out, folder, _ = _slide_at(Path(path), slide)
+    out, folder, _ = _slide_at(Path(path).absolute(), slide)
     if not (folder.path / "heatmap.ome.tiff").is_file():
         raise NoSlidesError(f"{folder.path}: there is no map of it. Draw one with: pathovit heatmap SLIDE --out {out.path}")
     names, layers = read_ome_tiff(folder.path / "heatmap.ome.tiff")
@@ -113,6 +115,8 @@ def _slide_at(path: Path, slide: str | None) -> tuple[OutFolder, SlideFolder, Sl
         folder = SlideFolder(path)
         return OutFolder(path.parent.parent), folder, folder.record()
     out = OutFolder(path)
+    if slide and (known := out.slide(slide)).path.parent == out.path / "slides" and (record := known.record()):  # it is an id
+        return out, known, record
     records = [(folder, folder.record()) for folder in out.slides()]
     if not records:
         raise NoSlidesError(f"{path}: there is no slide in it. Make some with: pathovit embed SLIDES --out {path}")

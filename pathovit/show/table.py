@@ -66,7 +66,7 @@ def table(found: Contents) -> tuple[list[str], list[Row]]:
 
 
 def in_order(rows: Sequence[Row]) -> list[Row]:
-    """By file name, those of one patient together, where the first of them is. A twin comes after its first."""
+    """By file name, or id where names are not kept; those of one patient together, where the first of them is."""
     place = {id(row): (str(row["file"]).casefold(), str(row["slide_id"])) for row in rows}
     first: dict[object, tuple[str, str]] = {}
     for row in rows:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import errno
+import gzip
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -259,6 +261,52 @@ def test_a_map_that_single_tiles_say_nothing_of_is_not_given_to_wsinfer(
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ({"score: tumour": lambda tiles: np.full(tiles, 0.3)}, "a tile by itself says too little of this map"),
+        (
+            {"score: a": lambda tiles: np.full(tiles, 0.1), "score: b": lambda tiles: np.linspace(0, 0.2, tiles)},
+            "this model scores each class by itself",
+        ),
+    ],
+)
+def test_maps_that_wsinfer_cannot_show_are_not_given_to_it(
+    layers: dict[str, Any], said: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shown(self: ExportedSlide) -> dict[str, Any]:
+        return {name: values(len(self.features.xy)).astype(np.float32) for name, values in layers.items()}
+
+    monkeypatch.setattr(ExportedSlide, "measured", property(shown))
+    done = CliRunner().invoke(app, ["export", str(finished), "--to", "wsinfer", "--folder", str(tmp_path / "none")])
+    assert said in str(done.exception)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("name", ["heatmap.geojson", "heatmap.geojson.gz"])
+def test_a_slide_whose_map_is_torn_fails_alone(name: str, finished: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    whole = (folder_of(out, "one") / "heatmap.geojson").read_bytes()
+    (folder_of(out, "one") / "heatmap.geojson").unlink()
+    torn = gzip.compress(whole)[:600] if name.endswith(".gz") else whole[: whole.index(b"annotation") - 300]
+    (folder_of(out, "one") / name).write_bytes(torn)
+    done = call(out, "--to", "ome-zarr", "--folder", tmp_path / "to")
+    assert done.exit_code == 3
+    assert f"{folder_of(out, 'one').name}: its {name} is damaged, or of an older pathovit. Draw it again" in done.stderr
+    assert "2 slides written" in done.stderr
+
+
+def test_a_disk_that_is_full_says_so(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **options: object) -> None:
+        raise RuntimeError("Unable to flush file's cached information (file write failed: errno = 28)")
+
+    monkeypatch.setattr(h5py.Group, "create_dataset", full)
+    done = CliRunner().invoke(app, ["export", str(finished), "--to", "stamp", "--folder", str(tmp_path)])
+    assert isinstance(done.exception, StorageError)
+    assert "it cannot be written" in str(done.exception)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def test_what_cannot_be_is_said(finished: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["export", str(finished), "--to", "tirdent"])
     assert isinstance(done.exception, SettingsError)
@@ -287,8 +335,8 @@ def test_names_in_other_programs_are_of_encoders_that_we_have() -> None:
 
 def test_regions_are_read_back_in_level_0_pixels(finished: Path, one: tuple[str, SlideFeatures]) -> None:
     found = read_annotations(folder_of(finished, "one"), one[1])
-    assert {name for name, _ in found} == {"tumour"}
-    left, top, right, bottom = np.array([shape.bounds for _, shape in found]).T
+    assert {one.name for one in found} == {"tumour"}
+    left, top, right, bottom = np.array([shape.bounds for _, shape, _ in found]).T
     assert left.min() >= 0
     assert right.max() <= one[1].attributes.level0_size[0]
     assert top.min() >= 0

@@ -34,6 +34,8 @@ def test_lazyslide_finds_tiles_tissue_and_features(finished: Path, tmp_path: Pat
     pieces = tissues.set_index("tissue_id").geometry
     for tile, piece in zip(tiles.geometry, tiles["tissue_id"], strict=True):
         assert pieces[piece].buffer(1).covers(tile)
+    assert tiles["score_tumour"].to_numpy().max() > 0.5
+    assert np.array_equal(tiles["score_tumour"].to_numpy(), table.obs["score_tumour"].to_numpy())
     spec = store.attrs["tile_spec"]["tiles"]
     assert int(spec["width"] * spec["base_downsample"]) == round(stored.tile_l0[0]), "as TileSpec.base_width has it"
     assert spec["tissue_name"] == "tissues"

@@ -106,11 +106,11 @@ def test_much_is_compressed_and_what_was_there_before_is_gone(tmp_path: Path, mo
     assert [path.name for path in tmp_path.iterdir()] == ["heatmap.geojson.gz"]
     packed = (tmp_path / "heatmap.geojson.gz").read_bytes()
     assert gzip.decompress(packed) == whole
-    assert [name for name, _ in read_annotations(tmp_path, slide)] == [name for name, _ in regions] == ["tumour"] * 9
+    assert [one.name for one in read_annotations(tmp_path, slide)] == [one.name for one in regions] == ["tumour"] * 9
     export(tmp_path, slide, scores)
     assert (tmp_path / "heatmap.geojson.gz").read_bytes() == packed, "the same whenever it is written"
     (tmp_path / "heatmap.geojson.gz").write_bytes(packed[:-40])
-    with pytest.raises(StoreError, match="damaged. Draw it again"):
+    with pytest.raises(StoreError, match="its heatmap.geojson.gz is damaged, or of an older pathovit. Draw it again"):
         read_annotations(tmp_path, slide)
 
 

@@ -59,40 +59,38 @@ def write_dicom(folder: Path, slide: ExportedSlide) -> None:
     except ImportError as error:
         raise SettingsError('--to dicom: highdicom is not installed. pip install "pathovit[dicom]"') from error
 
-    source = _Source.of(slide)
-    objects = {"seg": lambda: _segmentation(slide, source), "sr": lambda: _report(slide, source)}
-    for kind, make in objects.items():
-        try:
-            made = make()
-        except (AttributeError, ValueError, TypeError, KeyError, IndexError) as error:
-            raise SlideOpenError(source.path, f"its DICOM attributes do not do for an object beside it ({error})") from error
+    assert slide.file
+    try:
+        source = _Source.of(slide.file)
+        made = {"seg": _segmentation(slide, source), "sr": _report(slide, source)}
+    except (AttributeError, ValueError, TypeError, KeyError, IndexError) as error:  # highdicom's, of attributes that it looks for
+        raise SlideOpenError(slide.file, f"its DICOM attributes do not do for an object beside it ({error})") from error
+    for kind, one in made.items():
         with put_whole(folder / f"{slide.name}.{kind}.dcm") as place:
-            made.save_as(place)
+            one.save_as(place)
 
 
 @dataclass(frozen=True)
 class _Source:
     """The pictures of a DICOM slide, without their pixels."""
 
-    path: Path
     finest: Dataset
     coarsest: Dataset
 
     @classmethod
-    def of(cls, slide: ExportedSlide) -> _Source:
+    def of(cls, file: Path) -> _Source:
         import pydicom
 
-        assert slide.file
-        found = [pydicom.dcmread(path, stop_before_pixels=True) for path in slide_files(slide.file)]
+        found = [pydicom.dcmread(path, stop_before_pixels=True) for path in slide_files(file)]
         levels = sorted((level for level in found if "VOLUME" in level.get("ImageType", ())), key=_width)
-        if not levels or any(missing := [name for name in NEEDED if not levels[0].get(name)]):
+        if not levels or any(missing := [name for name in NEEDED if not _says(levels[0], name)]):
             said = (
                 f"it does not say {', '.join(missing)}"
                 if levels
                 else "none of its files is a picture of the tissue (ImageType VOLUME)"
             )
-            raise SlideOpenError(slide.file, f"{said}, which DICOM objects beside it need")
-        return cls(slide.file, levels[-1], levels[0])
+            raise SlideOpenError(file, f"{said}, which DICOM objects beside it need")
+        return cls(levels[-1], levels[0])
 
     @cached_property
     def millimetres(self) -> hd.spatial.ImageToReferenceTransformer:
@@ -100,6 +98,12 @@ class _Source:
         from highdicom.spatial import ImageToReferenceTransformer
 
         return ImageToReferenceTransformer.for_image(self.finest, for_total_pixel_matrix=True)
+
+
+def _says(level: Dataset, name: str) -> bool:
+    """Whether an attribute is there, and a sequence holds something."""
+    found = level.get(name)
+    return bool(found) and (not hasattr(found[0], "elements") or len(found[0]) > 0)
 
 
 def _width(level: Dataset) -> int:

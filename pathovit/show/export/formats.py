@@ -31,7 +31,7 @@ class Format:
 
     readers: str
     writes: tuple[Write, ...] = ()
-    whole: Callable[[Path, Sequence[ExportedSlide]], list[str]] | None = None  # of all slides at once; what must be said of it
+    whole: Callable[[Path, Sequence[ExportedSlide]], tuple[list[str], list[SlideError]]] | None = None  # of all slides at once
     by_objective: bool = False  # it knows resolutions as objectives alone
     lacks: Callable[[ExportedSlide], str] = lambda slide: ""  # why nothing can be written of a slide, as a sentence about several
     of_files: bool = False  # it needs the slides themselves
@@ -88,7 +88,8 @@ def export(
         else:
             fit.append(slide)
     if whole := FORMATS[to].whole:
-        return Exported(len(fit), (), left_out, tuple(whole(folder, fit)))
+        said, damaged = whole(folder, fit)
+        return Exported(len(fit) - len(damaged), tuple(damaged), left_out, tuple(said))
     written: list[Mapping[str, object]] = []
     failed, remarks = [], set()
     for place, known in enumerate(fit):

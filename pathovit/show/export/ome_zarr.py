@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     import zarr
 
 CHUNK_PX = 512
-VERSIONS = ("0.5", "0.4")
 Attributes = Mapping[str, Any]
 
 

@@ -6,6 +6,8 @@ What its reader (wsidata) looks for: shapes `tiles` and `tissues` in level-0 pix
 
 from __future__ import annotations
 
+import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -39,11 +41,12 @@ def write_spatialdata(folder: Path, slide: ExportedSlide) -> None:
     tile, piece = STRtree(pieces).query(centroid(squares), predicate="intersects")
     of_piece = np.zeros(len(read), np.int64)
     of_piece[tile] = piece
-    table = stored.to_anndata(slide.measured)
+    measured = {re.sub(r"[^\w.-]+", "_", name): values for name, values in slide.measured.items()}  # what its names may hold
+    table = stored.to_anndata(measured)
     table.obs = table.obs.assign(tile_id=read, library_id=pd.Categorical([TILES] * len(read)))
     shapes = {
         TILES: {"tile_id": read, "x": stored.xy[read, 0], "y": stored.xy[read, 1], "tissue_id": of_piece, "geometry": squares}
-        | {name: values[read] for name, values in slide.measured.items()},
+        | {name: values[read] for name, values in measured.items()},
         "tissues": {"tissue_id": np.arange(len(pieces)), "geometry": pieces},
     }
     down = (round(stored.tile_l0[0]) + 1e-6) / spec.tile_px  # they cut off what is behind the point
@@ -77,5 +80,8 @@ def write_spatialdata(folder: Path, slide: ExportedSlide) -> None:
         },
         attrs=attributes,
     )
-    with put_whole(folder / f"{slide.name}.zarr") as place:
+    with (
+        put_whole(folder / f"{slide.name}.zarr") as place,
+        warnings.catch_warnings(action="ignore"),
+    ):  # of its libraries, for its makers
         made.write(place)

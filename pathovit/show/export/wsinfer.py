@@ -20,14 +20,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathovit import RESEARCH_USE
-from pathovit.errors import SettingsError
+from pathovit.encoders.own import is_folder
+from pathovit.errors import SettingsError, SlideError
 from pathovit.files import to_json, write_atomically
+from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.recipe import Values
+from pathovit.outputs.runs import RUN, last_run
+from pathovit.settings import settings_from_dict
 from pathovit.show.export.slides import ExportedSlide
 from pathovit.show.heatmap import SCORE
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from pathovit.encoders.encoder import Encoder
 
 MOST_TILES = 40_000  # that the head is fitted to, of all slides
 EDGE = 0.01  # scores nearer to 0 and 1 than this are taken for it: their logits are endless
@@ -44,24 +50,24 @@ class Head:
     classes: tuple[str, ...]
     weight: Floats  # (D, C)
     bias: Floats  # (C,)
-    alike: float  # rank correlation to the map, on slides left out
+    alike: float  # rank correlation to the map, on slides left out, of the class that is hardest
     tiles: int
     slides: int
+    made_by: Values  # encoder, tiles and model of all slides
 
 
-def write_wsinfer(folder: Path, slides: Sequence[ExportedSlide]) -> list[str]:
-    """`torchscript_model.pt`, `config.json` and README.md; returns what must be said of them.
+def write_wsinfer(folder: Path, slides: Sequence[ExportedSlide]) -> tuple[list[str], list[SlideError]]:
+    """`torchscript_model.pt`, `config.json` and README.md; returns what must be said of them, and slides that are damaged.
 
     Raises
     ------
-    SettingsError : slides without a map, features of several encoders, weights that are not here, or a map that a tile alone says too little of
+    SettingsError : slides without a map, of several encoders or models, weights that are not here, or a map that a tile alone says too little of
     """
     import torch
 
-    from pathovit.encoders.load import load_encoder
-
-    head, recipe = fit_head(slides)
-    encoder = load_encoder(str(recipe["encoder"]), None, "cpu", "fp32", int(recipe["tile_px"]))
+    head, failed = fit_head(slides)
+    recipe = head.made_by["encoder"]
+    encoder = _load(slides[0].out, recipe)
     if encoder.weights_sha256 != recipe["weights_sha256"]:
         raise SettingsError(
             f"--to wsinfer: the features were made by other weights of {encoder.name!r} than those that are here "
@@ -72,7 +78,7 @@ def write_wsinfer(folder: Path, slides: Sequence[ExportedSlide]) -> list[str]:
             f"--to wsinfer: {encoder.name!r} crops tiles of {encoder.tile_px} px, and WSInfer can resize them alone."
         )
     network = _joined(encoder.model, encoder.record.pool, head).eval()
-    record, spec = encoder.record, slides[0].features.grid.spec
+    record = encoder.record
     example = torch.rand(2, 3, encoder.model_px, encoder.model_px)
     trace: Any = torch.jit.trace
     with torch.no_grad(), warnings.catch_warnings(action="ignore"):  # the tracer's, of sizes that are the same for every batch
@@ -90,7 +96,7 @@ def write_wsinfer(folder: Path, slides: Sequence[ExportedSlide]) -> list[str]:
         "architecture": f"pathovit: {record.name}, linear head",
         "num_classes": len(head.classes),
         "patch_size_pixels": encoder.tile_px,
-        "spacing_um_px": spec.mpp,
+        "spacing_um_px": head.made_by["tiles"]["mpp"],
         "class_names": list(head.classes),
         "transform": [
             {"name": "Resize", "arguments": {"size": encoder.model_px}},
@@ -108,30 +114,50 @@ def write_wsinfer(folder: Path, slides: Sequence[ExportedSlide]) -> list[str]:
         f"# {record.name}, with a map of pathovit\n\n{RESEARCH_USE}\n\n{said[0].upper()}{said[1:]}.\n".encode(),
     )
     write_atomically(folder / "config.json", to_json(config))
-    return [said]
+    return [said], failed
 
 
-def fit_head(slides: Sequence[ExportedSlide]) -> tuple[Head, Values]:
-    """A head that says of a tile what the map does; and which encoder it is for."""
+def _load(out: OutFolder, recipe: Values) -> Encoder:
+    """The encoder that made the features; one of somebody's own from where the last run had it."""
+    from pathovit.encoders.load import load_encoder
+
+    run = last_run(out).with_names(out.names())
+    asked = settings_from_dict(dict(run.settings), str(out.path / RUN)).embed
+    name = asked.encoder if is_folder(asked.encoder) else str(recipe["encoder"])
+    return load_encoder(name, asked.weights, "cpu", "fp32", int(recipe["tile_px"]))
+
+
+def fit_head(slides: Sequence[ExportedSlide]) -> tuple[Head, list[SlideError]]:
+    """A head that says of a tile what the map does; and slides that it was not fitted to, for they are damaged."""
     each = max(1, MOST_TILES // max(1, len(slides)))
     features: list[Floats] = []
     wanted: list[Floats] = []
-    recipe: Values = {}
-    classes: tuple[str, ...] = ()
+    failed: list[SlideError] = []
+    made_by: Values = {}
     for known in slides:
         slide = replace(known)
-        scores = {name.removeprefix(SCORE): values for name, values in slide.measured.items() if name.startswith(SCORE)}
-        if not scores:
+        try:
+            scores = {name.removeprefix(SCORE): values for name, values in slide.measured.items() if name.startswith(SCORE)}
+        except SlideError as error:
+            failed.append(error)
             continue
-        mine = dict(slide.features.recipe.encoder)
-        named = _classes(slide, tuple(scores))
-        if recipe and (mine, named) != (recipe, classes):
-            raise SettingsError(f"--to wsinfer: {slide.slide_id} has another encoder or other classes than the slides before it.")
-        recipe, classes = mine, named
+        recipe, answer = slide.features.recipe, slide.record.prediction
+        mine = {
+            "encoder": recipe.encoder,
+            "tiles": recipe.tiles,
+            "model": answer and answer.model,
+            "classes": _classes(slide, tuple(scores)),
+        }
+        if made_by and (differing := [name for name, value in mine.items() if value != made_by[name]]):
+            raise SettingsError(
+                f"--to wsinfer: {slide.slide_id} has another {' and '.join(differing)} than the slides before it."
+            )
+        made_by = mine
         read = np.flatnonzero(slide.features.ok)
         read = read[np.linspace(0, len(read) - 1, min(each, len(read))).astype(int)]
         features.append(slide.features.features[read].astype(np.float64))
         wanted.append(_logits(np.stack([values[read] for values in scores.values()], 1)))
+    classes = made_by.get("classes", ())
     if not features:
         raise SettingsError("--to wsinfer: no slide here has a map. Make one with: pathovit run SLIDES")
     groups = np.repeat(np.arange(len(features)), [len(part) for part in features])
@@ -144,14 +170,14 @@ def fit_head(slides: Sequence[ExportedSlide]) -> tuple[Head, Values]:
         if judged.any() and not judged.all():
             weight, bias = _ridge(x[~judged], y[~judged])
             left_out[judged] = x[judged] @ weight + bias
-    alike = _rank_correlation(left_out[:, -1], y[:, -1])
-    if alike < LEAST:
+    alike = min(_rank_correlation(left_out[:, place], y[:, place]) for place in range(y.shape[1]))
+    if not alike >= LEAST:  # of a map that is the same everywhere it is no number
         raise SettingsError(
             f"--to wsinfer: a tile by itself says too little of this map (rank correlation {alike:.2f} on slides left out, at least {LEAST} is asked). "
             "Teach a model on regions (pathovit teach), whose maps are of single tiles."
         )
     weight, bias = _ridge(x, y)
-    return Head(classes, weight, bias, alike, len(x), len(features)), recipe
+    return Head(classes, weight, bias, alike, len(x), len(features), made_by), failed
 
 
 def _classes(slide: ExportedSlide, scored: tuple[str, ...]) -> tuple[str, ...]:
@@ -164,7 +190,12 @@ def _classes(slide: ExportedSlide, scored: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _logits(scores: NDArray[np.floating]) -> Floats:
-    """Of which a softmax makes the scores again."""
+    """Of which a softmax makes the scores again. Raises SettingsError for scores of which none can: of classes that are each judged alone."""
+    if scores.shape[1] > 1 and float(np.abs(scores.sum(1) - 1).max()) > 0.01:
+        raise SettingsError(
+            "--to wsinfer: this model scores each class by itself, so that a tile can be like none, and WSInfer shares every tile out "
+            "between classes. Teach a model on regions (pathovit teach), or train one for two classes."
+        )
     inside = np.clip(scores.astype(np.float64), EDGE, 1 - EDGE)
     if inside.shape[1] == 1:
         logit = np.log(inside / (1 - inside))
@@ -184,7 +215,7 @@ def _ridge(x: Floats, y: Floats) -> tuple[Floats, Floats]:
 def _rank_correlation(a: Floats, b: Floats) -> float:
     from scipy.stats import spearmanr
 
-    return float(spearmanr(a, b).statistic)
+    return float(spearmanr(a, b).statistic) if np.ptp(a) and np.ptp(b) else float("nan")
 
 
 def _joined(model: nn.Module, pool: str, head: Head) -> nn.Module:

@@ -9,14 +9,18 @@ const chips = Array.from(document.querySelectorAll(".state"));
 function show() {
   const asked = words.value.trim().toLowerCase().split(/\s+/);
   const states = chips.filter((chip) => chip.getAttribute("aria-pressed") === "true").map((chip) => chip.dataset.state);
+  const sections = new Set();
   let shown = 0;
   for (const row of rows) {
     const text = row.textContent.toLowerCase();
     const fits = asked.every((word) => text.includes(word)) && (!states.length || states.includes(row.dataset.state));
     row.hidden = !fits;
-    const section = document.getElementById(row.dataset.slide);
-    if (section) section.hidden = !fits;
+    if (fits) sections.add(row.dataset.slide);
     shown += fits;
+  }
+  for (const row of rows) {
+    const section = document.getElementById(row.dataset.slide); // a slide that was given twice has two rows, and one of these
+    if (section) section.hidden = !sections.has(row.dataset.slide);
   }
   count.textContent = shown === rows.length ? "" : `${shown} of ${rows.length} shown`;
 }
@@ -36,7 +40,10 @@ for (const head of document.querySelectorAll("#slides th button")) {
     const next = { none: "ascending", ascending: "descending", descending: "none" }[cell.getAttribute("aria-sort")];
     for (const other of cell.parentElement.cells) other.setAttribute("aria-sort", "none");
     cell.setAttribute("aria-sort", next);
-    const value = (row) => (row.cells[cell.cellIndex] && row.cells.length > 3 ? row.cells[cell.cellIndex].textContent.trim() : "");
+    const value = (row) => {
+      const own = row.cells[cell.cellIndex]; // the reason of a slide that failed lies across the columns
+      return own && own.colSpan === 1 ? own.textContent.trim() : "";
+    };
     const sign = next === "descending" ? -1 : 1;
     const sorted = next === "none" ? rows : rows.slice().sort((a, b) => {
       const [x, y] = [value(a), value(b)];
