@@ -86,6 +86,18 @@ def test_results_are_a_table_with_the_names_of_files(results: Path) -> None:
         pathovit.load_results(results / "slides")
 
 
+def test_what_is_text_in_the_table_stays_text(results: Path, tmp_path: Path) -> None:
+    text = (results / "predictions.csv").read_text()
+    head, first, *_ = text.splitlines()
+    names, cells = head.split(","), first.split(",")
+    cells[names.index("patient")], cells[names.index("answer")] = "007", "NA"
+    (tmp_path / "predictions.csv").write_text("\n".join([head, ",".join(cells), first]) + "\n")
+    found = pathovit.load_results(tmp_path)
+    assert found["patient"].tolist() == ["007", ""]
+    assert found["answer"].tolist()[0] == "NA"
+    assert found["novelty"].dtype == float
+
+
 def test_a_slide_is_found_by_any_of_its_names(results: Path, finished: Path) -> None:
     (slide,) = OutFolder(results).slides()
     ways = [

@@ -125,12 +125,18 @@ def run_folder(
     if encoder is not None:
         settings = replace(settings, embed=replace(settings.embed, encoder=str(encoder)))
     told = say or (_to_stderr if progress else _to_nobody)
-    matched = match_model(settings, settings.embed.encoder != REFERENCE, model is not None, told)
+    matched = match_model(settings, encoder is not None or settings.embed.encoder != REFERENCE, model is not None, told)
     jobs = find_jobs(
         [Path(path) for path in given], mpp, Path(manifest) if manifest else None, told, Path(tissue) if tissue else None
     )
     with holding(Path(out), join) as (folder, leases), Progress(len(jobs)) if progress else nullcontext() as shown:
-        told, seen = say or (shown.say if shown else _to_nobody), changed or (shown.changed if shown else _to_nobody)
+        told = say or (shown.say if shown else _to_nobody)
+        listeners = [one for one in (shown.changed if shown else None, changed) if one]
+
+        def seen(state: SlideState) -> None:
+            for listener in listeners:
+                listener(state)
+
         return run_jobs(jobs, folder, matched, overwrite, ("run_folder",), seen, told, Stop(), leases)
 
 

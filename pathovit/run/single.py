@@ -62,6 +62,8 @@ def analyse_slide(
     settings, folder = as_settings(settings), OutFolder(Path(out))
     if isinstance(model, Path | str):
         model = load_model(model)
+    if encoder is None and settings.embed.encoder != REFERENCE:
+        encoder = settings.embed.encoder
     if encoder is None:
         trained, tiles = model.card.trained, settings.tiles
         encoder = trained.encoder

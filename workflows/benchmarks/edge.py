@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -58,14 +59,13 @@ def one(
     return tiles_per_second(encoder, runs), embed(encoder, seen)
 
 
-def measure(given: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(given: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     name, _, file = given.partition("=")
     weights = file or ("random" if name != "reference" else None)
     exact = load_encoder(name, weights, "cpu", "fp32")
     pixels, _ = read_tiles(options.slide, options.mpp, exact, options.tiles + FEWEST_TILES * 4, scaled=False)
     seen, shown = pixels[: options.tiles], pixels[options.tiles :]
     wanted = embed(exact, seen)
-    lines = []
     for engine, precision in WAYS:
         if f"{engine}-{precision}" in options.without:
             continue
@@ -86,8 +86,7 @@ def measure(given: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             with ProcessPoolExecutor(1, get_context("spawn")) as alone:
                 speed, found = alone.submit(one, name, weights, (engine, precision), cores, graph, seen, options.runs).result()
             line |= {f"tiles_s_{cores}": speed, **cosines(found, wanted)}
-        lines.append(line)
-    return lines
+        yield line
 
 
 def main() -> None:
@@ -119,13 +118,14 @@ def main() -> None:
             near = f"{line['cosine_mean']:.4f} | {line['cosine_worst']:.4f}"
             table.append(f"| {line['encoder']} | {Path(line['weights']).name} | {line['way']} | {speeds} | {size} | {near} |")
             print(table[-1], flush=True)
-        (options.out / "edge.json").write_text(
-            json.dumps(
-                [{**line, "megabytes": None if np.isnan(line["megabytes"]) else line["megabytes"]} for line in found], indent=1
+            (options.out / "edge.json").write_text(
+                json.dumps(
+                    [{**line, "megabytes": None if np.isnan(line["megabytes"]) else line["megabytes"]} for line in found],
+                    indent=1,
+                )
+                + "\n"
             )
-            + "\n"
-        )
-        (options.out / "edge.md").write_text("\n".join(table) + "\n")
+            (options.out / "edge.md").write_text("\n".join(table) + "\n")
 
 
 if __name__ == "__main__":
