@@ -10,6 +10,7 @@ import typer
 
 from pathovit.cli import options
 from pathovit.cli.app import app
+from pathovit.text import counted
 
 
 @app.command()
@@ -31,6 +32,7 @@ def export(
 
     pathovit export out --to trident --names stem
     """
+    from pathovit.manifest import some
     from pathovit.outputs.folder import OutFolder
     from pathovit.run.progress import Steps
     from pathovit.show.export.formats import FORMATS, MAPPING, export
@@ -42,10 +44,10 @@ def export(
     for error in done.failed:
         options.note(str(error))
     for why, left in done.left_out.items():
-        options.note(f"{len(left)} slides {why} ({', '.join(left[:3])}): left out")
+        options.note(f"left out {counted(len(left), 'slide')} ({some(left)}): {why}")
     for remark in done.remarks:
         options.note(remark)
     which = "" if FORMATS[to].whole else f"; {MAPPING} says which is which"
-    sys.stderr.write(f"{done.written} slides written to {target}, for {FORMATS[to].readers}{which}.\n")
+    sys.stderr.write(f"{counted(done.written, 'slide')} written to {target}, for {FORMATS[to].readers}{which}.\n")
     if damaged or done.failed:
         sys.exit(3)

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from pathovit.cli import commands as _registered  # noqa: F401
 from pathovit.cli.app import app
 from pathovit.outputs.folder import OutFolder
+from pathovit.show.export import dicom
 from pathovit.show.export.slides import ExportedSlide
 
 hd = pytest.importorskip("highdicom")
@@ -79,6 +80,23 @@ def test_the_map_lies_on_the_pixels_of_the_coarsest_level(dicom_slides: Path, ex
     assert not outside.any() and not pixels[:, :, 1].any()
 
 
+def test_of_a_slide_without_a_coarser_level_pixels_are_put_together(
+    exported: tuple[Path, ExportedSlide, str], dicom_slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, slide, _ = exported
+    monkeypatch.setattr(dicom, "MOST_PIXELS", 50_000)
+    call("export", dicom_slides / "out", "--to", "dicom", "--folder", tmp_path)
+    map_ = hd.seg.segread(tmp_path / f"{slide.slide_id}.seg.dcm")
+    assert (map_.TotalPixelMatrixColumns, map_.TotalPixelMatrixRows) == (555 // 3, 741 // 3)
+    spacing = map_.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing
+    assert list(spacing) == pytest.approx([0.000499 * 4 * 3] * 2)
+    pixels, stored = map_.get_total_pixel_matrix(rescale_fractional=False), slide.features
+    x, y = np.floor(stored.centres_l0() / 12).astype(int).clip(0, (184, 246)).T
+    place = stored.grid.lattice()
+    wanted = next(iter(slide.drawn.values()))[place[:, 1], place[:, 0]]
+    assert np.array_equal(pixels[y, x, 0], np.where(stored.ok, np.maximum(np.rint(np.nan_to_num(wanted) * 255), 1), 0))
+
+
 def test_the_report_has_the_answer_and_the_regions_where_they_lie(
     dicom_slides: Path, exported: tuple[Path, ExportedSlide, str]
 ) -> None:
@@ -116,6 +134,7 @@ def test_the_same_map_has_the_same_numbers_whenever_it_is_written(
 def test_slides_that_are_none_of_dicom_are_left_out_and_said(finished: Path, tmp_path: Path) -> None:
     done = call("export", finished, "--to", "dicom", "--folder", tmp_path)
     assert done.exit_code == 0, done.output
-    assert "3 slides are no DICOM slides, to which such objects belong" in done.stderr
+    assert "left out 3 slides (" in done.stderr
+    assert "no DICOM slide, to which such objects belong" in done.stderr
     assert folder_of(finished, "one").name in done.stderr
     assert not list(tmp_path.iterdir())

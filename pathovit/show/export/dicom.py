@@ -40,9 +40,9 @@ NEEDED = (
 def cannot_be_dicom(slide: ExportedSlide) -> str:
     """Why nothing can be written of a slide; empty if it can."""
     if slide.record.description.vendor != "dicom":
-        return "are no DICOM slides, to which such objects belong (wsidicomizer makes them of others)"
+        return "no DICOM slide, to which such objects belong (wsidicomizer makes one of others)"
     return lacks_map(slide) or (
-        "" if slide.file else "are not where a run found them: `pathovit run SLIDES --out OUT` notes their new place"
+        "" if slide.file else "not where a run found it: `pathovit run SLIDE --out OUT` notes its new place"
     )
 
 
@@ -117,17 +117,16 @@ def _segmentation(slide: ExportedSlide, source: _Source) -> hd.seg.Segmentation:
     width, height = _width(level), int(level.TotalPixelMatrixRows)
     together = int(np.ceil((width * height / MOST_PIXELS) ** 0.5))
     columns, rows = (max(1, side // together) for side in (width, height))
-    pixels = np.zeros((1, rows, columns, len(classes) + 1), np.float32)
     spacing, finest = (one.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0] for one in (level, source.finest))
     down, across = (
         _cells(slide, axis, count, together * float(spacing.PixelSpacing[1 - axis] / finest.PixelSpacing[1 - axis]))
         for axis, count in ((1, rows), (0, columns))
     )
-    for place, layer in enumerate((*classes.values(), slide.drawn["unread"])):
-        shown = np.pad(layer, 1, constant_values=np.nan)[np.ix_(down + 1, across + 1)]
-        pixels[0, :, :, place] = (
-            np.where(np.isfinite(shown), np.maximum(shown, 1 / 255), 0) if place < len(classes) else shown > 0
-        )
+    *scores, unread = (
+        np.pad(layer, 1, constant_values=np.nan)[np.ix_(down + 1, across + 1)]
+        for layer in (*classes.values(), slide.drawn["unread"])
+    )
+    known = [np.where(np.isfinite(one), np.maximum(one, 1 / 255), 0) for one in scores]
     names = [name.removeprefix(SCORE) for name in classes]
     told = hd.AlgorithmIdentificationSequence("pathovit", _concept("slide transformer"), pathovit.__version__)
     segments = [
@@ -136,7 +135,7 @@ def _segmentation(slide: ExportedSlide, source: _Source) -> hd.seg.Segmentation:
     ]
     return hd.seg.Segmentation(
         [level],
-        pixels,
+        np.stack([*known, unread > 0], -1)[None].astype(np.float32),
         "FRACTIONAL",
         segments,
         series_number=100,
@@ -144,9 +143,7 @@ def _segmentation(slide: ExportedSlide, source: _Source) -> hd.seg.Segmentation:
         if together > 1
         else None,
         tile_pixel_array=True,
-        dimension_organization_type="TILED_FULL",
-        omit_empty_frames=False,
-        content_description="tile scores; research use only",
+        content_description=slide.record.prediction.headline[:64] if slide.record.prediction else None,
         content_label="PATHOVIT",
         series_description=f"pathovit map: {RESEARCH_USE}"[:64],
         **_identity(slide, "seg"),

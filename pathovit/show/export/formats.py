@@ -33,7 +33,7 @@ class Format:
     writes: tuple[Write, ...] = ()
     whole: Callable[[Path, Sequence[ExportedSlide]], tuple[list[str], list[SlideError]]] | None = None  # of all slides at once
     by_objective: bool = False  # it knows resolutions as objectives alone
-    lacks: Callable[[ExportedSlide], str] = lambda slide: ""  # why nothing can be written of a slide, as a sentence about several
+    lacks: Callable[[ExportedSlide], str] = lambda slide: ""  # why nothing can be written of a slide
     of_files: bool = False  # it needs the slides themselves
 
 

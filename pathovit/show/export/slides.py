@@ -71,8 +71,8 @@ class ExportedSlide:
 
 
 def lacks_map(slide: ExportedSlide) -> str:
-    """Why nothing can be written of a slide that is to be drawn, as of several; empty if it can."""
-    return "" if slide.record.prediction and slide.map.is_file() else "have no answer, and so no map"
+    """Why nothing can be written of a slide that is to be drawn; empty if it can."""
+    return "" if slide.record.prediction and slide.map.is_file() else "no answer, and so no map"
 
 
 def named(out: OutFolder, records: Sequence[SlideRecord], naming: str) -> list[ExportedSlide]:
