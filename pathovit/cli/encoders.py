@@ -73,6 +73,10 @@ def fetch(
     if not names:
         raise SettingsError("Say which encoders: pathovit encoders lists them.")
     records = [known_record(name) for name in names]
+    if own := next((record for record in records if record.folder), None):
+        raise SettingsError(
+            f"{own.folder}: it is an encoder in a folder, with its weights: there is nothing to fetch. Copy the folder."
+        )
     where = cache_folder()
     if from_ is not None:
         carry([record.base for record in records], from_, where, lambda name: None)

@@ -67,7 +67,8 @@ def pretrain(
     from pathovit.encoders import known_record, load_encoder, write_encoder
     from pathovit.encoders.adapt import load_strictly
     from pathovit.encoders.build import for_side
-    from pathovit.encoders.pretrain.fit import LEARNING_RATES, PretrainSettings, forget
+    from pathovit.encoders.cache import require_unchanged
+    from pathovit.encoders.pretrain.fit import LEARNING_RATES, PretrainSettings, claim_device, forget
     from pathovit.encoders.pretrain.fit import pretrain as fit
     from pathovit.encoders.pretrain.teacher import LOOK_TILES, TOLD_TILES
     from pathovit.encoders.pretrain.tiles import TileStream
@@ -92,6 +93,9 @@ def pretrain(
     side, mpps = tile_px or record.tile_px, tile_mpp or [record.mpp]
     weights = None if start == "random" else find_weights(record, None if start == "fetched" else start)
     tensors = read_safetensors(weights) if weights else None
+    if weights is not None:
+        require_unchanged(record, weights, file_sha256(weights))
+    claim_device()
     name, _, file = (teacher or "").partition("=")
     taught_by = load_encoder(name, file or None, how.device, how.precision, side) if method == "distil" and teacher else None
     if method == "distil" and teacher is None:
@@ -100,7 +104,7 @@ def pretrain(
         for_side(record, side), name=_name_of(out), mpp=mpps[0], mpps=tuple(mpps) if len(mpps) > 1 else (), hub="", files=(), revision="", sha256=None,
         gated=False, note=f"pretrained by {method}", licence=_licence(record, weights is not None, taught_by.record if taught_by else None),
     )  # fmt: skip
-    jobs = asked.jobs()
+    jobs, scored = asked.jobs(), _scorer(probe, side, mpps[0])
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     first = int(os.environ.get("RANK", "0")) == 0  # of several processes, under torchrun, one writes
@@ -116,12 +120,8 @@ def pretrain(
                 else ""
             )
         )
-        known = hashlib.sha256()
-        for job in jobs:
-            known.update(f"{job.path.name}\0{job.path.stat().st_size}\0".encode("utf-8", "surrogateescape"))
-        known.update(
-            json.dumps([mpps, taught_by.recipe() if taught_by else None, file_sha256(weights) if weights else None]).encode()
-        )
+        others = [stream.digest, taught_by.recipe() if taught_by else None, file_sha256(weights) if weights else None]
+        known = hashlib.sha256(json.dumps(others).encode()).hexdigest()
 
         def begin(network: nn.Module) -> None:
             if tensors is not None and weights is not None:
@@ -129,9 +129,7 @@ def pretrain(
 
         checkpoint = out / ".pretrain.pt"
         try:
-            found = fit(
-                record, side, begin, stream, taught_by, how, known.hexdigest(), checkpoint, _say, _scorer(probe, side, mpps[0])
-            )
+            found = fit(record, side, begin, stream, taught_by, how, known, checkpoint, _say, scored)
         finally:
             stream.close()
         if not first:
@@ -164,9 +162,10 @@ def _scorer(table: Path | None, side: int, mpp: float) -> Callable[[Backbone], f
 
     from pathovit.encoders.pretrain.augment import to_images
     from pathovit.study.labelled_tiles import find_tiles
-    from pathovit.study.probe import nearest_score
+    from pathovit.study.probe import folds_of, nearest_score
 
     tiles = find_tiles(table, "label", options.note)
+    folds_of(tiles, 0)  # before hours of work
     pixels = tiles.pixels(side, mpp)
 
     def score(backbone: Backbone) -> float | None:

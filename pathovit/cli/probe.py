@@ -51,7 +51,8 @@ def probe(
     """
     from pathovit.encoders import load_encoder
     from pathovit.encoders.names import known_record
-    from pathovit.encoders.own import is_folder
+    from pathovit.encoders.own import OF_PACKAGE, is_folder
+    from pathovit.encoders.weights import find_weights
     from pathovit.files import csv_table, storage_errors, to_json, write_atomically
     from pathovit.study.drawn_tiles import find_drawn
     from pathovit.study.figures import probe_picture
@@ -63,6 +64,9 @@ def probe(
     asked = [*(encoders or ()), *(more or ())] or ["reference"]
     pairs = [(name, weights or None) for name, _, weights in (one.partition("=") for one in asked)]
     records = [known_record(name) for name, _ in pairs]
+    for record, (_, weights) in zip(records, pairs, strict=True):
+        if weights is None and record.arch != OF_PACKAGE:
+            find_weights(record, None)  # before any is tried
     if slides or manifest:
         asked_slides = options.Asked({}, None, slides, None, manifest)
         found = find_drawn(asked_slides.jobs(), [tiles], records, asked_slides.settings(), options.note)

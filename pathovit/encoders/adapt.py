@@ -88,7 +88,9 @@ def from_transformers(tensors: Tensors, prefix: str, model: nn.Module) -> Tensor
     for name, three in apart.items():
         if len(three) == 3:  # else it is said to be missing
             found[name] = torch.cat([three[which] for which in QKV])
-    positions, wanted = found["pos_embed"], model.state_dict().get("pos_embed")
+    positions, wanted = found.get("pos_embed"), model.state_dict().get("pos_embed")
+    if positions is None or "cls_token" not in found:
+        return found  # it is no ViT: what does not fit is said
     if getattr(model, "no_embed_class", False):  # timm adds none to the CLS token: what it would add becomes part of it
         found["cls_token"] = found["cls_token"] + positions[:, :1]
         positions = positions[:, 1:]

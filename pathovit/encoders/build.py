@@ -53,7 +53,10 @@ def make_model(record: EncoderRecord, model_px: int) -> nn.Module:
     ------
     WeightsError : it cannot see tiles of this size
     """
-    model = _build(record, model_px)
+    try:
+        model = _build(record, model_px)
+    except TypeError as error:
+        raise WeightsError(f"Encoder {record.name!r}: {record.arch} does not take its args ({error}).") from error
     if model_px != record.tile_px and record.arch != REFERENCE_ARCH:
         _require_fit(record, model_px)
     return model
@@ -80,6 +83,8 @@ def _timm_model(record: EncoderRecord) -> nn.Module:
 
     args: dict[str, Any] = {key: _resolve(value) for key, value in record.args.items()}
     model: nn.Module = timm.create_model(record.arch, pretrained=False, num_classes=0, **args)
+    if "cls" in record.pool.split("_") and not getattr(model, "num_prefix_tokens", 0):
+        raise WeightsError(f"Encoder {record.name!r}: {record.arch} has no CLS token. Use :mean.")
     return model
 
 

@@ -55,7 +55,10 @@ def origin_in(folder: Path, name: str) -> Origin | None:
     """
     about = folder / f"{name}.json"
     try:
-        return Origin(**json.loads(read_bytes(about))) if weights_in(folder, name).is_file() else None
+        found = Origin(**json.loads(read_bytes(about))) if weights_in(folder, name).is_file() else None
+        if found is not None and found.name != name:
+            raise ValueError(f"it is of {str(found.name)[:40]!r}")
+        return found
     except FileNotFoundError:
         return None  # a fetch that was interrupted: it is fetched again
     except (ValueError, TypeError, OSError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import copy
 
 from pathovit.encoders.adapt import load_strictly
 from pathovit.encoders.build import make_model
@@ -14,9 +14,6 @@ from pathovit.encoders.spec import sides
 from pathovit.encoders.weights import find_weights, read_safetensors
 from pathovit.files import file_sha256
 from pathovit.machine import allowed_cores, pick_device, pick_precision
-
-if TYPE_CHECKING:
-    pass
 
 RANDOM = "random"  # as weights: seeded noise, for benchmarks and tests
 
@@ -56,7 +53,8 @@ def load_encoder(
     side, model_px = sides(record, tile_px)
     of_package = brought(record.base) if weights is None and record.arch == OF_PACKAGE else None
     if of_package is not None:
-        _, model, digest = of_package
+        _, known, digest = of_package
+        model = copy.deepcopy(known)  # of which another encoder may be made, on another device
     elif weights == RANDOM:
         with torch.random.fork_rng():  # the caller's own chance goes on as it was
             torch.manual_seed(0)

@@ -24,7 +24,7 @@ from pathovit import RESEARCH_USE
 from pathovit.encoders.encoder import Encoder
 from pathovit.encoders.int8 import all_in_int8, quiet
 from pathovit.errors import SettingsError
-from pathovit.files import fsync, storage_errors, to_json, write_atomically
+from pathovit.files import fsync, read_bytes, storage_errors, to_json, write_atomically
 from pathovit.slides.readers import RGB
 
 OPSET = 18  # TensorRT 10 and 11, OpenVINO, ONNX Runtime
@@ -59,7 +59,11 @@ def export_onnx(encoder: Encoder, out: Path, precision: str, tiles: RGB | None) 
     SettingsError : ONNX is not installed, or cannot hold this encoder so, or the graph makes other features
     StorageError : the file cannot be written
     """
-    onnx = _require(encoder, precision, tiles)
+    onnx, about = _require(encoder, precision, tiles), out.with_suffix(".json")
+    if about.is_file() and b'"opset"' not in read_bytes(about):
+        raise SettingsError(
+            f"{about}: there is such a file, and not of a graph; what is said of {out.name} would take its place. Choose another --out."
+        )
     judged = tiles[-CHECK_TILES:] if tiles is not None else _noise(encoder.tile_px)
     with storage_errors(out), tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=_made(out.parent)) as folder:
         written = Path(folder) / out.name
@@ -77,7 +81,6 @@ def export_onnx(encoder: Encoder, out: Path, precision: str, tiles: RGB | None) 
             raise SettingsError(
                 f"Encoder {encoder.name!r}: as ONNX in {precision} it makes other features (by {checked.difference:.1%})."
             )
-        about = out.with_suffix(".json")
         about.unlink(missing_ok=True)  # of an earlier graph
         for part in sorted(Path(folder).iterdir(), reverse=True):  # weights beside it before the graph that names them
             fsync(part)

@@ -32,6 +32,7 @@ GROUP = "pathovit.encoders"
 OF_PACKAGE = "of-a-package"  # in place of an architecture of timm
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 MOST_BYTES = 2**20  # of a record
+OF_TIMM = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "scriptable", "exportable", "no_jit", "features_only", "num_classes"}  # fmt: skip
 FIELDS = {field.name: field for field in dataclasses.fields(EncoderRecord) if field.name != "folder"}
 KINDS: dict[str, tuple[type, ...]] = {
     "str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "str | None": (str, type(None)), "dict": (dict,), "tuple": (tuple,),
@@ -94,7 +95,7 @@ def folder_record(folder: Path) -> EncoderRecord:
         return record
     except (FileNotFoundError, NotADirectoryError):
         raise WeightsError(f"{folder}: there is no {ABOUT} in it. Make such a folder with pathovit.own.write_encoder.") from None
-    except (OSError, ValueError, TypeError, AttributeError, WeightsError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError, WeightsError) as error:
         raise WeightsError(f"{about}: it is no record of an encoder ({str(error).splitlines()[0]}).") from error
 
 
@@ -114,6 +115,8 @@ def _values(said: Any) -> Mapping[str, Any]:
             raise ValueError(f"{name} does not hold numbers")
         if name != "mpps" and len(found[name]) != 3:
             raise ValueError(f"{name} has not three colours")
+    if unfit := sorted(OF_TIMM & set(found.get("args", {}))):
+        raise ValueError(f"args say {unfit[0]!r}, which is no part of an architecture")
     return found
 
 

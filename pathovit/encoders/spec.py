@@ -31,7 +31,10 @@ class EncoderSpec:
 
     def recipe(self) -> dict[str, Any]:
         """What determines the bits of a feature, besides the tile; and the device, for the record."""
-        return {
+        own = (
+            {"input": self.record.input, "args": self.record.args} if self.record.folder else {}
+        )  # of those of our table they are known
+        return own | {
             "encoder": self.record.name,
             "weights_sha256": self.weights_sha256,
             "dim": self.dim,

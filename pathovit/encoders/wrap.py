@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 from collections.abc import Callable
@@ -76,7 +77,8 @@ def own_encoder(
         multiple_px=1,
     )
     target = pick_device(device) if of_torch else torch.device("cpu")
-    model = network.eval().requires_grad_(False).to(target) if isinstance(network, torch.nn.Module) else torch.nn.Identity()
+    own = copy.deepcopy(network) if isinstance(network, torch.nn.Module) else torch.nn.Identity()  # which may be trained on
+    model = own.eval().requires_grad_(False).to(target)
     compiled: Any = None if of_torch else lambda tiles: np.asarray(network(tiles), np.float32)
     engine = "torch" if of_torch else "python"
     made = Encoder(record, model, target, "float32", tile_px, tile_px, digest, allowed_cores(), engine, compiled)

@@ -73,10 +73,10 @@ def find_drawn(
             f"No region covers half a tile of {side * mpp:.0f} um. Draw larger ones, or take encoders with smaller tiles."
         )
     patients = [slide.job.patient for slide in slides]
-    by_patient = all(patients)
+    by_patient = any(patients)
     if not by_patient:
         say("patients are not known: every slide is taken for one; give a --manifest with a column `patient`")
-    names = [str(patient) if by_patient else str(slide.job.path) for patient, slide in zip(patients, slides, strict=True)]
+    names = [str(patient or slide.job.path) for patient, slide in zip(patients, slides, strict=True)]
     groups = np.repeat(np.unique(names, return_inverse=True)[1], [len(slide.truth) for slide in slides])
     truth = np.concatenate([slide.truth for slide in slides])
     return LabelledTiles(

@@ -56,7 +56,10 @@ def find_tiles(given: Path, label: str, say: Say) -> LabelledTiles:
     found: list[tuple[Path, str, str | None]]
     if given.is_dir():
         found = [
-            (path, folder.name, None) for folder in sorted(given.iterdir()) if folder.is_dir() for path in pictures_in(folder)
+            (path, folder.name, None)
+            for folder in sorted(given.iterdir())
+            if folder.is_dir() and not folder.name.startswith(".")
+            for path in pictures_in(folder)
         ]
         if not found:
             raise SettingsError(
@@ -70,10 +73,13 @@ def find_tiles(given: Path, label: str, say: Say) -> LabelledTiles:
     if len(classes) < 2:
         raise SettingsError(f"{given}: all tiles are {classes[0]!r}. Two classes at least are needed.")
     patients = [patient for _, _, patient in found]
-    by_patient = all(patients)
+    by_patient = any(patients)
     if not by_patient:
         say("patients are not known: tiles of one may lie on both sides, which flatters every encoder; give a column `patient`")
-    groups = np.unique([str(patient) for patient in patients], return_inverse=True)[1] if by_patient else np.arange(len(found))
+    whose = [
+        patient or f"\0{place}" for place, patient in enumerate(patients)
+    ]  # a tile of nobody known is of a patient of its own
+    groups = np.unique(whose, return_inverse=True)[1]
     truth = np.array([classes.index(name) for name in names])
     paths = [path for path, _, _ in found]
     return LabelledTiles(
@@ -83,7 +89,13 @@ def find_tiles(given: Path, label: str, say: Say) -> LabelledTiles:
 
 def pictures_in(folder: Path) -> list[Path]:
     """Files that are pictures, in a folder and those in it, sorted."""
-    return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in PICTURES and path.is_file()]
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in PICTURES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
 
 
 def _of_table(given: Path, label: str, say: Say) -> list[tuple[Path, str, str | None]]:

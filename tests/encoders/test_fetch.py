@@ -194,6 +194,19 @@ def test_a_stick_carries_encoders_and_notices_what_was_changed(tmp_path: Path, w
     assert not list((tmp_path / "third").rglob("*.safetensors"))
 
 
+def test_a_stick_writes_under_the_names_that_were_asked_for_alone(tmp_path: Path) -> None:
+    stick = tmp_path / "stick"
+    stick.mkdir()
+    made = stick / "uni.safetensors"
+    made.write_bytes(save({"a": torch.ones(3)}))
+    about = Origin("../../evil", "me/uni", "model.safetensors", COMMIT, "", file_sha256(made), "MIT")
+    (stick / "uni.json").write_text(json.dumps(about.__dict__))
+    done = encoders("fetch", "uni", "--from", stick, cache=tmp_path / "deep" / "clinic")
+    assert done.returncode == 2
+    assert "it is damaged (it is of '../../evil')" in done.stderr
+    assert not list(tmp_path.rglob("evil*"))
+
+
 def encoders(*given: object, cache: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PATHOVIT_CACHE": str(cache)}
     return subprocess.run([*PATHOVIT, "encoders", *map(str, given)], capture_output=True, text=True, env=environment, timeout=120)

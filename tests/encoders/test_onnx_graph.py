@@ -116,6 +116,14 @@ def test_what_cannot_be_exported_is_refused(words: list[str], said: str, tmp_pat
     assert not list(tmp_path.glob("*.onnx"))
 
 
+def test_what_lies_beside_a_graph_and_is_of_something_else_stays(tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    (tmp_path / "encoder.json").write_text('{"name": "mine"}')
+    with pytest.raises(SettingsError, match="encoder.json: there is such a file, and not of a graph"):
+        exported("reference", "--out", tmp_path / "encoder.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["encoder.json"]
+
+
 def test_without_onnx_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(SettingsError, match=re.escape('pip install "pathovit[onnx]"')):

@@ -19,7 +19,7 @@ from torch import nn
 
 import pathovit as api
 from pathovit.encoders import RECORDS, known_record, load_encoder, own_encoder, write_encoder
-from pathovit.encoders.own import ABOUT, WEIGHTS
+from pathovit.encoders.own import ABOUT, OF_PACKAGE, WEIGHTS
 from pathovit.errors import SettingsError, WeightsError
 from pathovit.outputs.folder import OutFolder
 
@@ -84,6 +84,10 @@ def test_weights_that_were_changed_are_refused(mine: Path, tmp_path: Path) -> No
         ({"name": "../../x"}, "'../../x' is no name"),
         ({"args": {"act_layer": "torch.hub.load"}}, "is no layer that an encoder's record may name"),
         ({"arch": "os.system"}, "timm knows no architecture 'os.system'"),
+        ({"args": {"checkpoint_path": "evil.pth"}}, "args say 'checkpoint_path', which is no part of an architecture"),
+        ({"args": {"img_size": 64, "fun": 1}}, "does not take its args"),
+        ({"multiple_px": 0}, "it is no record of an encoder"),
+        ({"pool": "cls", "arch": "vit_base_patch16_siglip_224", "dim": 768}, "has no CLS token. Use :mean."),
     ],
 )
 def test_a_folder_of_somebody_elses_is_read_with_care(mine: Path, tmp_path: Path, changed: dict[str, Any], said: str) -> None:
@@ -92,6 +96,17 @@ def test_a_folder_of_somebody_elses_is_read_with_care(mine: Path, tmp_path: Path
     with pytest.raises(WeightsError) as raised:
         load_encoder(str(tmp_path), device="cpu")
     assert said in str(raised.value)
+
+
+def test_what_is_done_with_tiles_is_a_part_of_the_recipe(mine: Path, tmp_path: Path) -> None:
+    said = json.loads((mine / ABOUT).read_text())
+    (tmp_path / WEIGHTS).write_bytes((mine / WEIGHTS).read_bytes())
+    recipes = []
+    for changed in ({}, {"input": "crop"}, {"args": {"img_size": 64, "qkv_bias": True}}):
+        (tmp_path / ABOUT).write_text(json.dumps(said | changed))
+        recipes.append(load_encoder(str(tmp_path), device="cpu", precision="fp32").recipe())
+    assert recipes[0] != recipes[1] != recipes[2] != recipes[0]
+    assert "input" not in load_encoder("reference", device="cpu").recipe(), "those of the table are known by their names"
 
 
 def test_a_folder_without_an_encoder_is_told(tmp_path: Path, slides: list[Path]) -> None:
@@ -164,6 +179,21 @@ def test_a_package_brings_an_encoder(slides: list[Path], tmp_path: Path) -> None
     done = run("embed", slides[0], "--encoder", "broken", "--out", tmp_path / "other")
     assert (done.returncode, done.stderr.count("Traceback")) == (2, 0), done.stderr
     assert "Encoder 'broken', which theirs:nothing brings, cannot be made" in done.stderr
+
+
+def test_one_encoder_does_not_change_another_nor_the_network_it_was_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 64), torch.nn.Flatten())
+    own = own_encoder(network.train(), "conv", mpp=1.0, tile_px=64, device="cpu")
+    assert network.training
+    assert all(p.requires_grad for p in network.parameters()), "it may be trained on"
+    record = replace(own.record, name="theirs", arch=OF_PACKAGE)
+    monkeypatch.setattr("pathovit.encoders.load.known_record", lambda name: record)
+    monkeypatch.setattr("pathovit.encoders.load.brought", lambda name: (record, network, "digest"))
+    exact = load_encoder("theirs", device="cpu", precision="fp32")
+    half = load_encoder("theirs", device="cpu", precision="bf16")
+    assert next(exact.model.parameters()).dtype == torch.float32
+    assert next(half.model.parameters()).dtype == torch.bfloat16
+    assert next(network.parameters()).dtype == torch.float32
 
 
 def test_own_encoders_are_imported_at_no_cost() -> None:

@@ -53,6 +53,23 @@ def test_the_same_step_has_the_same_tiles_at_every_resolution(stream: TileStream
     assert np.array_equal(next(stream.batches(3, 4, lambda step: fresh(step, 16))).pixels, first.pixels)
 
 
+def test_a_stream_of_other_tiles_is_another(stream: TileStream, slides: list[Path], tmp_path: Path) -> None:
+    """By its digest a training goes on, and believes what a teacher said of its tiles."""
+
+    def digest(jobs: list[SlideJob], settings: Settings = Settings()) -> str:  # noqa: B008
+        made = TileStream(jobs, SIDE, [1.0, 2.0], settings, 1, 0, lambda text: None)
+        made.close()
+        return made.digest
+
+    jobs = [SlideJob(path) for path in slides[:2]]
+    assert digest(jobs) == stream.digest
+    (tmp_path / "page.svs").write_text("<html>")
+    assert digest([SlideJob(tmp_path / "page.svs"), *jobs]) == stream.digest, "what is left out draws nothing"
+    assert digest([replace(jobs[0], mpp=(0.4, 0.4)), jobs[1]]) != stream.digest
+    assert digest(jobs[:1]) != stream.digest
+    assert digest(jobs, replace(Settings(), tiles=replace(Settings().tiles, min_coverage=0.6))) != stream.digest
+
+
 def test_a_slide_that_cannot_be_read_is_left_out_and_said(slides: list[Path], tmp_path: Path) -> None:
     (tmp_path / "page.svs").write_text("<html>")
     said: list[str] = []

@@ -49,6 +49,22 @@ def test_the_command_ranks_encoders_and_draws_them(tmp_path: Path) -> None:
     assert "p3" not in "".join(path.read_text() for path in (tmp_path / "out").glob("*.[cj]s*"))  # nobody is named
 
 
+def test_a_tile_of_nobody_known_does_not_part_the_others_from_their_patients(tmp_path: Path) -> None:
+    table = write_tiles(tmp_path / "tiles", patients=6)
+    rows = list(csv.DictReader(table.open()))
+    rows[0]["patient"] = ""
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    found = find_tiles(table, "label", quiet)
+    assert found.unit == "patient"
+    assert len(set(found.groups.tolist())) == 7
+    patients = np.array([row["patient"] for row in rows])
+    for learn, judge in folds_of(found, 0):
+        assert not set(patients[learn]) & set(patients[judge]) - {""}
+
+
 def test_a_probe_learns_nothing_from_the_patient_that_it_judges() -> None:
     """Features that say the patient and nothing else are worth nothing, though tiles of one patient share their class."""
     chance = np.random.default_rng(0)

@@ -221,6 +221,12 @@ def _groups(method: nn.Module, weight_decay: float) -> list[Any]:
     ]
 
 
+def claim_device() -> None:
+    """Under torchrun the GPU of this process, before anything lies on one."""
+    if torch.cuda.is_available() and (place := os.environ.get("LOCAL_RANK")):
+        torch.cuda.set_device(int(place))
+
+
 @contextlib.contextmanager
 def _together() -> Iterator[tuple[int, int]]:
     """Rank, and how many there are: under torchrun several processes, with a device each, learn as one."""
@@ -228,9 +234,8 @@ def _together() -> Iterator[tuple[int, int]]:
     if ranks == 1:
         yield 0, 1
         return
+    claim_device()
     torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:
         yield torch.distributed.get_rank(), ranks
     finally:

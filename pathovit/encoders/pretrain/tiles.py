@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -103,6 +104,17 @@ class TileStream:
     @property
     def tiles(self) -> int:
         return sum(len(grid) for grids in self._grids for grid in grids)
+
+    @property
+    def digest(self) -> str:
+        """Of which tiles are drawn: of all slides that can be read, where their tiles lie, and how they are read."""
+        found = hashlib.sha256(self._settings.embed.reader.encode())
+        for job, grids in zip(self._jobs, self._grids, strict=True):
+            found.update(f"{job.path.name}\0{job.path.stat().st_size}\0".encode("utf-8", "surrogateescape"))
+            for grid in grids:
+                found.update(repr((grid.spec, grid.tile_l0, grid.read_level, grid.read_px, grid.read_scale)).encode())
+                found.update(grid.xy.tobytes())
+        return found.hexdigest()
 
     def batches(self, first: int, steps: int, draws: Callable[[int], list[Draw]]) -> Iterator[Batch]:
         """The batches of steps `first` to `steps`, with what is drawn for each; the next are read while one is used."""
