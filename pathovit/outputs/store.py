@@ -151,11 +151,9 @@ class FeatureStore:
         try:
             return tried_again(lambda: zarr.open_group(PatientFiles(self.zarr_path, read_only=True), mode="r"))
         except (OSError, ValueError, KeyError) as error:
-            if not self.zarr_path.exists():
-                raise StoreError(
-                    self.path, f"it has no features: {self.zarr_path} was removed. Embed it again: pathovit embed."
-                ) from error
-            raise StoreError(self.path, f"{self.zarr_path} is damaged ({error}). Run again with --overwrite.") from error
+            gone = "gone, and with it the features. Embed it again: pathovit embed."
+            said = f"damaged ({error}). Run again with --overwrite." if self.zarr_path.exists() else gone
+            raise StoreError(self.path, f"{self.zarr_path} is {said}") from error
 
     def _array(self, group: zarr.Group, name: str) -> zarr.Array[Any]:
         import zarr

@@ -90,7 +90,7 @@ def test_what_a_folder_can_do_without_is_listed_and_removed_only_when_asked(
     assert not torn.exists()
     assert pathovit.load_features(out, "one").features.any()
     assert call("clean", out, "--features", "--yes").exit_code == 0
-    with pytest.raises(StoreError, match="it has no features.*was removed. Embed it again"):
+    with pytest.raises(StoreError, match="is gone, and with it the features. Embed it again"):
         pathovit.load_features(out, "one")
     assert not verify(pathovit.OutFolder(out)).faults
     assert len(pathovit.load_results(out)) == 3

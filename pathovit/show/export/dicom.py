@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -212,7 +213,7 @@ def _report(slide: ExportedSlide, source: _Source) -> hd.sr.Comprehensive3DSR:
     )
 
 
-def _identity(slide: ExportedSlide, kind: str) -> dict[str, Any]:
+def _identity(slide: ExportedSlide, kind: str) -> Mapping[str, Any]:
     """Numbers of an object, and who made it. The same content has the same numbers, whenever it is written."""
     return {
         "series_instance_uid": _uid(slide, f"{kind} series"),
