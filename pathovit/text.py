@@ -39,6 +39,11 @@ def say_left_out(areas: Mapping[str, float]) -> str:
     return ", ".join(f"{area:.2g} mm² {reason}" for reason, area in areas.items())
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says that says much: its first line, or of what kind it is."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def counted(count: int, thing: str) -> str:
     """So many things: 1 slide, 2 slides."""
     return f"{count:,} {thing}{'' if count == 1 else 's'}"

@@ -11,6 +11,7 @@ from pathovit.encoders.pool import pool_tokens
 from pathovit.encoders.record import IMAGENET_MEAN, IMAGENET_STD, EncoderRecord, parted
 from pathovit.encoders.records import unknown_encoder
 from pathovit.errors import WeightsError
+from pathovit.text import first_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -116,7 +117,7 @@ def _require_fit(record: EncoderRecord, model_px: int) -> None:
             pool_tokens(_build(record, model_px).eval(), torch.empty(1, 3, model_px, model_px), record.pool)
     except UNFIT as error:
         raise WeightsError(
-            f"Encoder {record.name!r}: {record.arch} cannot see tiles of {model_px} px as they are ({str(error).splitlines()[0]}). "
+            f"Encoder {record.name!r}: {record.arch} cannot see tiles of {model_px} px as they are ({first_line(error)}). "
             f"Without :resample in its name they are resized to {record.tile_px} px."
         ) from error
 

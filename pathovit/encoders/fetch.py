@@ -9,7 +9,6 @@ import tempfile
 import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import Any
 
 from pathovit.encoders.cache import Origin, cache_folder, in_hub_cache, keep, origin_in, weights_in
 from pathovit.encoders.record import EncoderRecord
@@ -22,12 +21,8 @@ CARRY = "On a machine that has a network: pathovit encoders fetch NAME --to FOLD
 TOKEN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
-def fetch_weights(record: EncoderRecord, bar: type[Any] | None = None) -> Path:
-    """Weights of an encoder as safetensors in our cache; what is there already is not fetched again.
-
-    Parameters
-    ----------
-    bar : class of a progress bar, with the interface of tqdm
+def fetch_weights(record: EncoderRecord) -> Path:
+    """Weights of an encoder as safetensors in our cache; what is there already, and whole, is not fetched again.
 
     Raises
     ------
@@ -35,11 +30,17 @@ def fetch_weights(record: EncoderRecord, bar: type[Any] | None = None) -> Path:
     StorageError : the cache cannot be written
     """
     folder, name = cache_folder(), record.base
-    if origin_in(folder, name) is not None:
+    damaged = False
+    try:
+        if (here := origin_in(folder, name)) is not None:
+            damaged = file_sha256(weights_in(folder, name)) != here.sha256
+    except WeightsError:
+        here, damaged = None, True
+    if here is not None and not damaged:
         return weights_in(folder, name)
     if not record.hub:
         raise WeightsError(f"Encoder {name!r} is not on the hub. Give its weights with --weights FILE.safetensors.")
-    source = _download(record, bar)
+    source = _download(record, damaged)
     digest = file_sha256(source)
     if record.sha256 and digest != record.sha256:
         raise WeightsError(
@@ -67,18 +68,18 @@ def _share(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _download(record: EncoderRecord, bar: type[Any] | None) -> Path:
-    """The first of a record's files that its repository has, in the hub's own cache."""
+def _download(record: EncoderRecord, afresh: bool) -> Path:
+    """The first of a record's files that its repository has, in the hub's own cache; `afresh` where that may be damaged, too, for ours can be the same file."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
     revision = record.revision or None
-    if (here := in_hub_cache(record)) is not None:
+    if not afresh and (here := in_hub_cache(record)) is not None:
         return here
     _require_hub(record)
     for file in record.files:
         try:
-            return Path(hf_hub_download(record.hub, file, revision=revision, tqdm_class=bar, endpoint=_endpoint()))
+            return Path(hf_hub_download(record.hub, file, revision=revision, endpoint=_endpoint(), force_download=afresh))
         except RemoteEntryNotFoundError:
             continue
         except Exception as error:  # of any library below it; each kind has its sentence

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pathovit.encoders.record import EncoderRecord
-from pathovit.errors import SettingsError, WeightsError
-from pathovit.files import file_sha256, read_bytes, storage_errors, to_json, write_atomically
+from pathovit.errors import SettingsError, StorageError, WeightsError
+from pathovit.files import file_sha256, put_whole, read_bytes, to_json, write_atomically
+from pathovit.text import first_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -58,18 +59,28 @@ def write_encoder(folder: Path, record: EncoderRecord, tensors: dict[str, Tensor
     >>> pathovit.write_encoder(Path("mine"), record, encoder.model.state_dict()).name
     'mine'
     """
-    from safetensors.torch import save_file
-
     if not NAME.fullmatch(record.name):
         raise WeightsError(f"{record.name!r} is no name for an encoder: small letters, digits, and _ . - between them.")
     weights = folder / WEIGHTS
-    with storage_errors(weights):
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, weights)
+    write_safetensors(weights, tensors)
     found = dataclasses.replace(record, sha256=file_sha256(weights), folder=str(folder.resolve()))
     said = {name: value for name, value in dataclasses.asdict(found).items() if name in FIELDS}
     write_atomically(folder / ABOUT, to_json(said))
     return found
+
+
+def write_safetensors(target: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A file of tensors, whole or not at all. Raises StorageError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with put_whole(target) as place:
+        try:
+            save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, place)
+        except SafetensorError as error:  # its own, which has no number of the system
+            raise StorageError(
+                f"{target}: it cannot be written ({first_line(error)}). Free some space, or choose another place."
+            ) from error
 
 
 def is_folder(name: str) -> bool:
@@ -96,7 +107,7 @@ def folder_record(folder: Path) -> EncoderRecord:
     except (FileNotFoundError, NotADirectoryError):
         raise WeightsError(f"{folder}: there is no {ABOUT} in it. Make such a folder with pathovit.own.write_encoder.") from None
     except (OSError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError, WeightsError) as error:
-        raise WeightsError(f"{about}: it is no record of an encoder ({str(error).splitlines()[0]}).") from error
+        raise WeightsError(f"{about}: it is no record of an encoder ({first_line(error)}).") from error
 
 
 def _values(said: Any) -> Mapping[str, Any]:

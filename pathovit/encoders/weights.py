@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pathovit.encoders.cache import cache_folder, in_hub_cache, origin_in, weights_in
-from pathovit.encoders.own import WEIGHTS
+from pathovit.encoders.own import WEIGHTS, write_safetensors
 from pathovit.encoders.record import EncoderRecord
 from pathovit.errors import WeightsError
+from pathovit.text import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -82,21 +84,23 @@ def convert_weights(source: Path, target: Path) -> int:
     Only tensors are unpickled (`weights_only=True`); a file that needs more is refused, not run.
     """
     import torch
-    from safetensors.torch import save_file
 
     if not source.is_file():
         raise WeightsError(f"{source}: there is no such file. Check the path.")
     try:
         content: Any = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # a hostile pickle may raise anything; it is refused whatever it raises
+    except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{source.name}: it holds more than tensors and is refused, because loading it could run its code "
-            f"({str(error).splitlines()[0]})."
+            f"{source.name}: it holds more than tensors and is refused, because loading it could run its code ({first_line(error)})."
+        ) from error
+    except Exception as error:  # a hostile pickle, and a torn one, may raise anything; it is refused whatever it raises
+        raise WeightsError(
+            f"{source.name}: it cannot be read as tensors ({first_line(error)}): damaged, or of another kind. Download it again."
         ) from error
     tensors = _strip(_find_tensors(content))
     if not tensors:
         raise WeightsError(f"{source.name}: no tensors found in it.")
-    save_file({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, target)
+    write_safetensors(target, tensors)
     return len(tensors)
 
 

@@ -22,6 +22,7 @@ from pathovit.errors import SettingsError, StoreError
 from pathovit.files import open_patiently
 from pathovit.geometry import XY
 from pathovit.slides.properties import MPP_RANGE
+from pathovit.text import first_line
 
 MOST_TILES, MOST_DIM = 5_000_000, 65_536
 MOST_GROWTH = 1000  # of what a file claims to hold, by its size
@@ -83,7 +84,7 @@ def read_foreign(path: Path, asked: Asked) -> ForeignFeatures:
     except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
         if isinstance(error, StoreError | SettingsError):
             raise
-        raise StoreError(path, f"it cannot be read as HDF5 features ({str(error).splitlines()[0]}). Copy it again.") from error
+        raise StoreError(path, f"it cannot be read as HDF5 features ({first_line(error)}). Copy it again.") from error
     raise StoreError(path, "it is of none of the programs that are known: TRIDENT, CLAM, STAMP, AtlasPatch.")
 
 

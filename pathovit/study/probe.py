@@ -20,6 +20,7 @@ from pathovit.model.judged import Metric
 from pathovit.slides.readers import RGB
 from pathovit.study.evaluation import FEWEST_FOR_INTERVAL, draws, number_or_none, percentiles
 from pathovit.study.labelled_tiles import LabelledTiles
+from pathovit.text import counted
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 FOLDS, INNER_FOLDS = 5, 3
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the linear probe's freedom, C; chosen on patients of the training part alone
 NEIGHBOURS = 20
-WARM_TILES = 8  # embedded before the clock begins
+MOST_WARM = 256  # tiles embedded before the clock begins
 Floats = NDArray[np.float64]
 OnStep = Callable[[str, int, int], None]
 
@@ -37,7 +38,7 @@ class Probed:
     """What is known of one encoder."""
 
     name: str
-    weights: str  # fetched, bundled, a file's name, or random
+    weights: str  # published, bundled, one's own, a file's name, or random
     licence: str
     millions: float
     dim: int
@@ -60,14 +61,19 @@ def probe(encoder: Encoder, weights: str, tiles: LabelledTiles, pixels: RGB, on_
     SettingsError : too few tiles or patients of a class
     """
     parts = folds_of(tiles, seed)
-    encoder.embed(pixels[:WARM_TILES])
+    batch = encoder.batch_tiles  # on a GPU it is tried out, once
+    encoder.embed(pixels[: min(batch, MOST_WARM)])
     begun = time.perf_counter()
     found = []
-    for first in range(0, len(pixels), encoder.batch_tiles):
-        found.append(encoder.embed(pixels[first : first + encoder.batch_tiles]))
-        on_step(f"{encoder.name}: tiles", min(first + encoder.batch_tiles, len(pixels)), len(pixels))
+    for first in range(0, len(pixels), batch):
+        found.append(encoder.embed(pixels[first : first + batch]))
+        on_step(f"{encoder.name}: tiles", min(first + batch, len(pixels)), len(pixels))
     seconds = time.perf_counter() - begun
     features = np.concatenate(found).astype(np.float64)
+    if bad := int((~np.isfinite(features)).any(1).sum()):
+        raise SettingsError(
+            f"Encoder {encoder.name!r}: its features of {counted(bad, 'tile')} are no numbers. Try --precision fp32."
+        )
     record = encoder.record
     return Probed(
         record.name, weights, record.licence, record.millions, record.dim, encoder.tile_px, round(len(pixels) / seconds, 1), encoder.device.type,
@@ -83,6 +89,8 @@ def folds_of(tiles: LabelledTiles, seed: int) -> list[tuple[NDArray[np.int64], N
     for place, name in enumerate(tiles.classes):
         with_it = len(np.unique(tiles.groups[tiles.truth == place]))
         folds = min(folds, with_it)
+        if not with_it:
+            raise SettingsError(f"No tile is of {name!r}. Draw larger regions of it, or leave it out.")
         if with_it < 2:
             raise SettingsError(
                 f"Only one {tiles.unit} has tiles of {name!r}: two at least are needed, to learn from one and judge on the other."

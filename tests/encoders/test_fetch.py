@@ -73,6 +73,16 @@ def test_what_is_fetched_once_is_found_without_the_hub(hub: Hub, weights: dict[s
         load_encoder("tiny", device="cpu")
 
 
+def test_what_is_damaged_in_the_cache_is_fetched_again(hub: Hub, weights: dict[str, torch.Tensor]) -> None:
+    hub.files["me/tiny/model.safetensors"] = save(weights)
+    path = fetch_weights(TINY)
+    whole = path.read_bytes()
+    path.with_suffix(".json").write_text("{")
+    assert fetch_weights(TINY).read_bytes() == whole
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # in place: the hub's own cache may hold the same file
+    assert fetch_weights(TINY).read_bytes() == whole
+
+
 def test_a_transfer_that_breaks_off_goes_on(hub: Hub, weights: dict[str, torch.Tensor]) -> None:
     hub.files["me/tiny/model.safetensors"] = save(weights)
     hub.breaks_off = 2

@@ -192,8 +192,7 @@ def rate(step: int, steps: int) -> float:
 
 def _method(name: str, backbone: Backbone, teacher: Teacher | None) -> Method:
     if name == "distil":
-        if teacher is None:
-            raise SettingsError("--method distil learns from another encoder: name it with --teacher.")
+        assert teacher is not None, "asked for before"
         return Distil(backbone, *teacher.dims)
     if name == "dino":
         return Dino(backbone, _local_side(backbone))
