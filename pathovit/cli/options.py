@@ -110,7 +110,9 @@ TellNames = Annotated[
     bool,
     typer.Option("--keep-names", help="Write names of patients into tables and pictures, not into a private file beside them."),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace features made by other settings.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Make the features of all slides given anew, in the place of those that are there.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")]
 
 

@@ -19,8 +19,8 @@ from pathovit.review.desk import Case, Desk
 from pathovit.review.opinion import Cell, painted_by_all, runs_of
 from pathovit.review.readers import Reader
 from pathovit.show.qupath import MADE_BY, offset, write_painted
-from pathovit.study.regions import find_regions, tiles_in
-from pathovit.tables import Say
+from pathovit.study.regions import COMPLETE, NOT, find_regions, says_nothing, tiles_in
+from pathovit.tables import Say, spelling
 from pathovit.text import counted
 
 
@@ -112,6 +112,7 @@ def import_regions(desk: Desk, paths: Sequence[Path], reader: Reader, say: Say) 
                 say(f"{region}: it lies on no tile, and is left out")
                 continue
             cells.setdefault(region.name, set()).update((int(row), int(column)) for column, row in lattice[tiles])
+        _settle(cells, drawn[0].file)
         if not cells:
             raise SettingsError(f"{drawn[0].file}: none of its {counted(len(drawn), 'region')} lies on a tile of {slide_id}.")
         files = sorted({_told(region.file, case) for region in drawn})
@@ -120,6 +121,27 @@ def import_regions(desk: Desk, paths: Sequence[Path], reader: Reader, say: Say) 
         desk.record.append(slide_id, reader.name, reader.role, said, {}, about(case.record))
         found += 1
     return found
+
+
+def _settle(cells: dict[str, set[Cell]], file: str) -> None:
+    """One label for a cell, as `teach` understands regions: what is ignored wins, a class over "not", and "complete" is all that has none.
+
+    Raises
+    ------
+    SettingsError : a cell of two classes
+    """
+    ignored = set().union(*(inside for name, inside in cells.items() if says_nothing(spelling(name))))
+    taken: dict[Cell, str] = {}
+    ranks = sorted(cells, key=lambda name: (spelling(name) == COMPLETE, spelling(name).startswith(NOT)))
+    for name in ranks:
+        if says_nothing(spelling(name)):
+            continue
+        cells[name] -= ignored
+        is_class = spelling(name) != COMPLETE and not spelling(name).startswith(NOT)
+        if is_class and (both := [taken[cell] for cell in cells[name] if cell in taken]):
+            raise SettingsError(f"{file}: regions of {both[0]!r} and of {name!r} overlap. Draw each tile as one class.")
+        cells[name] -= set(taken)
+        taken |= dict.fromkeys(cells[name], name)
 
 
 def _told(file: str, case: Case) -> str:

@@ -92,7 +92,7 @@ class Review:
         if found is None:
             raise HTTPException(401, "Not logged in.")
         # Removed, given another token, or of before there were accounts.
-        if readers.people and readers.by_name(found.name) != found:
+        if found != (readers.by_name(found.name) if readers.people else self.settings.reader):
             raise HTTPException(401, "This account is not there any more.")
         return found
 

@@ -28,10 +28,13 @@ class Diary:
         self._path = out / LOG
         self._told: set[int] = set()
         self._lock = threading.Lock()
+        self._closed = self._path.exists() and not os.access(self._path, os.W_OK)  # another user's, in a folder of several
         self.note(f"pathovit {__version__} begins: {' '.join(command)}")
 
     def note(self, text: str) -> None:
         """Raises StorageError where nothing can be written."""
+        if self._closed:
+            return
         lines = [plain(line) for line in text.splitlines()] or [""]
         whole = "\n    ".join([f"{time.strftime('%Y-%m-%d %H:%M:%S')} [{os.getpid()}] {lines[0]}", *lines[1:]])
         with storage_errors(self._path):

@@ -7,12 +7,14 @@ Every step can be killed at any point and run again: state lies on disk, and is 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pathovit.encoders.record import EncoderRecord
-from pathovit.errors import StoreError, slide_errors
+from pathovit.errors import SettingsError, SlideOpenError, StoreError, slide_errors
 from pathovit.files import file_sha256
 from pathovit.geometry import XY
 from pathovit.outputs.features import FeatureAttributes
@@ -118,7 +120,9 @@ def survey_slide(job: SlideJob, settings: Settings, record: EncoderRecord, sha25
         spec = tile_spec(settings, record)
         check_resolution(slide, spec)  # before any pixel is read
         if job.outlines:
-            mask = outlined_tissue(slide, read_outlines(job.outlines), settings.tissue)
+            with _of_this_slide(job.path):
+                outlines = read_outlines(job.outlines)
+            mask = outlined_tissue(slide, outlines, settings.tissue)
         else:
             mask = find_tissue(slide, settings.tissue)
         grid = lay_grid(slide, mask, spec, settings.embed.max_tiles, record.scaled_decoding)
@@ -126,6 +130,15 @@ def survey_slide(job: SlideJob, settings: Settings, record: EncoderRecord, sha25
         slide.close()
         raise
     return Surveyed(slide, mask, grid)
+
+
+@contextmanager
+def _of_this_slide(path: Path) -> Iterator[None]:
+    """A file of outlines that cannot be read is the trouble of its slide alone: the others go on."""
+    try:
+        yield
+    except SettingsError as error:
+        raise SlideOpenError(path, f"the outlines of its tissue cannot be read: {error}") from error
 
 
 def plan_slide(
@@ -237,7 +250,7 @@ def _lay_out(
         stored = None if overwrite else _stored_recipe(store)
         if stored is not None and stored != recipe:
             raise StoreError(job.path, _said_otherwise(out, stored, recipe), Code.OTHER_RECIPE)
-        if stored is None:
+        if stored is None or not store.is_sound():
             attributes = FeatureAttributes.of_slide(slide, encoder.recipe()["device"], recipe, found.mask.downsample)
             dtype = feature_dtype(settings, encoder.record)
             store.create(found.grid, encoder.dim, settings.embed.chunk_tiles, attributes, found.mask.kinds(), dtype)
@@ -245,7 +258,7 @@ def _lay_out(
                 out.mark_replaced(known_as)
         else:
             store.sweep()
-    return replace(plan, embedded=stored is not None and _is_whole(store))
+    return replace(plan, embedded=_is_whole(store))
 
 
 def _said_otherwise(out: OutFolder, stored: EmbedRecipe, recipe: EmbedRecipe) -> str:
@@ -264,12 +277,14 @@ def _said_otherwise(out: OutFolder, stored: EmbedRecipe, recipe: EmbedRecipe) ->
 
 
 def _stored_recipe(store: FeatureStore) -> EmbedRecipe | None:
-    """The recipe of what can go on; a damaged store is laid out anew."""
+    """The recipe of what lies there, as it says itself or its record does; None where nobody can tell, and nothing is kept."""
     try:
-        recipe = store.recipe()
-        return recipe if recipe is not None and store.is_sound() else None
-    except StoreError:
-        return None
+        if (recipe := store.recipe()) is not None:
+            return recipe
+    except StoreError:  # damaged: the record may know
+        pass
+    record = store.folder.record()
+    return record.recipe if record is not None and record.has_features else None
 
 
 def with_mpp(job: SlideJob, mpp: float | None) -> SlideJob:

@@ -45,6 +45,11 @@ def repair(out: OutFolder, found: Verified, command: Sequence[str], changed: Lis
     jobs = []
     for name in bad:
         known = out.slide(name).record()
+        if known and known.finish_recipe and known.finish_recipe.values.get("model_sha256") != record.model_sha256:
+            say(
+                f"{name}: another model answered it than that of the last run. Mend it with: pathovit run SLIDE --model MODEL --out {out.path}"
+            )
+            continue
         outlined = known is not None and known.recipe.outlines is not None
         if (path := at_hand.get(name[-12:])) is not None and not outlined:
             jobs.append(_job(path, known, names))

@@ -78,7 +78,7 @@ def analyse_slide(
             str(encoder), embed.weights, settings.run.device, embed.precision, settings.tiles.tile_px, embed.engine
         )
     names = None if settings.run.keep_names else Names.read(folder.path)
-    (job,) = told([with_mpp(SlideJob(Path(path)), mpp)], names)
+    (job,) = told([with_mpp(SlideJob(Path(path).absolute()), mpp)], names)
     plan = plan_slide(job, folder, settings, encoder, model, overwrite=False)
     assert isinstance(plan, SlidePlan), "no slide was given before"
     if not plan.embedded:

@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pathovit.errors import NoSlidesError
+from pathovit.errors import NoSlidesError, SlideOpenError
 from pathovit.files import FLAT_SUFFIXES, SLIDE_SUFFIXES
+from pathovit.reasons import Code
 from pathovit.slides.identity import dicom_series
 from pathovit.tables import Say
 
@@ -38,7 +39,7 @@ def find_slides(paths: Iterable[Path], say: Say = lambda text: None) -> list[Pat
         )
     for path in asked:
         if path.is_dir():
-            inside = dict.fromkeys(_slides_in(path))
+            inside = dict.fromkeys(_slides_in(path, say))
             found.update(inside)
             if not inside:
                 without.append(path)
@@ -57,24 +58,41 @@ def find_slides(paths: Iterable[Path], say: Say = lambda text: None) -> list[Pat
     return slides
 
 
-def _slides_in(folder: Path) -> Iterator[Path]:
-    """Slide files below a folder; links to folders, data folders of MRXS slides and output folders are left out.
+def _slides_in(folder: Path, say: Say) -> Iterator[Path]:
+    """Slide files below a folder; links to folders, hidden ones, data folders of MRXS slides and output folders are left out.
 
     The folder that was named is looked at whatever else lies in it. Plain pictures are not slides unless they are named.
+
+    Raises
+    ------
+    SlideOpenError : a folder cannot be listed
     """
-    for root, folders, files in os.walk(folder, followlinks=False):
+    for root, folders, files in os.walk(folder, followlinks=False, onerror=_cannot_be_listed):
         if OWN_OUTPUTS & set(files):  # what pathovit wrote is not looked at as slides
             if Path(root) != folder:
+                if slide := next(
+                    (name for name in files if name.lower().endswith(SLIDE_SUFFIXES) and name != OWN_PICTURES), None
+                ):
+                    say(f"{root}: left out, with {slide}: it looks like a folder of results. Name it to have its slides")
                 folders.clear()
                 continue
             files = [name for name in files if name != OWN_PICTURES]
         if not files and not folders and Path(root).name.lower().endswith(SLIDE_SUFFIXES):
             yield Path(root)  # what is left of a slide: it is to have a row
         mirax_data = {Path(name).stem for name in files if name.lower().endswith(".mrxs")}
-        folders[:] = sorted(name for name in folders if name not in mirax_data and not name.endswith(".zarr"))
+        folders[:] = sorted(
+            name for name in folders if name not in mirax_data and not name.endswith(".zarr") and not name.startswith(".")
+        )
         for name in sorted(files):
             if name.lower().endswith(SLIDE_SUFFIXES) and not name.startswith("."):
                 yield Path(root) / name
+
+
+def _cannot_be_listed(error: OSError) -> None:
+    """Its slides would be missing without a word."""
+    raise SlideOpenError(
+        error.filename, f"this folder cannot be listed ({error.strerror}). Mend that, or name the others.", Code.NO_PERMISSION
+    ) from error
 
 
 def _pictures_in(folder: Path) -> Iterator[Path]:

@@ -21,7 +21,7 @@ from pathovit.manifest import SHOWN, ManifestRow, Names, some
 from pathovit.model.aggregator import WINDOW
 from pathovit.model.targets import Target, Truth, read_truth
 from pathovit.outputs.features import SlideFeatures
-from pathovit.outputs.folder import OutFolder
+from pathovit.outputs.folder import OutFolder, SlideFolder
 from pathovit.outputs.names import key_of
 from pathovit.outputs.recipe import Values, differing
 from pathovit.outputs.store import FeatureStore
@@ -202,8 +202,11 @@ def find_features(
     for row in rows:
         fitting, exact = names.find(row.slide.name)
         if row.in_folder and fitting:
-            known = out.embedded_from(row.slide)
-            if known is None and not row.slide.exists():
+            own = [folder for folder in fitting if not _is_imported(folder)]  # others have no slide that could be compared
+            known = out.embedded_from(row.slide) if own else None
+            if not own:
+                elsewhere += 1
+            elif known is None and not row.slide.exists():
                 elsewhere += 1  # neither the file nor a note of it is here: its name has to do
             else:
                 digest = known or content_sha256(row.slide)
@@ -231,6 +234,11 @@ def find_features(
     if elsewhere:
         say(f"{elsewhere} rows name folders that are not known here: their slides are matched by file name alone")
     return found
+
+
+def _is_imported(folder: Path) -> bool:
+    record = SlideFolder(folder).record()
+    return record is not None and record.recipe.is_imported
 
 
 def _stored_names(out: OutFolder) -> dict[Path, list[str]]:

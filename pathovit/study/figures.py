@@ -108,14 +108,18 @@ def _map(axes: Any, model: SlideModel, bag: Bag, patient: str) -> None:
     marks = bag.marks[here].numpy()
     column = int((marks == 1).sum(0).argmax())
     cells = np.rint((bag.xy_um[here] - bag.xy_um[here].min(0).values).numpy() / bag.pitch_um).astype(int)
-    scores = np.full(cells.max(0)[::-1] + 1, np.nan)
-    truth = np.zeros(scores.shape)
+    width, height = (int(side) + 1 for side in cells.max(0))
+    scores = np.full((height, width), np.nan)
+    truth = np.zeros((height, width))
     scores[cells[:, 1], cells[:, 0]] = tile_scores(model, bag)[here, column]
     truth[cells[:, 1], cells[:, 0]] = np.where(marks[:, column] == 1, 1, np.where(marks[:, column] == 0, -1, 0))
     axes.imshow(scores, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
     for value, colour in ((1, SECOND), (-1, "white")):
         if (truth == value).any():
-            axes.contour((truth == value).astype(float), [0.5], colors=colour, linewidths=1.2)
+            around = np.pad((truth == value).astype(float), 1)  # an outline at the edge, and of a single row
+            x, y = np.arange(-1, width + 1), np.arange(-1, height + 1)
+            axes.contour(x, y, around, [0.5], colors=colour, linewidths=1.2)
+    axes.set(xlim=(-0.6, width - 0.4), ylim=(height - 0.4, -0.6))
     axes.set_title(f"{_label(patient)}\n{_label(model.target.score_names[column])}", fontsize=8)
 
 

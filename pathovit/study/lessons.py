@@ -71,7 +71,7 @@ def _lessons_of_kinds(out: OutFolder, folder: Path, positive: str | None, say: S
         raise SettingsError(f"{folder}: no kinds of tissue there. Find some with: pathovit tissue {out.path}")
     if not kinds.names:
         raise SettingsError(f"{folder / NAMES}: no kind has a name. Look at kinds.png, and fill in the column name.")
-    slides, labels = [], {}
+    slides, labels, patients = [], {}, {}
     for record in out.embedded():
         stored = FeatureStore(out.slide(record.slide_id), out.called(record)).read()
         kind, unlike = kinds.tell(stored)
@@ -83,14 +83,24 @@ def _lessons_of_kinds(out: OutFolder, folder: Path, positive: str | None, say: S
         if tiles.astype(bool).any():
             slides.append(stored)
             labels[record.slide_id] = list(tiles)
+            patients[record.slide_id] = record.patient or record.slide_id
     say(
         f"taught on the tiles that are most like their kind, so that figures on these flatter: {', '.join(f'{letter} ({name})' for letter, name in sorted(kinds.names.items()))}"
     )
-    return lessons_of(slides, labels, positive)
+    return lessons_of(slides, labels, positive, patients)
 
 
-def lessons_of(features: Sequence[SlideFeatures], labels: Mapping[str, Sequence[str]], positive: str | None = None) -> Lessons:
+def lessons_of(
+    features: Sequence[SlideFeatures],
+    labels: Mapping[str, Sequence[str]],
+    positive: str | None = None,
+    patients: Mapping[str, str] | None = None,
+) -> Lessons:
     """From features, and for some slide_ids the class of every tile, in grid order; "" where it is not known.
+
+    Parameters
+    ----------
+    patients : by slide_id; a slide without one is a patient of its own
 
     Raises
     ------
@@ -113,5 +123,7 @@ def lessons_of(features: Sequence[SlideFeatures], labels: Mapping[str, Sequence[
         allowed = np.stack([given == name for name in classes], 1)
         labelled = allowed.any(1) & stored.ok
         allowed[~labelled] = True
-        lessons.append(Lesson(stored, TileLabels(allowed, np.where(labelled, 0, NOTHING)), slide_id))
+        lessons.append(
+            Lesson(stored, TileLabels(allowed, np.where(labelled, 0, NOTHING)), (patients or {}).get(slide_id, slide_id))
+        )
     return Lessons(tuple(lessons), classes)

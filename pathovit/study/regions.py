@@ -118,8 +118,13 @@ class Meaning:
             plain = key.removeprefix(NOT)
             if says_nothing(key) or key == COMPLETE:
                 continue
-            if plain != key and plain in known:
-                allowed[key] = tuple(other != known[plain] for other in classes)
+            if plain != key and (plain in known or plain != spelling(negative or REST)):
+                allowed[key] = tuple(
+                    other != known.get(plain) for other in classes
+                )  # of a class that is not asked for it says nothing
+                continue
+            if plain != key:
+                allowed[key] = tuple(other != NO_NAME for other in classes)
                 continue
             meant = known.get(key, NO_NAME)
             allowed[key] = tuple(other == meant for other in classes)

@@ -7,7 +7,9 @@ from; and one picture of them all.
 from __future__ import annotations
 
 import shutil
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from pathovit.outputs.runs import files_at_hand
 from pathovit.outputs.store import FeatureStore
 from pathovit.show.asked import AskedTile, draw_asked
 from pathovit.show.qupath import write_squares
+from pathovit.slides.outlines import read_outlines
 from pathovit.slides.readers import RGB
 from pathovit.slides.slide import open_slide
 from pathovit.study.lessons import Lessons
@@ -112,9 +115,22 @@ def choose(found: list[Candidates], count: int) -> list[AskedTile]:
     return asked
 
 
+def _make_room(folder: Path, say: Say) -> None:
+    """Remove what was asked for before; what somebody gave classes to is their work, and is put aside."""
+    try:
+        given = any(one.name for path in folder.glob("*.geojson") for one in read_outlines(path))
+    except SettingsError:  # it is not as we wrote it
+        given = True
+    if given:
+        aside = folder.with_name(f"{folder.name}-{time.strftime('%Y%m%dT%H%M%S')}")
+        folder.rename(aside)
+        say(f"{folder}: somebody gave classes there. It is kept as {aside}, to be taught from")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def _write(out: OutFolder, asked: list[AskedTile], say: Say, with_picture: bool) -> None:
     folder, files = out.path / "suggested", files_at_hand(out)
-    shutil.rmtree(folder, ignore_errors=True)
+    _make_room(folder, say)
     by_slide: dict[str, list[AskedTile]] = {}
     for tile in asked:
         by_slide.setdefault(tile.record.slide_id, []).append(tile)

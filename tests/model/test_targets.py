@@ -6,6 +6,8 @@ import pytest
 from pathovit.errors import SettingsError
 from pathovit.manifest import ManifestRow
 from pathovit.model.targets import Target, read_target, read_truth, said_of_classes
+from pathovit.model.targets.classes import RESERVED
+from pathovit.outputs.records import A_MAP, OUTSIDE, UNSURE
 
 
 def rows(**columns: list[str]) -> list[ManifestRow]:
@@ -33,6 +35,12 @@ MANY = [str(30 + i / 2) for i in range(20)]
 )
 def test_the_columns_say_what_is_asked(columns: dict[str, list[str]], names: list[str], task: str) -> None:
     assert read_target(rows(**columns), names, None, None).task == task
+
+
+def test_answers_that_name_no_class_are_no_classes() -> None:
+    assert set(RESERVED) == {UNSURE, OUTSIDE, A_MAP}
+    with pytest.raises(SettingsError, match="A class cannot be called 'Outside'"):
+        read_target(rows(margin=["Outside", "inside"] * 5), ["margin"], None, None)
 
 
 def test_the_truth_has_the_shape_of_the_task() -> None:

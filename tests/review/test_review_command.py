@@ -17,10 +17,12 @@ from made_reader import Client
 from made_runs import folder_of
 from numpy.typing import NDArray
 
+from pathovit.errors import SettingsError
 from pathovit.manifest import read_manifest
 from pathovit.model.slide_model import load_model
 from pathovit.model.targets import read_target
 from pathovit.outputs.folder import OutFolder
+from pathovit.review.corrections import _settle
 from pathovit.review.desk import Desk
 from pathovit.review.opinion import Cell, painted_by_all
 from pathovit.review.record import Record
@@ -108,6 +110,21 @@ def test_a_drawing_from_qupath_lands_on_its_tiles_also_where_qupath_crops(client
     off = pathovit("review", out, "--import", tmp_path / "one.geojson")
     assert off.returncode == 2
     assert "one.geojson" in off.stderr
+
+
+def test_regions_upon_each_other_are_one_label_a_tile_as_teach_has_them() -> None:
+    def square(left: int, right: int) -> set[tuple[int, int]]:
+        return {(0, column) for column in range(left, right)}
+
+    cells = {"carcinoma": square(2, 5), "complete": square(0, 9), "not carcinoma": square(4, 7), "ignore": square(2, 3)}
+    _settle(cells, "a.geojson")
+    assert cells["carcinoma"] == square(3, 5)
+    assert cells["not carcinoma"] == square(5, 7)
+    assert cells["complete"] == square(0, 9) - square(2, 7)
+    with pytest.raises(
+        SettingsError, match="a.geojson: regions of 'b' and of 'a' overlap|a.geojson: regions of 'a' and of 'b' overlap"
+    ):
+        _settle({"a": square(0, 3), "b": square(2, 4)}, "a.geojson")
 
 
 def test_overlapping_tiles_are_told_apart_by_their_middles(tmp_path: Path) -> None:

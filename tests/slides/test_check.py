@@ -105,6 +105,27 @@ def test_files_of_one_dicom_series_are_one_slide(shared: Path) -> None:
     assert len(find_slides([folder])) == 1
 
 
+def test_what_lies_in_folders_that_are_passed_over_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("batch1/a.svs", "batch1/run.json", "batch2/b.svs", ".Trash-1000/files/c.svs"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    said: list[str] = []
+    assert [path.name for path in find_slides([tmp_path], said.append)] == ["b.svs"]
+    (line,) = said
+    assert line.startswith(f"{tmp_path / 'batch1'}: left out, with a.svs: it looks like a folder of results")
+    assert [path.name for path in find_slides([tmp_path / "batch1"])] == ["a.svs"]
+    listed = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if Path(path).name == "batch2":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(SlideOpenError, match="batch2: this folder cannot be listed"):
+        find_slides([tmp_path])
+
+
 def test_slide_ids_are_ascii_and_tell_contents_apart(tmp_path: Path) -> None:
     one, two = tmp_path / "Fall 12 – übel <b>.svs", tmp_path / "other"
     one.write_bytes(b"1")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from made import made_features, made_record
+from shapely import Polygon
 
 from pathovit.errors import SettingsError
 from pathovit.geometry import Box
@@ -155,6 +156,20 @@ def test_too_few_classes_are_refused(names: list[str], said: str, tmp_path: Path
     regions = drawn(tmp_path, *(feature(name, square(0, 0, 100, 100)) for name in names))
     with pytest.raises(SettingsError, match=said):
         Meaning.of({"s": regions})
+
+
+def test_not_a_class_that_a_table_does_not_name_says_nothing_of_the_others() -> None:
+    def region(name: str) -> Region:
+        return Region(name, Polygon([(0, 0), (9, 0), (9, 9)]), "a", 1)
+
+    drawn = {"s": [region(name) for name in ("tumour", "not tumour", "not normal", "not necrosis", "stroma")]}
+    meaning = Meaning.for_target(drawn, ["tumour"], "normal", lambda text: None)
+    assert meaning.classes == ("", "tumour")
+    assert meaning.allowed["tumour"] == (False, True)
+    assert meaning.allowed["not tumour"] == (True, False)
+    assert meaning.allowed["not normal"] == (False, True)
+    assert meaning.allowed["not necrosis"] == (True, True), "it may be either"
+    assert meaning.allowed["stroma"] == (True, False)
 
 
 def test_the_class_that_is_asked_for_can_be_named(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -195,12 +195,24 @@ def smooth(truth: Tensor, share: float) -> Tensor:
     return truth * (1 - share) + share / 2
 
 
+RESERVED = ("unsure", "outside", "map")  # answers that name no class (outputs/records.py)
+
+
+def refuse_reserved(names: Iterable[str]) -> None:
+    """Raises SettingsError for classes that are called as answers are which name no class."""
+    if taken := [name for name in names if spelling(name) in RESERVED]:
+        raise SettingsError(
+            f"A class cannot be called {taken[0]!r}: that is what answers say which name no class. Call it otherwise, as {taken[0]}_."
+        )
+
+
 class NamedClasses(Classes):
     """Classes that one column names."""
 
     @classmethod
     def class_names(cls, columns: Options, cells: Cells, positive: str | None) -> Options:
         names = sorted(set(one_spelling(value[0] for value in cells.values()).values()))
+        refuse_reserved(names)
         if len(names) < 2:
             raise SettingsError(f"All slides have one label ({', '.join(names)}); at least two classes are needed.")
         cls.refuse_names(columns[0], names)

@@ -1,0 +1,64 @@
+"""What is damaged is mended by what made it, and never by something else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_runs import folder_of
+from typer.testing import CliRunner
+
+import pathovit
+from pathovit.cli import commands as _registered  # noqa: F401
+from pathovit.cli.app import app
+from pathovit.run.diary import Diary
+
+FEW = ("--max-tiles", 9)
+
+
+def call(*words: object) -> Any:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_an_answer_is_not_lost_where_the_last_run_had_no_model(finished: Path, slides: list[Path], tmp_path: Path) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    made = pathovit.load_results(out)
+    (tmp_path / "more").mkdir()
+    other = Path(shutil.copy(slides[0], tmp_path / "more" / "other.svs"))
+    with other.open("ab") as file:
+        file.write(b"\0" * 16)  # another content
+    assert call("embed", other, "--out", out, *FEW).exit_code == 0
+    (folder_of(out, "one") / "overview.png").unlink()
+    done = call("verify", out, "--repair")
+    assert "another model answered it than that of the last run" in done.stderr
+    after = pathovit.load_results(out)
+    assert after[after["slide_id"].isin(made["slide_id"])]["answer"].tolist() == made["answer"].tolist()
+    assert call("run", slides[0], "--out", out).exit_code == 0
+    assert (folder_of(out, "one") / "overview.png").is_file()
+
+
+def test_damaged_features_of_other_settings_are_not_thrown_away(slides: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert call("embed", slides[0], "--out", out, *FEW).exit_code == 0
+    store = folder_of(out, "one") / "features.zarr"
+    kept = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    torn = store / "xy" / "c" / "0" / "0"
+    torn.write_bytes(torn.read_bytes()[:-3] + b"abc")
+    done = call("embed", slides[0], "--out", out, "--max-tiles", 5)
+    assert done.exit_code == 3
+    assert "made by another recipe" in done.stderr
+    assert all(path.read_bytes() == content for path, content in kept.items() if path != torn)
+    assert call("embed", slides[0], "--out", out, *FEW).exit_code == 0
+    assert torn.read_bytes() == kept[torn], "by the same settings it is made again"
+
+
+def test_the_log_of_another_user_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Diary(tmp_path, ["run"])
+    (log,) = tmp_path.iterdir()
+    before = log.read_text()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != log)
+    Diary(tmp_path, ["run"]).note("more")
+    assert log.read_text() == before
