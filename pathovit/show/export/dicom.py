@@ -58,7 +58,7 @@ def write_dicom(folder: Path, slide: ExportedSlide) -> None:
     try:
         import highdicom  # noqa: F401
     except ImportError as error:
-        raise SettingsError('--to dicom: highdicom is not installed. pip install "pathovit[dicom]"') from error
+        raise SettingsError(f'--to dicom: highdicom cannot be imported ({error}). pip install "pathovit[dicom]"') from error
 
     assert slide.file
     try:

@@ -31,7 +31,9 @@ def write_spatialdata(folder: Path, slide: ExportedSlide) -> None:
         from spatialdata import SpatialData
         from spatialdata.models import ShapesModel, TableModel
     except ImportError as error:
-        raise SettingsError('--to spatialdata: spatialdata is not installed. pip install "pathovit[spatialdata]"') from error
+        raise SettingsError(
+            f'--to spatialdata: spatialdata cannot be imported ({error}). pip install "pathovit[spatialdata]"'
+        ) from error
 
     stored, spec = slide.features, slide.features.grid.spec
     assert spec.tile_px and spec.stride_px and spec.mpp, "of a grid that was laid"
