@@ -47,6 +47,9 @@ def export(
         options.note(f"left out {counted(len(left), 'slide')} ({some(left)}): {why}")
     for remark in done.remarks:
         options.note(remark)
+    if not done.written:
+        sys.stderr.write("Nothing was written.\n")
+        sys.exit(3 if damaged or done.failed else 0)
     which = "" if FORMATS[to].whole else f"; {MAPPING} says which is which"
     sys.stderr.write(f"{counted(done.written, 'slide')} written to {target}, for {FORMATS[to].readers}{which}.\n")
     if damaged or done.failed:

@@ -137,4 +137,5 @@ def test_slides_that_are_none_of_dicom_are_left_out_and_said(finished: Path, tmp
     assert "left out 3 slides (" in done.stderr
     assert "no DICOM slide, to which such objects belong" in done.stderr
     assert folder_of(finished, "one").name in done.stderr
+    assert done.stderr.endswith("Nothing was written.\n")
     assert not list(tmp_path.iterdir())
