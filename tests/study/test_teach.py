@@ -17,6 +17,7 @@ from pathovit.errors import SettingsError
 from pathovit.model.card_text import describe_taught
 from pathovit.model.slide_model import load_model, save_model
 from pathovit.outputs.features import SlideFeatures
+from pathovit.study.suggest import _make_room
 from pathovit.study.teach import fit_regression
 
 SIDE, DIM = 40, 12  # tiles on the side of a slide
@@ -159,3 +160,14 @@ def test_what_cannot_be_learned_from_is_refused_with_the_cause() -> None:
         pathovit.teach([slide, other], {"s-1": labels, "s-2": paint(there, "stroma", "tumour")})
     with pytest.raises(SettingsError, match="'fat' is not a class"):
         pathovit.teach([slide], {"s-1": labels}, positive="fat")
+
+
+def test_squares_that_somebody_gave_classes_are_put_aside(tmp_path: Path) -> None:
+    folder, said = tmp_path / "suggested", list[str]()
+    square = {"type": "Polygon", "coordinates": [[[0, 0], [9, 0], [9, 9], [0, 0]]]}
+    for about, kept in (({"name": "suggested 1"}, 0), ({"name": "suggested 1", "classification": {"name": "tumour"}}, 1)):
+        folder.mkdir(exist_ok=True)
+        (folder / "s.geojson").write_text(json.dumps([{"type": "Feature", "geometry": square, "properties": about}]))
+        _make_room(folder, said.append)
+        assert not folder.exists()
+        assert len(list(tmp_path.glob("suggested-*/s.geojson"))) == kept == len(said)
