@@ -12,6 +12,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -29,6 +30,7 @@ FLAT_SUFFIXES = (".png", ".jpg", ".jpeg")
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 TRIES, FIRST_PAUSE_S = 8, 0.02  # the pause doubles: 2.5 s together
 BLOCK_BYTES = 2**22
+HARMLESS = re.compile(r"[+-]|[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?")
 PROBES = 1000
 T = TypeVar("T")
 
@@ -141,8 +143,9 @@ def storage_errors(path: Path) -> Iterator[None]:
         ) from error
     except OSError as error:
         if error.errno in FULL_DISK or isinstance(error, PermissionError):
+            first = {errno.ENOSPC: "Free some space", errno.EDQUOT: "Free some space", errno.EIO: "Look at the drive"}
             raise StorageError(
-                f"{path}: the output cannot be written ({error.strerror}). Free some space or choose another --out; "
+                f"{path}: the output cannot be written ({error.strerror}). {first.get(error.errno or 0, 'Make it writable')}, or choose another --out; "
                 "the same command then goes on where it stopped."
             ) from error
         raise
@@ -219,8 +222,9 @@ def csv_table(names: Sequence[str], rows: Iterable[Mapping[str, object]]) -> byt
 
 
 def cell(value: object) -> object:
-    """Text that a spreadsheet would run as a formula is quoted."""
+    """Text that a spreadsheet would run as a formula is quoted; numbers, and a sign alone, are none."""
     if isinstance(value, str):
         value = plain(value)
-        return f"'{value}" if value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+        is_plain = HARMLESS.fullmatch(value) or value[:1] not in ("=", "+", "-", "@", "\t", "\r")
+        return value if is_plain else f"'{value}"
     return value

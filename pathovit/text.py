@@ -36,7 +36,12 @@ def size(count: float) -> str:
 
 def say_left_out(areas: Mapping[str, float]) -> str:
     """1.8 mm² ink, 0.2 mm² grey: what was taken for no tissue although it is not glass."""
-    return ", ".join(f"{area:.2g} mm² {reason}" for reason, area in areas.items())
+    return ", ".join(f"{say_mm2(area)} {reason}" for reason, area in areas.items())
+
+
+def say_mm2(area: float) -> str:
+    """An area for people: 0.24 mm², 1,230 mm²."""
+    return f"{area:.2g} mm²" if area < 10 else f"{area:,.0f} mm²"
 
 
 def first_line(error: BaseException) -> str:

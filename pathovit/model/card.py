@@ -166,3 +166,12 @@ def model_digest(card: ModelCard) -> str:
     """SHA-256 of everything in a model that shapes an answer: weights, configuration, target, calibration, features."""
     known = {key: card.values[key] for key in NEEDED}
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+
+def require_evidence(card: ModelCard, name: str) -> None:
+    """Raises SettingsError for a model of which no heatmap can be drawn."""
+    if card.config.kind in NO_EVIDENCE:
+        raise SettingsError(
+            f"{name}: a {card.config.kind} model says nothing of single tiles, so there is no heatmap to draw. "
+            "Use it with predict and evaluate, or train a slide_transformer."
+        )

@@ -129,7 +129,7 @@ def _tested(figures: Sequence[OrderFigures], sign: int) -> OrderTest | None:
     p_values: dict[str, float | None] = {}
     for other in ORDERS[1:]:
         ahead = sign * (values[other] - values["evidence"])
-        p = float(wilcoxon(ahead, alternative="greater").pvalue) if ahead.any() and len(ahead) >= 6 else None
+        p = (float(wilcoxon(ahead, alternative="greater").pvalue) if ahead.any() else 1.0) if len(ahead) >= 6 else None
         p_values[other] = None if p is None else float(f"{p:.2g}")
     means = {name: round(float(v.mean()), 4) for name, v in values.items()}
     return OrderTest(means["evidence"], means["attention"], means["random"], *(p_values[other] for other in ORDERS[1:]))

@@ -17,6 +17,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pathovit import RESEARCH_USE
+from pathovit.errors import SettingsError
 from pathovit.outputs.recipe import EmbedRecipe, FinishRecipe
 from pathovit.outputs.sealed import SEALED
 from pathovit.slides.description import SlideDescription, Survey
@@ -27,7 +28,7 @@ UNSURE, OUTSIDE, A_MAP = "unsure", "outside", "map"  # answers that name no clas
 Json = Mapping[str, Any]
 
 
-class RecordError(ValueError):
+class RecordError(SettingsError):
     """A record that is not to be believed; its text says why, and what to do."""
 
 
@@ -67,6 +68,7 @@ class TopTile:
     attention: float
     x: int  # level-0 pixels
     y: int
+    name: str = ""  # the class that the score is of
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pathovit.encoders.names import can_be_known, record_at_sight
 from pathovit.errors import SettingsError
-from pathovit.model.card import NO_EVIDENCE, REFERENCE, Trained, read_card, require_weights
+from pathovit.model.card import REFERENCE, Trained, read_card, require_evidence, require_weights
 from pathovit.settings import Settings
 from pathovit.tables import Say
 
@@ -34,11 +34,7 @@ def match_model(settings: Settings, encoder_given: bool, model_given: bool, say:
         return Matched(settings, None)
     folder, card = read_card(settings.heatmap.model)
     require_weights(folder, card)  # before anything is begun with it
-    if card.config.kind in NO_EVIDENCE:
-        raise SettingsError(
-            f"{settings.heatmap.model}: a {card.config.kind} model says nothing of single tiles, so there is no heatmap to draw. "
-            "Use it with predict and evaluate, or train a slide_transformer."
-        )
+    require_evidence(card, settings.heatmap.model)
     if settings.heatmap.model != REFERENCE:  # `heatmap` may be called from another folder later
         settings = replace(settings, heatmap=replace(settings.heatmap, model=str(folder)))
     trained = card.trained

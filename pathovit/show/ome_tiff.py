@@ -74,7 +74,7 @@ def read_ome_tiff(path: Path) -> tuple[tuple[str, ...], NDArray[np.float32]]:
 
     Raises
     ------
-    SlideError : it is missing or damaged
+    StoreError : it is missing or damaged
     """
     import tifffile
 
@@ -82,7 +82,7 @@ def read_ome_tiff(path: Path) -> tuple[tuple[str, ...], NDArray[np.float32]]:
         with open_patiently(path) as file, tifffile.TiffFile(file) as tiff:
             layers = np.asarray(tiff.series[0].asarray(), np.float32)
             channels = ElementTree.fromstring(tiff.ome_metadata or "").iterfind(".//{*}Channel")
-    except (OSError, ValueError, IndexError, ElementTree.ParseError) as error:
+    except (OSError, ValueError, IndexError, RuntimeError, ElementTree.ParseError) as error:  # decoders raise RuntimeError
         raise StoreError(path.parent, f"its {path.name} is missing or damaged. Draw it again: pathovit heatmap.") from error
     names = tuple(channel.attrib.get("Name", "") for channel in channels)
     layers = layers.reshape(-1, *layers.shape[-2:])

@@ -76,14 +76,29 @@ def draw_products(
     shown = np.where(prediction.untaught, np.float32("nan"), scores)
     regions = found_regions(stored, prediction, wanted.hot_score)
     write_ome_tiff(folder / "heatmap.ome.tiff", heatmap, stored.trial)
+    layer = painted_layer(heatmap, prediction, wanted.hot_score)
+    colours = (
+        {one: [*_bytes(legend_colour(layer, at, 1.0))] for at, one in enumerate(prediction.score_names)}
+        if layer.floor is None
+        else {}
+    )
     write_geojson(
         folder, stored, scores, {"Attention": prediction.attention, "Novelty": prediction.tile_novelty}, name,
         regions=regions, marked={"Unread": stored.unread, "Not taught": prediction.untaught}, max_tiles=wanted.max_geojson_tiles,
+        colours=colours,
     )  # fmt: skip
-    layer = painted_layer(heatmap, prediction, wanted.hot_score)
     score = f"tile score: {layer.names[0]} ({prediction.scale_note})" if layer.floor is not None else "taken for"
-    draw_overview(folder / "overview.png", views, heatmap, layer, regions, kinds, about, score, said)
-    return save_top_tiles(slide, folder, stored, shown, prediction.attention, wanted.top_tiles) if slide else []
+    draw_overview(folder / "overview.png", views, heatmap, layer, regions, kinds, about, score, _in_this_font(said, prediction))
+    return save_top_tiles(slide, folder, stored, shown, prediction.attention, wanted.top_tiles, name) if slide else []
+
+
+def _in_this_font(said: Said, prediction: SlidePrediction) -> Said:
+    """Names of classes as the legend has them, where the font lacks their characters."""
+    headline, warning = said.headline, drawable(said.warning, "What must be said of it is in report.html, in other letters.")
+    names = {name: f"class {place + 1}" for place, name in enumerate(prediction.score_names)}
+    for name in (*names, *prediction.classes):
+        headline = headline.replace(name, drawable(name, names.get(name, "another class")))
+    return Said(headline, warning)
 
 
 def paints_all_classes(prediction: SlidePrediction) -> bool:

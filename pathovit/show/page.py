@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathovit import RESEARCH_USE, __version__
-from pathovit.text import plain, say_left_out
+from pathovit.text import plain, say_left_out, say_mm2
 
 
 def filled(template: str, **known: object) -> bytes:
@@ -13,5 +13,6 @@ def filled(template: str, **known: object) -> bytes:
     environment = Environment(loader=PackageLoader("pathovit.show"), autoescape=True, undefined=StrictUndefined)
     environment.filters["plain"] = plain
     environment.filters["left_out"] = say_left_out
+    environment.filters["mm2"] = say_mm2
     page = environment.get_template(template).render(research_use=RESEARCH_USE, version=__version__, **known)
     return page.encode("utf-8", "replace")

@@ -39,6 +39,7 @@ HOT_COLOUR, UNREAD_COLOUR = [200, 30, 30], [120, 120, 120]
 IS_REGION = b'"objectType": "annotation"'  # in a line
 LARGE_BYTES = 5_000_000  # above which it is compressed
 MOST_CORNERS = 10_000
+MEAN, HIGHEST, MM2 = "Mean score", "Highest score", "Area mm^2"  # measurements of a region
 BANDS = 10  # score bands, when tiles are too many to be listed one by one
 
 
@@ -52,6 +53,7 @@ def write_geojson(
     regions: Sequence[Area],
     marked: Mapping[str, NDArray[np.bool_]],
     max_tiles: int,
+    colours: Mapping[str, list[int]] | None = None,
 ) -> Path:
     """Write tiles with their measurements, and regions of hot and of marked ones: heatmap.geojson, or .geojson.gz of much.
 
@@ -62,6 +64,7 @@ def write_geojson(
     name : the class the scores speak of
     regions : tiles that are taken for a class, dissolved
     marked : (N,) tiles of which nothing is known, by what they are called
+    colours : of classes, as on the slide's overview; one class that is asked for is red
     """
     measured = {f"Score: {name}": scores, **layers}
     features = (_tiles if len(stored.xy) <= max_tiles else _bands)(stored, measured)
@@ -72,11 +75,9 @@ def write_geojson(
         for mark, tiles in marked.items()
         for part in _parts(squares[tiles], overlapping)
     )
-    colours = {area.name: HOT_COLOUR for area in regions}
-    if len(colours) > 1:
-        colours = {name: class_colour(name) for name in colours}
+    red = {area.name: HOT_COLOUR for area in regions} | dict(colours or {})
     found = (
-        _feature(stored.slide_id, translate(area.shape, -x, -y), "annotation", area.name, colours[area.name], area.measured())
+        _feature(stored.slide_id, translate(area.shape, -x, -y), "annotation", area.name, red[area.name], area.measured())
         for area in regions
     )
     return _write(folder / GEOJSON[0], stored, chain(features, unknown, found))
@@ -158,7 +159,7 @@ class Area:
     highest: float
 
     def measured(self) -> dict[str, float]:
-        return {"Mean score": self.mean, "Highest score": self.highest, "Area mm^2": self.mm2}
+        return {MEAN: self.mean, HIGHEST: self.highest, MM2: self.mm2}
 
 
 def dissolve(stored: SlideFeatures, chosen: NDArray[np.bool_], name: str, scores: NDArray[np.float32]) -> list[Area]:

@@ -18,17 +18,19 @@ from PIL import Image
 from pathovit.files import open_patiently, open_text, read_bytes, write_atomically
 from pathovit.machine import allowed_cores
 from pathovit.outputs.folder import OutFolder, SlideFolder
-from pathovit.outputs.records import OUTSIDE, UNSURE, SlideRecord, TopTile
+from pathovit.outputs.records import A_MAP, OUTSIDE, UNSURE, SlideRecord, TopTile
 from pathovit.outputs.runs import RunRecord, all_runs
 from pathovit.show.page import filled
 from pathovit.show.table import OLDER, Contents, table
 from pathovit.show.tissue_map import colour_of
+from pathovit.tables import number
 
 PICTURE_PX, ZOOM = 1400, 200  # longer side of an overview inside the report, and per cent at which it is shown large
 TRAIN_HINT = (
     "The bundled model is a demonstration, made on few patients. Teach one on a few strokes of yours: pathovit teach OUT REGIONS. "
     "Or train one on labels of slides: pathovit train LABELS.csv"
 )
+MEASURED = "answered"  # slides whose answer is a number
 MAX_PICTURES = 300  # slides with pictures in one report, those at the highest risk; the table always has all
 
 
@@ -119,6 +121,8 @@ def write_report(out: OutFolder, found: Contents, record: RunRecord) -> Path:
         runs=all_runs(out),
         untold=any(not record.description.file for record in found.records),
         demonstration=record.demonstration and bool(answered),
+        taught=any(one.prediction.answer == A_MAP for one in answered if one.prediction),
+        trained=any(one.prediction.answer != A_MAP for one in answered if one.prediction),
         train_hint=TRAIN_HINT,
     )
     write_atomically(out.report, html)
@@ -129,13 +133,16 @@ def state_of(row: Mapping[str, object]) -> str:
     """What a slide counts as in the line above the table: its answer, as far as it has one."""
     if row["verdict"] == "failed":
         return "failed"
-    return str(row.get("answer") or "") or "no answer"
+    answer = str(row.get("answer") or "")
+    if number(answer) is not None and not any(name.startswith("prob_") for name in row):
+        return MEASURED
+    return f"answered {answer}" if answer in ("failed", "no answer", MEASURED) else answer or "no answer"
 
 
 def summary(rows: Sequence[Mapping[str, object]]) -> list[tuple[str, int]]:
     """States of slides and how many are in each: answers by name, then what was not answered."""
     counts = Counter(map(state_of, rows))
-    last = [UNSURE, OUTSIDE, "no answer", "failed"]
+    last = [MEASURED, UNSURE, OUTSIDE, "no answer", "failed"]
     return sorted(counts.items(), key=lambda one: (last.index(one[0]) if one[0] in last else -1, one[0]))
 
 

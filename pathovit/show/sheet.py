@@ -57,9 +57,9 @@ def drawable(text: str, instead: str) -> str:
 
 
 def wrapped(text: str, px: int, width: int) -> list[str]:
-    """Lines no wider than `width` pixels in letters of `px`; a word that is too long by itself is cut."""
+    """Lines no wider than `width` pixels in letters of `px`; a word that is too long by itself is cut. Line breaks are spaces."""
     lines: list[str] = []
-    for word in text.split(" "):
+    for word in text.split() or [""]:
         longer = f"{lines[-1]} {word}" if lines else word
         if lines and font(px).getlength(longer) <= width:
             lines[-1] = longer

@@ -22,6 +22,7 @@ from pathovit.show.qupath import Area, dissolve, write_areas
 from pathovit.show.sheet import WHITE, draw_text, drawable, font, save_sheet, wrapped
 from pathovit.show.views import View
 from pathovit.slides.readers import RGB
+from pathovit.text import say_mm2
 
 STRENGTH = 0.8
 NAMED_AREAS = 3  # of each kind that get its letter, the largest ones
@@ -102,7 +103,7 @@ def _legend(found: TissueMap, width: int) -> Image.Image:
     for name, colour, area in told:
         if not area:
             continue
-        text = f"{drawable(name, name[0])}  {area:.3g} mm²"
+        text = f"{drawable(name, name[0])}  {say_mm2(area)}"
         needed = CHIP_PX + 3 * MARGIN_PX + int(font(LETTER_PX).getlength(text))
         if x + needed > width and lines[-1]:
             lines.append([])
@@ -159,7 +160,7 @@ def draw_kinds(path: Path, names: Sequence[str], mm2: Sequence[float], examples:
         draw.rectangle((left, y + 24, left + 26, y + EXAMPLE_PX - 24), fill=tuple(colour_of(place)))
         for number, line in enumerate(wrapped(drawable(name, name[0]), NAME_PX, KIND_PX - 44)[:2]):
             draw_text(draw, (left + 36, y + EXAMPLE_PX / 2 - 4 - 18 * (1 - number)), line, NAME_PX, "lm")
-        draw_text(draw, (left + 36, y + EXAMPLE_PX / 2 + 24), f"{mm2[place]:.3g} mm²", 12, "lm")
+        draw_text(draw, (left + 36, y + EXAMPLE_PX / 2 + 24), say_mm2(mm2[place]), 12, "lm")
         for number, picture in enumerate(examples.get(place, ())):
             shown = cv2.resize(
                 picture, (EXAMPLE_PX, EXAMPLE_PX), interpolation=cv2.INTER_AREA if len(picture) > EXAMPLE_PX else cv2.INTER_CUBIC

@@ -24,8 +24,9 @@ def save_top_tiles(
     scores: NDArray[np.float32],
     attention: NDArray[np.float32],
     count: int,
+    name: str,
 ) -> list[TopTile]:
-    """Pictures of the tiles with the highest scores."""
+    """Pictures of the tiles with the highest scores; `name` is the class that these are of."""
     order = np.argsort(-np.nan_to_num(scores, nan=-1.0), kind="stable")
     order = order[np.isfinite(scores[order])][:count]
     level, size = slide.level(features.grid.read_level), features.grid.read_px
@@ -36,9 +37,9 @@ def save_top_tiles(
         image = Image.fromarray(pixels).resize((TILE_SIDE_PX, TILE_SIDE_PX), Image.Resampling.BICUBIC)
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=88)
-        name = f"top_tiles/{rank:02d}.jpg"
-        write_atomically(folder / name, buffer.getvalue())
-        kept.append(TopTile(name, float(scores[index]), float(attention[index]), x, y))
+        file = f"top_tiles/{rank:02d}.jpg"
+        write_atomically(folder / file, buffer.getvalue())
+        kept.append(TopTile(file, float(scores[index]), float(attention[index]), x, y, name))
     for stale in (folder / "top_tiles").glob("*.jpg"):
         if int(stale.stem) > len(kept):
             stale.unlink()

@@ -130,7 +130,8 @@ def test_a_model_is_saved_and_loaded_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("key", "value"), [("encoder", "other"), ("weights_sha256", "other"), ("mpp", 0.5), ("tile_px", 224)])
 def test_features_the_model_was_not_trained_on_are_refused_and_both_named(tmp_path: Path, key: str, value: object) -> None:
-    save_model(tmp_path / "m", SlideModel(network(), BINARY, Calibration(), None, card(**{key: value}), ""))
+    calibration = Calibration(conformity=(((), ()),))
+    save_model(tmp_path / "m", SlideModel(network(), BINARY, calibration, None, card(**{key: value}), ""))
     with pytest.raises(SettingsError, match=rf"'m' was trained on features with {key} = {value}, and these have"):
         load_model(tmp_path / "m").predict(slide_features())
 

@@ -15,13 +15,14 @@ from made import made_record
 from made_maps import CASES, COLUMNS, corner_of, heat, planted
 from PIL import ImageDraw
 
+from pathovit.errors import StoreError
 from pathovit.files import csv_table
 from pathovit.geometry import Box
 from pathovit.outputs.features import TileVerdict
 from pathovit.outputs.records import Answer, Outcome, SlideRecord
 from pathovit.show import overview
 from pathovit.show.heatmap import Heatmap
-from pathovit.show.ome_tiff import halve, write_ome_tiff
+from pathovit.show.ome_tiff import halve, read_ome_tiff, write_ome_tiff
 from pathovit.show.overview import About, Said, compose
 from pathovit.show.paint import Layer
 from pathovit.show.qupath import dissolve, write_geojson
@@ -205,3 +206,18 @@ def test_a_trial_is_marked_in_what_other_programs_read(tmp_path: Path) -> None:
     write_ome_tiff(tmp_path / "h.ome.tiff", heat(slide, scores), slide.trial)
     with tifffile.TiffFile(tmp_path / "h.ome.tiff") as tiff:
         assert slide.trial in tiff.ome_metadata
+
+
+def test_a_damaged_map_is_said_to_be_so_whatever_byte_it_is(tmp_path: Path) -> None:
+    slide, scores, _ = planted("plain")
+    path = tmp_path / "heatmap.ome.tiff"
+    write_ome_tiff(path, heat(slide, scores))
+    good = path.read_bytes()
+    noticed = 0
+    for place in np.linspace(200, len(good) - 200, 40).astype(int):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 255]) + good[place + 1 :])
+        try:
+            read_ome_tiff(path)
+        except StoreError:
+            noticed += 1
+    assert noticed > 20

@@ -118,12 +118,13 @@ def test_regions_can_be_corrected_and_classes_have_colours_of_their_own(tmp_path
     slide, scores, _ = planted("plain")
     hot = np.nan_to_num(scores) >= 0.5
     regions = [area for name, tiles in (("a", hot), ("b", ~hot)) for area in dissolve(slide, tiles, name, scores)]
-    write_geojson(tmp_path, slide, scores, {}, "a", regions=regions, marked={}, max_tiles=10)
+    of_classes = {"a": [1, 2, 3], "b": [4, 5, 6], "c": [7, 8, 9]}
+    write_geojson(tmp_path, slide, scores, {}, "a", regions=regions, marked={}, max_tiles=10, colours=of_classes)
     features = json.loads((tmp_path / "heatmap.geojson").read_text())["features"]
     drawn = [f["properties"] for f in features if f["properties"]["objectType"] == "annotation"]
     assert not any(one["isLocked"] for one in drawn)
     colours = {one["classification"]["name"]: tuple(one["classification"]["color"]) for one in drawn}
-    assert len(set(colours.values())) == 2
+    assert colours == {"a": (1, 2, 3), "b": (4, 5, 6)}
 
 
 def test_outlines_have_no_more_corners_than_qupath_bears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,11 @@ from made import made_record
 from made_browser import CHROMIUM, FLAGS
 from playwright.sync_api import Page, sync_playwright
 
+from pathovit.files import csv_table
 from pathovit.outputs.records import Answer, Outcome
 from pathovit.show.report import summary
 from pathovit.show.table import Contents, table
+from pathovit.text import say_mm2
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +95,29 @@ def test_slides_of_a_patient_are_together_and_every_state_is_counted() -> None:
     _, rows = table(Contents(tuple(records), (), (Outcome("e.svs", "empty"),), frozenset()))
     assert [row["file"] for row in rows] == ["a-1.svs", "c-3.svs", "b-2.svs", "d-4.svs", "e.svs"]
     assert summary(rows) == [("a", 2), ("b", 1), ("unsure", 1), ("failed", 1)]
+
+
+def test_states_are_told_from_classes_of_the_same_name_and_numbers_are_one_state() -> None:
+    rows = [
+        {"verdict": "ok", "answer": "failed", "prob_failed": "0.9"},
+        {"verdict": "failed"},
+        {"verdict": "ok", "answer": "1", "prob_1": "0.8"},
+    ]
+    assert summary(rows) == [("1", 1), ("answered failed", 1), ("failed", 1)]
+    measured = [{"verdict": "ok", "answer": f"{-0.01 * at:.4g}", "predicted_age": "1"} for at in range(50)]
+    assert summary(measured) == [("answered", 50)]
+
+
+def test_numbers_below_zero_and_signs_are_no_formulas() -> None:
+    found = csv_table(["a"], [{"a": text} for text in ("-0.53219", "+", "-1e-07", "-2+3", "=1", "-,5", "@x")])
+    assert found.decode().split() == ["a", "-0.53219", "+", "-1e-07", "'-2+3", "'=1", '"-,5"', "'@x"]
+
+
+def test_areas_are_said_in_plain_numbers() -> None:
+    assert [say_mm2(area) for area in (0.0123, 1.25, 9.99, 124.4, 1234.5)] == [
+        "0.012 mm²",
+        "1.2 mm²",
+        "10 mm²",
+        "124 mm²",
+        "1,234 mm²",
+    ]

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pathovit import RESEARCH_USE
-from pathovit.show.sheet import save_sheet
+from pathovit.show.sheet import save_sheet, wrapped
 from pathovit.show.views import thumbnail
 from pathovit.slides.readers.compressed import CompressedTiles
 from pathovit.slides.slide import open_slide
@@ -44,3 +44,7 @@ def test_a_slide_that_was_compared_is_opened_the_same_without(shared: Path, name
     with open_slide(shared / "vendor" / name, 0.5, sha256="0" * 64, compared=compared) as again:
         assert (again.compared, again.levels, again.reader) == (compared, levels, reader)
         assert np.array_equal(again.read(again.levels[-1], 0, 0, 256, 256)[0], pixels)
+
+
+def test_a_line_break_in_a_name_is_a_space_on_the_sheet() -> None:
+    assert wrapped("a\nb: 0.9\tx", 14, 700) == ["a b: 0.9 x"]
