@@ -12,6 +12,7 @@ from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import cohen_kappa_score
 
 from pathovit.review.desk import Desk
+from pathovit.tables import spelling
 
 DRAWS, LEAST_SLIDES = 1000, 10
 Pair = tuple[str, str]
@@ -34,7 +35,7 @@ def agreements(desk: Desk) -> list[Agreement]:
     for case in desk.cases():
         for name, one in desk.opinions(case).items():
             if one.label is not None:
-                read.setdefault(name, {})[case.slide_id] = one.label or "unsure"
+                read.setdefault(name, {})[case.slide_id] = spelling(one.label) or "unsure"
     found = []
     for a, b in combinations(sorted(read), 2):
         both = [(read[a][slide], read[b][slide]) for slide in sorted(read[a].keys() & read[b].keys())]

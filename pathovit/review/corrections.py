@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from shapely import GEOSException
 from shapely.geometry import shape
 
 from pathovit.errors import SettingsError
@@ -160,19 +162,35 @@ class Asked:
 
 
 def suggested(desk: Desk) -> list[Asked]:
-    """What `pathovit teach --suggest` asks for, the most helpful first."""
+    """What `pathovit teach --suggest` asks for, the most helpful first. What was edited into something else is left out."""
     found: list[tuple[int, Asked]] = []
     cases = {case.slide_id: case for case in desk.cases() if case.record}
     for path in sorted((desk.out.path / "suggested").glob("*.geojson")):
-        if path.stem not in cases:
+        squares = _squares(path) if path.stem in cases else {}
+        if not squares:
             continue
         stored = desk.features(cases[path.stem])
         centres, lattice = stored.centres_l0(), stored.grid.lattice()
-        for feature in json.loads(read_bytes(path))["features"]:
-            centre = shape(feature["geometry"]).centroid
-            wanted = np.array([centre.x, centre.y]) + np.asarray(offset(stored))
-            index = int(np.abs(centres - wanted).sum(1).argmin())
+        for rank, centre in squares.items():
+            index = int(np.abs(centres - (np.asarray(centre) + np.asarray(offset(stored)))).sum(1).argmin())
             column, row = (int(v) for v in lattice[index])
-            rank = int(feature["properties"]["name"].removeprefix("suggested "))
             found.append((rank, Asked(path.stem, index, row, column)))
     return [asked for _, asked in sorted(found, key=lambda pair: pair[0])]
+
+
+def _squares(path: Path) -> dict[int, tuple[float, float]]:
+    """Middles of the squares of a file, by their rank: a person may have drawn in it, too."""
+    try:
+        features = json.loads(read_bytes(path))["features"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    found = {}
+    for feature in features if isinstance(features, list) else ():
+        try:
+            rank = re.fullmatch(r"suggested (\d+)", feature["properties"]["name"])
+            centre = shape(feature["geometry"]).centroid
+            if rank and not centre.is_empty:
+                found[int(rank[1])] = (centre.x, centre.y)
+        except (KeyError, TypeError, ValueError, AttributeError, GEOSException):
+            continue
+    return found

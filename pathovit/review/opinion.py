@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pathovit.review.record import Event
+from pathovit.tables import spelling
 
 IGNORE, NOT = "ignore", "not "
 Cell = tuple[int, int]  # row, column
@@ -142,7 +143,7 @@ def standing(events: Sequence[Event]) -> Standing:
     undone = {event.said["of"] for event in events if event.kind == "undo"}
     settled = [event for event in events if event.kind == "settled" and event.number not in undone]
     decided = {name: one.label for name, one in opinions(events).items() if one.label is not None}
-    differ = len(set(decided.values())) > 1
+    differ = len({spelling(label) for label in decided.values()}) > 1
     if settled:
         return Standing(settled[-1].said["label"] or "", settled[-1].reader, differ, True)
     if not decided or differ:
@@ -156,6 +157,6 @@ def painted_by_all(events: Sequence[Event], tiles_sha256: str = "") -> tuple[dic
     differ: set[Cell] = set()
     for one in opinions(events, tiles_sha256).values():
         for cell, label in one.painted.items():
-            if found.setdefault(cell, label) != label:
+            if spelling(found.setdefault(cell, label)) != spelling(label):
                 differ.add(cell)
     return {cell: label for cell, label in found.items() if cell not in differ}, len(differ)

@@ -61,20 +61,26 @@ class Readers:
         people = [{"name": one.name, "role": one.role, "token_sha256": one.token_sha256} for one in self.people]
         write_atomically(folder / "readers.json", to_json({"readers": people, "assignment": self.assignment}))
 
-    def added(self, name: str, role: str) -> tuple[Readers, str]:
+    def added(self, name: str, role: str | None = None) -> tuple[Readers, str]:
         """With one more reader, or a new token for one; and the token.
+
+        Parameters
+        ----------
+        role : None for the one that they have, or reader
 
         Raises
         ------
         SettingsError : a role that there is not, a name that is empty or too long
         """
         name = plain(name).strip()
+        known = next((one for one in self.people if one.name.casefold() == name.casefold()), None)
+        role = role or (known.role if known else READER)
         if role not in ROLES:
             raise SettingsError(f"--role {role!r} is unknown. Use {' or '.join(ROLES)}.")
         if not 0 < len(name) <= MOST_NAME:
             raise SettingsError(f"A reader's name has 1 to {MOST_NAME} letters.")
         token = secrets.token_urlsafe(24)
-        others = [one for one in self.people if one.name.casefold() != name.casefold()]
+        others = [one for one in self.people if one is not known]
         return Readers((*others, Reader(name, role, digest_of(token))), self.assignment), token
 
     def without(self, name: str) -> Readers:

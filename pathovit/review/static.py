@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from shapely import Point
+from shapely.geometry.base import BaseGeometry
 
 from pathovit.errors import PathovitError, SettingsError
 from pathovit.files import write_atomically
@@ -16,13 +18,14 @@ from pathovit.outputs.features import SlideFeatures
 from pathovit.review.desk import Case, Desk
 from pathovit.review.opinion import Opinion
 from pathovit.review.pixels import small_picture
+from pathovit.show.heatmap import SCORE
 from pathovit.show.ome_tiff import read_ome_tiff
 from pathovit.show.page import filled
-from pathovit.show.qupath import Area, dissolve
+from pathovit.show.qupath import HIGHEST, MEAN, MM2, Annotation, read_annotations
 from pathovit.slides.slide import open_slide
 from pathovit.text import counted, size
 
-HOT, REGIONS = 0.5, 6  # of each slide, the largest
+REGIONS = 6  # of each slide, the largest of the map
 SIDE_UM, SIDE_PX = 400, 800  # of a region's picture: 0.5 um a pixel
 PICTURE_BYTES = 250_000  # about what one takes
 
@@ -32,6 +35,7 @@ class Shown:
     """A region with its picture."""
 
     file: str
+    name: str  # its class
     mm2: float
     mean: float
     highest: float
@@ -97,32 +101,35 @@ def _page(desk: Desk, case: Case, folder: Path) -> Page:
 def _add_regions(desk: Desk, case: Case, folder: Path, page: Page) -> None:
     assert case.record
     stored = desk.features(case)
-    found = _hottest(desk, case, stored)
+    found = hottest(desk.out.slide(case.slide_id).path, stored)
     path, whereabouts = desk.path(case.record)
     if path is None:
         page.said = f"No pictures of its regions: the slide's file is {whereabouts.value}."
         return
     description = case.record.description
     with open_slide(path, description.mpp, description.mpp_source, case.record.sha256) as slide:
-        for number, (area, centre) in enumerate(found, start=1):
+        for number, (region, centre) in enumerate(found, start=1):
             name = f"{case.key}/{number:02d}.jpg"
             write_atomically(folder / name, small_picture(slide, centre, SIDE_UM, SIDE_PX))
-            page.regions.append(Shown(name, area.mm2, area.mean, area.highest))
+            about = region.measured
+            page.regions.append(Shown(name, region.name, about[MM2], about[MEAN], about[HIGHEST]))
 
 
-def _hottest(desk: Desk, case: Case, stored: SlideFeatures) -> list[tuple[Area, tuple[float, float]]]:
-    """The largest hot regions, and the middle of the hottest tile of each, level-0 pixels."""
-    names, values = read_ome_tiff(desk.out.slide(case.slide_id).path / "heatmap.ome.tiff")
-    if not names[0].startswith("score: "):
-        return []
+def hottest(folder: Path, stored: SlideFeatures) -> list[tuple[Annotation, tuple[float, float]]]:
+    """The largest regions of the map, of whatever class, and the middle of the hottest tile of each, level-0 pixels."""
+    regions = [region for region in read_annotations(folder, stored) if MM2 in region.measured]  # others are what was not read
+    names, values = read_ome_tiff(folder / "heatmap.ome.tiff")
     lattice = stored.grid.lattice()
-    scores = values[0][lattice[:, 1], lattice[:, 0]]
-    areas = dissolve(stored, np.nan_to_num(scores) >= HOT, names[0].removeprefix("score: "), scores)[:REGIONS]
-    centres = stored.centres_l0()
     found = []
-    for area in areas:
-        near = np.flatnonzero(np.isclose(scores, area.highest))
-        inside = [tile for tile in near if area.shape.intersects(Point(centres[tile]))]
-        x, y = centres[inside[0]] if inside else area.shape.representative_point().coords[0]
-        found.append((area, (float(x), float(y))))
+    for region in sorted(regions, key=lambda region: -region.measured[MM2])[:REGIONS]:
+        layer = names.index(f"{SCORE}{region.name}") if f"{SCORE}{region.name}" in names else 0
+        found.append((region, _hottest_tile(region.shape, values[layer][lattice[:, 1], lattice[:, 0]], stored.centres_l0())))
     return found
+
+
+def _hottest_tile(shape: BaseGeometry, scores: NDArray[np.float32], centres: NDArray[np.float64]) -> tuple[float, float]:
+    for tile in np.argsort(-np.nan_to_num(scores, nan=-1.0)):
+        if shape.intersects(Point(centres[tile])):
+            return float(centres[tile][0]), float(centres[tile][1])
+    inside = shape.representative_point()
+    return float(inside.x), float(inside.y)

@@ -11,7 +11,7 @@ import pytest
 
 from pathovit.errors import SettingsError
 from pathovit.review.agreement import kappa, kappa_interval
-from pathovit.review.readers import Readers
+from pathovit.review.readers import ADJUDICATOR, READER, Readers
 
 SLIDES = [f"slide-{number}" for number in range(2000)]
 
@@ -99,3 +99,12 @@ def test_kappa_is_that_of_the_textbook() -> None:
     assert kappa([("y", "y")] * 5) is None
     assert kappa_interval(pairs[:9]) is None
     assert np.isclose(kappa([("y", "y"), ("n", "n")]) or 0, 1)
+
+
+def test_a_new_token_leaves_a_reader_their_role() -> None:
+    readers, old = Readers().added("Dr. A", ADJUDICATOR)
+    readers, new = readers.added("dr. a")
+    assert [(one.name, one.role) for one in readers.people] == [("dr. a", ADJUDICATOR)]
+    assert readers.by_token(old) is None
+    assert readers.by_token(new)
+    assert readers.added("Dr. A", READER)[0].people[0].role == READER

@@ -93,3 +93,9 @@ def test_runs_are_the_cells_they_were_made_of_and_as_few_as_can_be(cells: set[tu
     assert sum(length for *_, length in runs) == len(cells)
     starts = {(row, column) for row, column in cells if (row, column - 1) not in cells}
     assert len(runs) == len(starts)
+
+
+def test_one_word_in_two_spellings_is_no_disagreement() -> None:
+    found = events(("A", decision("Tumour")), ("B", decision("tumour ")), ("A", painted("Tumour")), ("B", painted("tumour")))
+    assert (standing(found).label, standing(found).disagreement) == ("Tumour", False)
+    assert painted_by_all(found) == (dict.fromkeys([(0, 0), (0, 1), (0, 2)], "Tumour"), 0)

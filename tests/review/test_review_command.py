@@ -22,10 +22,14 @@ from pathovit.manifest import read_manifest
 from pathovit.model.slide_model import load_model
 from pathovit.model.targets import read_target
 from pathovit.outputs.folder import OutFolder
-from pathovit.review.corrections import _settle
+from pathovit.review.corrections import _settle, suggested
 from pathovit.review.desk import Desk
 from pathovit.review.opinion import Cell, painted_by_all
 from pathovit.review.record import Record
+from pathovit.review.static import hottest
+from pathovit.show.heatmap import SCORE, Heatmap
+from pathovit.show.ome_tiff import write_ome_tiff
+from pathovit.show.qupath import dissolve, write_geojson
 from pathovit.study.cohort import load_cohort
 from pathovit.study.regions import read_regions
 from pathovit.study.study import train_model
@@ -280,3 +284,39 @@ def test_a_map_that_was_corrected_is_another_one_there(client: Client, out: Path
     corrected = after[lattice[hottest, 1], lattice[hottest, 0]]
     assert scores[hottest].min() > 0.5
     assert corrected.mean() < scores[hottest].mean() - 0.2
+
+
+def test_regions_of_all_classes_are_shown_where_they_are_hottest(tmp_path: Path) -> None:
+    from made import made_features
+
+    stored = made_features(np.array([[c, r] for r in range(6) for c in range(8)]) * 96)
+    scores = np.full((48, 2), 0.1, np.float32)
+    scores[[0, 1, 8, 9], 0] = 0.7
+    scores[9, 0] = 0.9
+    scores[[30, 31, 38, 39, 46, 47], 1] = 0.6
+    scores[47, 1] = 0.8
+    areas = [area for at, name in enumerate(("a", "b")) for area in dissolve(stored, scores[:, at] > 0.5, name, scores[:, at])]
+    write_geojson(tmp_path, stored, scores[:, 0], {}, "a", regions=areas, marked={"Unread": np.arange(48) == 5}, max_tiles=10_000)
+    layers = {f"{SCORE}a": scores[:, 0], f"{SCORE}b": scores[:, 1]}
+    write_ome_tiff(tmp_path / "heatmap.ome.tiff", Heatmap.from_tiles(stored, layers, np.zeros(48, np.bool_)))
+    found = hottest(tmp_path, stored)
+    assert [(region.name, centre) for region, centre in found] == [
+        ("b", tuple(stored.centres_l0()[47])), ("a", tuple(stored.centres_l0()[9])),
+    ]  # fmt: skip
+
+
+def test_what_a_person_drew_into_suggestions_does_not_stop_the_page(out: Path) -> None:
+    name = folder_of(out, "one").name
+    square = {"type": "Polygon", "coordinates": [[[0, 0], [9, 0], [9, 9], [0, 9], [0, 0]]]}
+    features: list[object] = [
+        {"geometry": square, "properties": {"name": "suggested 1"}},
+        {"geometry": square, "properties": {"name": "tumour"}},
+        {"geometry": square, "properties": {}},
+        {"geometry": None, "properties": {"name": "suggested 2"}},
+        {"geometry": {"type": "Polygon", "coordinates": [[[0, 0], [1, 1]]]}, "properties": {"name": "suggested 3"}},
+        "nothing",
+    ]
+    (out / "suggested").mkdir()
+    (out / "suggested" / f"{name}.geojson").write_text(json.dumps({"features": features}))
+    (out / "suggested" / f"{folder_of(out, 'two').name}.geojson").write_text("torn")
+    assert [(asked.slide_id, asked.index) for asked in suggested(Desk(OutFolder(out)))] == [(name, 0)]
