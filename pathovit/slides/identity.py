@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from functools import lru_cache
 from pathlib import Path
 
 from pathovit.errors import SlideOpenError, slide_errors
@@ -12,12 +13,21 @@ from pathovit.files import open_patiently, tried_again
 from pathovit.reasons import Code
 
 SERIES = 0x0020000E  # tag of SeriesInstanceUID
+LIST_BYTES = 64 * 2**10  # as many as OpenSlide reads of a .vms
 
 
 def dicom_series(path: Path) -> str:
     """SeriesInstanceUID of a DICOM file itself; "" if there is none. The series that it refers to do not count."""
     if not path.is_file():
         return ""
+    with slide_errors(path):
+        about = tried_again(path.stat)
+    return _dicom_series(path, about.st_size, about.st_mtime_ns, about.st_ino)
+
+
+@lru_cache(maxsize=100_000)
+def _dicom_series(path: Path, *state: int) -> str:
+    """The same, of a file that is as it was: every look at a slide of a thousand files asks for all of them."""
     import pydicom
     from pydicom.filereader import read_partial
 
@@ -34,16 +44,21 @@ def dicom_series(path: Path) -> str:
 
 
 def slide_files(path: Path) -> list[Path]:
-    """All files that make up a slide: the file itself, MRXS and VMS data beside it, the files of a DICOM series."""
+    """All files that make up a slide: the file itself, MRXS data beside it, what a VMS or VMU names, the files of a DICOM series."""
     suffix = path.suffix.lower()
     if suffix == ".dcm":
         series = dicom_series(path)
         beside = sorted(p for p in path.parent.iterdir() if p.suffix.lower() == ".dcm" and p.is_file())
         return [p for p in beside if dicom_series(p) == series] or [path]
-    if suffix in (".mrxs", ".vms", ".vmu"):
+    if suffix == ".mrxs":
         data = path.with_suffix("")
         inside = sorted(p for p in data.rglob("*") if p.is_file()) if data.is_dir() else []
         return [path, *inside]
+    if suffix in (".vms", ".vmu"):
+        with slide_errors(path), open_patiently(path) as file:
+            lines = file.read(LIST_BYTES).decode("utf-8", "surrogateescape").splitlines()
+        named = {value.strip() for _, equals, value in (line.partition("=") for line in lines) if equals and "\0" not in value}
+        return [path, *sorted(p for name in named if name and (p := path.parent / name).is_file() and p != path)]
     return [path]
 
 

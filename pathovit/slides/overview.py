@@ -111,28 +111,30 @@ def _read_block(
     """One block of the overview; from a sharper level where this one is damaged; None where all are."""
     height, width = rows.stop - rows.start, columns.stop - columns.start
     for candidate in reversed([other for other in slide.levels if other.index <= level.index]):
-        factor = round(shrink * level.downsample[0] / candidate.downsample[0])
-        if width * height * factor**2 > BAND_PX**2 * 16:  # a quarter of a gigabyte
+        across, down = (shrink * (a / b) for a, b in zip(level.downsample, candidate.downsample, strict=True))
+        x, right = round(columns.start * across), round(columns.stop * across)
+        y, bottom = round(rows.start * down), round(rows.stop * down)
+        if (right - x) * (bottom - y) > BAND_PX**2 * 16:  # a quarter of a gigabyte
             return None
-        x, y = columns.start * factor, rows.start * factor
-        inside = min(width * factor, candidate.size[0] - x), min(height * factor, candidate.size[1] - y)
-        sizes = (factor, *inside) if to_look_at else (1,)
+        inside = min(right, candidate.size[0]) - x, min(bottom, candidate.size[1]) - y
+        sizes = (across, down, *inside) if to_look_at else (1,)
         scale = next(scale for scale in reversed(SCALES) if not any(length % scale for length in sizes))
         try:
             with nullcontext() if candidate is level else sharper:
                 part, scanned = slide.read_scanned(candidate, x, y, *inside, scale)
         except TileReadError:
             continue
-        decoded = factor * part.shape[1] // inside[0]  # pixels that one of the overview has; as many in both directions
+        smaller = inside[0] // part.shape[1]  # than was asked for, where it was decoded so
+        whole = (bottom - y) // smaller, (right - x) // smaller
         rgb = part
-        if part.shape[:2] != (height * decoded, width * decoded):  # at the level's edge
-            rgb = np.empty((height * decoded, width * decoded, 3), np.uint8)
+        if part.shape[:2] != whole:  # at the level's edge
+            rgb = np.empty((*whole, 3), np.uint8)
             rgb[:] = slide.background
             rgb[: part.shape[0], : part.shape[1]] = part
         small = np.asarray(cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
         if scanned is None:
             return small, np.ones((height, width), bool)
-        seen = np.pad(scanned, ((0, rgb.shape[0] - inside[1]), (0, rgb.shape[1] - inside[0])), "edge")
+        seen = np.pad(scanned, ((0, whole[0] - scanned.shape[0]), (0, whole[1] - scanned.shape[1])), "edge")
         return small, cv2.resize(seen.view(np.uint8) * 255, (width, height), interpolation=cv2.INTER_AREA) > 127
     return None
 

@@ -122,3 +122,17 @@ def test_a_run_says_which_reader_it_had(maker: Any, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (found,) = (tmp_path / "out").glob("slides/*/slide.json")
     assert json.loads(found.read_text())["slide"]["reader"] == "device"
+
+
+def test_a_slide_that_was_replaced_is_decoded_anew(tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "slide.tif", squares_picture(), jpeg=True)
+    decoder = DeviceDecoder(CPU)
+
+    def first() -> Any:
+        with open_slide(path, 0.5, reader="device") as slide:
+            grid = lay_grid(slide, exact_mask(slide), fill_spec(TileSpec(), 128, 0.5))
+            return embed(slide, grid, decoder)[0][1]
+
+    before = first()
+    write_tiff(path, 255 - squares_picture(), jpeg=True)
+    assert not np.array_equal(first(), before, equal_nan=True)

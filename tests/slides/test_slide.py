@@ -8,6 +8,9 @@ from made_slides import GRAIN, MPP, PINK, PURPLE, squares_picture, zero_tiles
 from PIL import Image
 
 from pathovit.errors import ResolutionError, SlideOpenError, TileReadError
+from pathovit.geometry import XY
+from pathovit.slides.levels import Level
+from pathovit.slides.overview import read_overview
 from pathovit.slides.slide import composite, open_slide
 
 
@@ -127,3 +130,29 @@ def test_every_vendor_file_opens_or_says_why(shared: Path) -> None:
         except (SlideOpenError, ResolutionError) as error:
             assert str(error).startswith(path.name)  # either outcome is right; the message must name the file
             assert str(path.parent) not in str(error)
+
+
+class Uneven:
+    """A pyramid whose second level is 3.5 times as coarse as the first, and damaged."""
+
+    path, size, mpp, background = Path("s.svs"), (3500, 2800), (0.5, 0.5), (255, 255, 255)
+    levels = (Level(0, (3500, 2800), (1.0, 1.0), (0.5, 0.5)), Level(1, (1000, 800), (3.5, 3.5), (1.75, 1.75)))
+
+    def best_level(self, mpp: XY, tolerance: float, exact: bool = True) -> Level:
+        return self.levels[1]
+
+    def read_scanned(self, level: Level, x: int, y: int, width: int, height: int, scale: int = 1) -> tuple[np.ndarray, None]:
+        if level.index:
+            raise TileReadError(self.path, "damaged")
+        across = np.arange(x, x + width) / 3500 * 255
+        down = np.arange(y, y + height) / 2800 * 255
+        return np.stack(np.broadcast_arrays(across[None], down[:, None], 0.0), 2).astype(np.uint8), None
+
+
+def test_a_sharper_level_stands_in_where_it_belongs() -> None:
+    picture, scanned, unread, scale = read_overview(Uneven(), 1.75)
+    assert (picture.shape, scale) == ((800, 1000, 3), (3.5, 3.5))
+    assert scanned.all()
+    assert not unread.any()
+    assert np.abs(picture[400, :, 0] - (np.arange(1000) + 0.5) / 1000 * 255).max() < 2
+    assert np.abs(picture[:, 500, 1] - (np.arange(800) + 0.5) / 800 * 255).max() < 2

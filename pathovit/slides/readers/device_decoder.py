@@ -19,6 +19,7 @@ import numpy as np
 from pathovit.errors import SettingsError, SlideError, TileReadError
 from pathovit.machine import allowed_cores
 from pathovit.reasons import Code
+from pathovit.slides.identity import FileState, file_state
 from pathovit.slides.readers import RGB
 from pathovit.slides.readers.compressed import CodedTile, CompressedTiles, Piece
 
@@ -55,6 +56,7 @@ class DeviceDecoder:
         self._lock = threading.Lock()
         self._kept: OrderedDict[Key, torch.Tensor] = OrderedDict()
         self._kept_bytes = 0
+        self._states: dict[Path, FileState] = {}  # of the slides that pieces are kept of
 
     def read(
         self,
@@ -92,7 +94,11 @@ class DeviceDecoder:
             return torch.stack(parts) if parts else torch.empty((0, tile_px, tile_px, 3), dtype=torch.uint8)
 
     def check(self, path: Path, compressed: CompressedTiles, level: int) -> None:
-        """Raises SlideError where the device's decoder sees other pixels than libjpeg in the level's most detailed tile."""
+        """Before a slide is read: raises SlideError where the device's decoder sees other pixels than libjpeg in the level's most detailed tile."""
+        state = file_state(path)
+        if self._states.setdefault(path, state) != state:  # another file lies there now
+            self.forget()
+            self._states[path] = state
         tiled = compressed.levels.get(level)
         if tiled is None or not tiled.is_jpeg:
             return
