@@ -47,6 +47,3 @@ def main() -> None:
             raise
         sys.stderr.write("pathovit: the folder you are in has been deleted. Change to another one, or give whole paths.\n")
         sys.exit(2)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)

@@ -29,7 +29,7 @@ def clean(
     from pathovit.outputs.clean import remove, spare
     from pathovit.outputs.folder import OutFolder
     from pathovit.outputs.inventory import writing
-    from pathovit.outputs.runs import RUN
+    from pathovit.outputs.runs import RUN, last_run
     from pathovit.run.folder import show_again
 
     if not (out / RUN).is_file():
@@ -41,6 +41,7 @@ def clean(
     if not yes:
         sys.stderr.write("Nothing was removed: say --yes.\n")
         return
+    last_run(OutFolder(out))  # what cannot be shown again is not begun
     with writing(out) as folder:
         for one in found:
             remove(one)

@@ -241,11 +241,11 @@ def _is_argument(parameter: inspect.Parameter) -> bool:
 def merge_settings(file: Path | None, before: Settings | None = None, **options: Any) -> Settings:
     """Settings from the file (or those `before`), with every option that was given put over them."""
     settings = load_settings(file) if file else before or Settings()
+    given: dict[str, dict[str, object]] = {}  # by record: what does not fit alone may fit together
     for name, value in options.items():
         if value is not None:
-            home = SHARED[name]
-            settings = replace(settings, **{home.record: replace(getattr(settings, home.record), **{home.field: value})})
-    return settings
+            given.setdefault(SHARED[name].record, {})[SHARED[name].field] = value
+    return replace(settings, **{record: replace(getattr(settings, record), **values) for record, values in given.items()})
 
 
 def note(text: str) -> None:

@@ -12,13 +12,13 @@ import typer
 from pathovit import RESEARCH_USE
 from pathovit.cli import options
 from pathovit.cli.app import app
-from pathovit.errors import NoSlidesError
+from pathovit.errors import NoSlidesError, SettingsError
 from pathovit.machine import threads_for, wait_passively
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.records import RecordError
 from pathovit.outputs.runs import RUN, last_run
 from pathovit.run.progress import Steps
-from pathovit.settings import Settings, settings_from_dict
+from pathovit.settings import Settings, on_this_machine, settings_from_dict
 
 Row: TypeAlias = dict[str, object]
 Features = Annotated[Path, typer.Argument(help="Folder that `pathovit embed` or `run` wrote.")]
@@ -40,35 +40,43 @@ def predict(
     loaded = load_model(model)
     rows: list[Row] = []
     damaged: list[str] = []
+    unfit: list[SettingsError] = []
     steps, total = Steps(), len(OutFolder(features).slides())
     for record, slide in options.stored_slides(features, damaged):
         steps("slides answered", len(rows), total)
-        with threads_for(len(slide.xy)):
-            prediction = loaded.predict(slide, settings.answer.error_rate)
+        try:
+            with threads_for(len(slide.xy)):
+                prediction = loaded.predict(slide, settings.answer.error_rate)
+        except SettingsError as error:  # made for another model, among others that were made for this one
+            unfit.append(error)
+            options.note(f"{slide.slide_id}: {error}")
+            continue
         answer = prediction.to_answer(loaded.name)
         numbers: Row = {name: None if value is None else float(f"{value:.7g}") for name, value in answer.columns.items()}
         said = filter(None, [prediction.remark, slide.trial, *record.survey.remarks, *loaded.remarks(slide)])
         who: Row = {"slide_id": slide.slide_id, "file": record.description.file, "patient": record.patient or ""}
         told: Row = {"novelty": answer.novelty, "tiles": int(slide.ok.sum()), "trial": slide.trial, "reason": "; ".join(said)}
         rows.append({**who, "answer": answer.answer, **numbers, **told})
+    if unfit and not rows:
+        raise unfit[0]
     rows = in_order(rows)  # as in predictions.csv
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
     elif rows:
         names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in told]
         sys.stdout.write(csv_table([*names, *told], rows).decode())
-    if damaged:
+    if damaged or unfit:
         sys.exit(3)
 
 
 def last_settings(out: Path) -> Settings:
-    """The settings of the last run into a folder."""
+    """The settings of the last run into a folder, as far as they hold for another one here."""
     try:
         folder = OutFolder(out)
         record = last_run(folder).with_names(folder.names())
     except RecordError as error:
         raise NoSlidesError(f"{out}: no run was made into it ({error}). Use `pathovit run`.") from error
-    return settings_from_dict(dict(record.settings), f"{out / RUN}")
+    return on_this_machine(settings_from_dict(dict(record.settings), f"{out / RUN}"))
 
 
 @app.command()
@@ -79,7 +87,8 @@ def heatmap(
 ) -> None:
     """Draw heatmaps and the report anew from stored features, e.g. with another model or threshold.
 
-    Tiles and encoder are those of the run that stored them, unless --settings says otherwise; --tissue is given as it was then.
+    What is not given is as in the last run into the folder, the model too; a file of --settings stands for all of that. --tissue is given as it
+    was then.
     """
     from pathovit.cli.run import carry_out
     from pathovit.run.match import match_model

@@ -72,7 +72,10 @@ def probe(
         found = find_drawn(asked_slides.jobs(), [tiles], records, asked_slides.settings(), options.note)
     else:
         found = find_tiles(tiles, label, options.note)
-    folds_of(found, 0)
+    if left := len(found) - sum(len(judge) for _, judge in folds_of(found, 0)):
+        options.note(
+            f"{counted(left, 'tile')} are not judged: without their {found.unit}s a class would be missing from what is learned"
+        )
     steps, rows = Steps(), []
     for name, weights in pairs:
         encoder = load_encoder(name, weights, device or "auto", precision or "auto")

@@ -180,6 +180,8 @@ def _serve(out: Path, elsewhere: tuple[Path, ...], who: Reader, blind: bool, add
         sys.stderr.write(f"{counted(slides, 'slide')}. Open {url}{f'#token={token}' if alone else ''}\n")
         if people:
             sys.stderr.write(f"{counted(len(people), 'reader')}: each enters with a token of their own.\n")
+        if address.user_header:
+            sys.stderr.write("Whoever has an account on this computer can say who they are: let nobody but the proxy in.\n")
         sys.stderr.write("Stop with Ctrl+C; everything that was decided is kept.\n")
         sys.stderr.flush()
         if browser and sys.stderr.isatty():
@@ -206,7 +208,10 @@ def users(
     add: Annotated[
         list[str] | None, typer.Option("--add", help="Name of a reader; a token is shown, once. Again: a new token.")
     ] = None,
-    role: Annotated[str, typer.Option("--role", help="reader, or adjudicator: sees all, settles, teaches.")] = "reader",
+    role: Annotated[
+        str | None,
+        typer.Option("--role", help="reader, or adjudicator: sees all, settles, teaches.  \\[default: reader, or as before]"),
+    ] = None,
     remove: Annotated[list[str] | None, typer.Option("--remove", help="Name of a reader who may not enter any more.")] = None,
     assign: Annotated[
         str | None, typer.Option("--assign", help="all, split, or split-20: split, and 20 % are read by two.")

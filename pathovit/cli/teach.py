@@ -94,7 +94,7 @@ def teach(
         sys.stderr.write(
             f"{record.slides_done} of {len(record.slides)} maps drawn in {duration(record.seconds or 0.0)}: {out.report}\n"
         )
-    if suggest:
+    if suggest and code <= 3:
         from pathovit.study.suggest import suggest_tiles
 
         with writing(features):

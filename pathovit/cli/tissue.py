@@ -11,7 +11,7 @@ import typer
 from pathovit import RESEARCH_USE
 from pathovit.cli import options
 from pathovit.cli.app import app
-from pathovit.errors import SettingsError
+from pathovit.errors import NoSlidesError, SettingsError
 from pathovit.machine import wait_passively
 from pathovit.run.progress import Steps
 
@@ -35,6 +35,8 @@ def tissue(
     from pathovit.run.tissue_map import FOLDER, map_tissue
 
     sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
+    if not features.is_dir():
+        raise NoSlidesError(f"{features}: there is no such folder. Give one that `pathovit run` or `embed` wrote.")
     steps = Steps()
     with writing(features) as out:
         kinds = map_tissue(out, options.note, lambda done, total: steps("tissue maps", done, total), _names(name or ()), afresh)

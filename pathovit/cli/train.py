@@ -7,7 +7,7 @@ import shutil
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -19,9 +19,6 @@ from pathovit.files import read_bytes
 from pathovit.machine import wait_passively
 from pathovit.model.judged import SAID, Abstention, Metrics, OfSize, Pooling
 from pathovit.run.progress import Steps
-
-if TYPE_CHECKING:
-    pass
 
 Labels = Annotated[
     Path,
@@ -101,7 +98,7 @@ def train(
     with lease(model, "--model"):
         _refuse_existing(model, overwrite)  # another training may have ended meanwhile
         if overwrite:
-            shutil.rmtree(model / "folds", ignore_errors=True)
+            _forget_folds(model)
         card = train_model(cohort, model, settings, folds, show_epoch, options.note, steps, domain, keep_names).values
     if as_json:
         typer.echo(json.dumps(card, indent=1))
@@ -127,6 +124,15 @@ def train(
 def _refuse_existing(model: Path, overwrite: bool) -> None:
     if (model / "model.json").exists() and not overwrite:
         raise SettingsError(f"{model}: there is a model here already. Choose another --model, or replace it with --overwrite.")
+
+
+def _forget_folds(model: Path) -> None:
+    """Of the model that is replaced. Those that are younger than it are of an --overwrite that was interrupted, which goes on with them."""
+    card, folds = model / "model.json", model / "folds"
+    made = card.stat().st_mtime_ns if card.exists() else 0
+    old = [found.parent for found in folds.glob("*/model.json") if found.stat().st_mtime_ns <= made]
+    for fold in old if len(old) < len([*folds.glob("*/model.json")]) else [folds]:
+        shutil.rmtree(fold, ignore_errors=True)
 
 
 def show_epoch(line: dict[str, float]) -> None:

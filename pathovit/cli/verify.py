@@ -35,30 +35,33 @@ def verify(
         raise NoSlidesError(f"{out}: no slide in it, for there is no such folder. Give the --out folder of a run.")
     found = look(folder)
     if repair and found.faults:
-        _say(found)
+        _say(found, as_json)
         found = _repaired(folder, found)
+    review = _broken_review(folder)
     if as_json:
-        typer.echo(json.dumps(asdict(found), indent=1))
+        typer.echo(json.dumps(asdict(found) | {"review": review}, indent=1))
     else:
-        _say(found)
+        _say(found, False)
+    for line in review:
+        typer.echo(f"review: {plain(line)}", err=as_json)
     if not found.slides and not found.faults:
         raise NoSlidesError(f"{out}: no slide in it. Give the --out folder of a run.")
-    review = _verify_review(folder)
     sys.exit(3 if found.faults or review else 0)
 
 
-def _say(found: Verified) -> None:
+def _say(found: Verified, beside_json: bool) -> None:
     for fault in found.faults:
-        typer.echo(f"{plain(fault.where)}: {plain(fault.what)}")
+        typer.echo(f"{plain(fault.where)}: {plain(fault.what)}", err=beside_json)
     for remark in found.remarks:
         sys.stderr.write(f"{plain(remark)}\n")
     typer.echo(
-        f"{counted(found.slides, 'slide')}, {counted(found.files, 'file')} checked, {counted(len(found.faults), 'fault')}."
+        f"{counted(found.slides, 'slide')}, {counted(found.files, 'file')} checked, {counted(len(found.faults), 'fault')}.",
+        err=beside_json,
     )
 
 
 def _repaired(out: OutFolder, found: Verified) -> Verified:
-    from pathovit.cli.run import stoppable
+    from pathovit.cli.run import leave, stoppable
     from pathovit.outputs.inventory import writing
     from pathovit.outputs.verify import verify as look
     from pathovit.run.progress import Progress
@@ -70,17 +73,16 @@ def _repaired(out: OutFolder, found: Verified) -> Verified:
         Progress(len({f.slide_id for f in found.faults if f.slide_id})) as progress,
     ):
         repair(folder, found, sys.argv[1:], progress.changed, progress.say, stop)
+    if stop.code:
+        leave(stop.code)
     return look(out)
 
 
-def _verify_review(out: OutFolder) -> bool:
-    """Whether the record of a review, if there is one, is not whole."""
+def _broken_review(out: OutFolder) -> list[str]:
+    """What is not whole in the record of a review, if there is one."""
     if not (out.path / "review").is_dir():
-        return False
+        return []
     from pathovit.review.audit import verify as audit
     from pathovit.review.record import Record
 
-    found = audit(Record(out))
-    for line in found.broken:
-        typer.echo(f"review: {plain(line)}")
-    return bool(found.broken)
+    return list(audit(Record(out)).broken)

@@ -12,6 +12,8 @@ from pathovit.outputs.records import DONE
 from pathovit.outputs.sealed import write_sealed
 from pathovit.text import counted
 
+REVIEW = "review.jsonl"  # of a slide that somebody has reviewed: it is part of one record of all
+
 Find = Callable[[OutFolder], Iterator[Path]]
 
 
@@ -40,7 +42,12 @@ def spare(out: OutFolder, *, older: bool, features: bool) -> list[Spare]:
     """
     found = [Spare("half written by runs that were killed", "nothing", tuple(_half_written(out)))]
     if older:
-        found.append(Spare("results of files that have other content now", "these older answers", tuple(_older(out))))
+        gone = [*_older(out)]
+        spared = [path for path in gone if not (path / REVIEW).exists()]
+        stay = (
+            f" (those of {counted(len(gone) - len(spared), 'slide')} were reviewed, and stay)" if len(spared) < len(gone) else ""
+        )
+        found.append(Spare(f"results of files that have other content now{stay}", "these older answers", tuple(spared)))
     if features:
         records = [record for one in out.slides() if (record := one.record()) and one.features.is_dir()]
         kept = [record.slide_id for record in records if not record.recipe.is_imported]  # others cannot be made again

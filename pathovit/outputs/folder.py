@@ -15,7 +15,6 @@ Paths themselves are written down in names.private.json alone: folders can name 
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,9 +23,10 @@ from pathlib import Path
 
 from pathovit.errors import SettingsError, SlideError
 from pathovit.files import file_sha256, write_atomically
+from pathovit.outputs.fingerprints import Note, path_key
 from pathovit.outputs.names import PRIVATE, Names
 from pathovit.outputs.records import DONE, FeaturesRecord, Outcome, RecordError, SlideRecord
-from pathovit.outputs.sealed import SealError, read_sealed, sealed, write_sealed
+from pathovit.outputs.sealed import SealError, read_sealed, write_sealed
 from pathovit.reasons import Code
 from pathovit.slides.check import check_file
 from pathovit.slides.identity import FileState, content_sha256, file_state, require_unchanged, slide_id
@@ -270,7 +270,7 @@ class OutFolder:
         found = []
         for path in sorted((self.path / ".outcomes").glob("*.json")):
             try:
-                found.append((path, Outcome.from_json(read_sealed(path))))
+                found.append((path, _outcome_at(path, _changed(path))))
             except (OSError, ValueError):  # torn by a crash: the next run of that file writes it anew
                 continue
         return found
@@ -302,6 +302,12 @@ class OutFolder:
         shutil.rmtree(self.path / ".replaced", ignore_errors=True)
 
 
+@lru_cache(maxsize=10_000)
+def _outcome_at(path: Path, changed: int) -> Outcome:
+    """Read once: every slide that is settled looks at all of them."""
+    return Outcome.from_json(read_sealed(path))
+
+
 @lru_cache(maxsize=2)
 def _names(out: OutFolder, *changed: int) -> tuple[Names, Mapping[str, str]]:
     """What ids stand for, and file names by id. A run that was killed did not note the slides that it finished: their files are known."""
@@ -318,30 +324,3 @@ def _names(out: OutFolder, *changed: int) -> tuple[Names, Mapping[str, str]]:
 
 def _changed(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
-
-
-@dataclass(frozen=True)
-class Note:
-    """What is remembered of a file: the digest of its content, and by what it is seen that the file is the same."""
-
-    sha256: str
-    state: FileState
-    before: tuple[str, ...] = ()  # digests of what the file held earlier
-
-    def to_bytes(self) -> bytes:
-        return sealed({"state": self.state, "sha256": self.sha256, "before": self.before})
-
-    @classmethod
-    def read(cls, path: Path) -> Note | None:
-        """None where there is none, or a damaged one: then the digest is computed again."""
-        try:
-            found = read_sealed(path)
-            state = tuple((int(size), int(time), int(inode)) for size, time, inode in found["state"])
-            return cls(str(found["sha256"]), state, tuple(map(str, found.get("before", ()))))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-
-def path_key(path: Path) -> str:
-    """What stands for a path on disk."""
-    return hashlib.sha256(str(path.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:24]

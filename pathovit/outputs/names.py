@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class GivenFile:
     path: str
     patient: str = ""
     slide_id: str = ""  # as far as it is known
+    earlier: tuple[str, ...] = ()  # slide_ids of what it held before
 
     @property
     def name(self) -> str:
@@ -60,6 +61,7 @@ class Names:
         try:
             found = read_sealed(folder / PRIVATE)
             files = {name: GivenFile(**about) for name, about in found["files"].items()}
+            files = {name: replace(about, earlier=tuple(about.earlier)) for name, about in files.items()}
             return cls(str(found["key"]), files, dict(found["patients"]), dict(found["runs"]))
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             return cls()
@@ -111,9 +113,13 @@ class Names:
         return f"file-{self._digest('file', str(path.resolve()))}"
 
     def note(self, path: Path, patient: str | None, slide_id: str = "") -> str:
-        """Remember a file; its id."""
+        """Remember a file; its id. A patient that is not said again stays."""
         known = self.file_id(path)
-        self.files[known] = GivenFile(str(path), patient or "", slide_id)
+        before = self.files.get(known, GivenFile(""))
+        earlier = dict.fromkeys([*before.earlier, before.slide_id])
+        self.files[known] = GivenFile(
+            str(path), patient or before.patient, slide_id, tuple(old for old in earlier if old not in ("", slide_id))
+        )
         return known
 
     def _digest(self, kind: str, name: str) -> str:
@@ -131,7 +137,9 @@ class Names:
 
     def by_id(self) -> Mapping[str, str]:
         """File names by the ids of files and slides; of the same slide in several files, the one given first."""
-        slides = {about.slide_id: about.name for about in reversed(self.files.values()) if about.slide_id}
+        files = [*reversed(self.files.values())]
+        slides = {old: about.name for about in files for old in about.earlier}
+        slides |= {about.slide_id: about.name for about in files if about.slide_id}
         return slides | {known: about.name for known, about in self.files.items()}
 
 
@@ -142,11 +150,14 @@ def key_of(folder: Path) -> str:
 
 def without_names(text: str, path: Path) -> str:
     """A sentence about a slide that does not say what its file, those beside it and the folders around it are called."""
+    if not text:
+        return ""
     try:
         beside = os.listdir(path.parent)  # a slide can be of several files
     except OSError:
         beside = []
     names = {str(path), os.path.realpath(path), path.name, slide_stem(path.name), *beside, *map(str, path.parents)}
     for name in sorted((name for name in names if len(name.strip("/.")) > 2), key=len, reverse=True):
-        text = text.replace(name, "…")
+        if name in text:  # of thousands of files beside it hardly one is
+            text = re.sub(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", "…", text)
     return text

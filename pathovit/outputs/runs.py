@@ -162,7 +162,7 @@ def last_run(out: OutFolder) -> RunRecord:
     except OSError as error:
         raise RecordError(f"{RUN} is missing, or cannot be read") from error
     except ValueError as error:
-        raise RecordError(f"{RUN} {error}") from error
+        raise RecordError(f"{out.path}: its {RUN} {error}. Mend it with: pathovit verify {out.path} --repair") from error
     return RunRecord.from_json(found)
 
 

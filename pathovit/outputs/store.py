@@ -90,9 +90,9 @@ class FeatureStore:
 
     def create(
         self, grid: TileGrid, dim: int, chunk_tiles: int, attributes: FeatureAttributes, tissue: NDArray[np.uint8],
-        dtype: str = "float16",
+        dtype: str = "float16", forget: bool = True,
     ) -> None:  # fmt: skip
-        """Lay out the arrays, with grid and recipe, whole or not at all. What was there is replaced, with all that was made of it.
+        """Lay out the arrays, with grid and recipe, whole or not at all. What was there is replaced; what was made of it goes, unless it stays true.
 
         Parameters
         ----------
@@ -102,7 +102,8 @@ class FeatureStore:
         folder = self.folder.path
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self.folder.forget()
+            if forget:
+                self.folder.forget()
             known = attributes.to_attributes(self.folder.slide_id) | grid.to_attributes()
             tried_again(lambda: self._lay_out(grid, dim, chunk_tiles, known, tissue, dtype))
 
@@ -205,7 +206,8 @@ class FeatureStore:
 
     def tissue(self) -> NDArray[np.uint8]:
         """(H, W) what every pixel of the overview is: numbers of `tissue.KINDS`. Raises StoreError if it was not kept."""
-        return tried_again(lambda: np.asarray(self._array(self._group(), "tissue")[:], np.uint8))
+        self._check_chunks(group := self._group(), ("tissue",))
+        return np.asarray(self._read(group, "tissue"), np.uint8)
 
     def chunk_files(self, chunk: int) -> list[Path]:
         """Files of one chunk that embedding writes."""
@@ -314,11 +316,10 @@ class FeatureStore:
 
     def _check_chunks(self, group: zarr.Group, names: tuple[str, ...]) -> None:
         """A missing chunk would be read as fill values, without a word."""
-        tiles, _, size = self._shape(group)
         for name in names:
-            for chunk in range(-(-tiles // size)):
-                file = self.zarr_path / name / "c" / str(chunk)
-                if not (file / "0" if name in ("features", "xy") else file).is_file():
+            for place in np.ndindex(self._array(group, name).cdata_shape):
+                chunk = "/".join(map(str, place))
+                if not (self.zarr_path / name / "c" / chunk).is_file():
                     raise StoreError(self.path, f"chunk {chunk} of its {name} is missing. Run again with --overwrite.")
 
     def seal(self) -> FeaturesRecord:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from pathovit.errors import SettingsError
@@ -185,6 +186,13 @@ def _running_cluster(settings: Settings, stop: threading.Event) -> Iterator[Any 
     options = {"scheduler_file": run.scheduler_file} if run.scheduler_file else {"address": run.scheduler}
     named = run.scheduler or run.scheduler_file
     refuse_plain(run)
+    give_up = time.monotonic() + START_S
+    while run.scheduler_file and not Path(run.scheduler_file).exists():  # the library below waits for ever, and hears nobody
+        if stop.wait(0.1):
+            yield None
+            return
+        if time.monotonic() > give_up:
+            raise SettingsError(f"--scheduler-file {named}: there is no such file. Start the scheduler, which writes it.")
     try:
         remote = Client(**options, security=security_of(run.certificates), timeout="30s")
     except (OSError, TimeoutError, ValueError) as error:

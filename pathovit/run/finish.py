@@ -16,7 +16,7 @@ from pathovit.outputs.recipe import finish_recipe
 from pathovit.outputs.records import FeaturesRecord, HeatmapCheck, SlideRecord, SlideVerdict, TileCounts
 from pathovit.outputs.store import FeatureStore
 from pathovit.reasons import Code
-from pathovit.run.plan import SlidePlan
+from pathovit.run.plan import SlidePlan, answered_before, require_whole_answer
 from pathovit.settings import Settings
 from pathovit.slides.description import Survey
 from pathovit.slides.identity import require_unchanged
@@ -36,6 +36,9 @@ def finish_slide(plan: SlidePlan, out: OutFolder, settings: Settings, model: Sli
     stored = store.read()
     counts = _count(plan.job.path, stored)
     sealed = store.seal()  # from here on the features vouch for themselves
+    if model is None and (before := answered_before(folder, stored.recipe)) is not None:
+        require_whole_answer(plan.job.path, before, folder.look(before, None).damaged, out)
+        return folder.write(before, _files(before, folder.path))
     kinds = Kinds(store.tissue(), stored.attributes.tissue_downsample)
     with plan.open(settings) as opened:
         views = [thumbnail(opened, box, settings.heatmap.overview_px) for box in scanned_parts(opened, kinds)]

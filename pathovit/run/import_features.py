@@ -91,10 +91,18 @@ def import_features(
             if one.mpp:
                 asked = replace(asked, mpp=one.mpp, mpp_source="manifest")
             try:
-                if (record := slide.record()) and slide.features.is_dir():
+                record = slide.record() if slide.features.is_dir() else None
+                if record and not (other := _otherwise(record, one, asked)):
                     there += 1
                     encoders.append(str(record.recipe.encoder["encoder"]))
+                elif record and record.prediction is not None:
+                    raise StoreError(
+                        one.file, f"it lies there with {other}, and with an answer. Import it into another folder (--out)."
+                    )
                 else:
+                    if record:
+                        one = replace(one, patient=one.patient or record.patient, label=one.label or record.label)
+                        said.append("taken over anew, with what is said of it now")
                     found = read_foreign(one.file, asked)
                     twins += _put(folder, one, found, settings)
                     nominal += found.mpp_source.startswith(NOMINAL)
@@ -135,6 +143,17 @@ def import_features(
             f"{counted(twins, 'tile')} have the features of another tile to the last bit: white squares in place of what could not be read. They count as unreadable"
         )
     return ImportResult(OutFolder(out), imported, there, tuple(failed))
+
+
+def _otherwise(record: SlideRecord, one: _Given, asked: Asked) -> str:
+    """What lies there of a slide and is asked for otherwise now; nothing of what is not said."""
+    lies = {
+        "pixel size": (record.description.mpp, asked.mpp),
+        "encoder": (record.recipe.encoder["encoder"], asked.encoder),
+        "patient": (record.patient, one.patient),
+        "label": (record.label, one.label),
+    }
+    return ", ".join(f"another {name}" for name, (there, now) in lies.items() if now is not None and now != there)
 
 
 def _files(given: Sequence[Path]) -> list[Path]:

@@ -7,7 +7,7 @@ Every step can be killed at any point and run again: state lies on disk, and is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from pathovit.errors import SettingsError, SlideOpenError, StoreError, slide_err
 from pathovit.files import file_sha256
 from pathovit.geometry import XY
 from pathovit.outputs.features import FeatureAttributes
-from pathovit.outputs.folder import LOOKED_AT_BYTES, Look, OutFolder, Refused
+from pathovit.outputs.folder import LOOKED_AT_BYTES, Look, OutFolder, Refused, SlideFolder
 from pathovit.outputs.recipe import EmbedRecipe, embed_recipe, feature_dtype, finish_recipe, tile_spec
 from pathovit.outputs.records import DONE, SlideRecord
 from pathovit.outputs.store import FeatureStore
@@ -154,12 +154,13 @@ def plan_slide(
     Raises
     ------
     SettingsError : the model needs other features
-    SlideError : the slide cannot go on, or the folder holds features of it made by another recipe
+    SlideError : the slide cannot go on, the folder holds features of it made by another recipe, or an answer that would be lost
     """
     sha256, state = out.fingerprint(job.path)
     known_as = out.known_as(sha256, job.file)
     if known_as in given:
         return Twin(known_as)
+    job = with_known(job, out.slide(known_as).record())
     overwrite = overwrite and not out.is_replaced(known_as)
     if not overwrite and (before := _plan_of_before(job, known_as, sha256, state, out, settings, encoder)):
         record, plan = before
@@ -168,6 +169,8 @@ def plan_slide(
         seen = _look(record, out, settings)
         if not seen.damaged and _is_asked(record, plan, settings, model):
             return replace(plan, embedded=True, done=record, unread=seen.skipped)
+        if model is None:
+            require_whole_answer(job.path, record, seen.damaged, out)
         plan = replace(plan, damaged=seen.damaged)
         if _is_whole(plan.store(out)):
             return replace(plan, embedded=True)
@@ -190,6 +193,7 @@ def recognise_slide(
         return Twin(known_as)
     if overwrite and not out.is_replaced(known_as):
         return None
+    job = with_known(job, out.slide(known_as).record())
     if (before := _plan_of_before(job, known_as, sha256, state, out, settings, encoder)) is None:
         return None
     record, plan = before
@@ -227,6 +231,23 @@ def _is_asked(record: SlideRecord, plan: SlidePlan, settings: Settings, model: S
     return named and record.finish_recipe == finish_recipe(settings, model.sha256, plan.job.patient, plan.job.label)
 
 
+def answered_before(folder: SlideFolder, recipe: EmbedRecipe) -> SlideRecord | None:
+    """The record of a slide that has an answer for features of this recipe: where they are made again it stays true."""
+    record = folder.record()
+    return record if record is not None and record.prediction is not None and record.recipe == recipe else None
+
+
+def require_whole_answer(path: Path, record: SlideRecord, damaged: Sequence[str], out: OutFolder) -> None:
+    """Raises StoreError where files of a slide's answer are damaged, and there is no model to make them again."""
+    of_answer = [name for name in damaged if not name.startswith("features.")]
+    if record.prediction is not None and of_answer:
+        raise StoreError(
+            path,
+            f"it has an answer, and {', '.join(of_answer[:3])} missing or changed since it was written, which only the model that answered makes "
+            f"again: pathovit run SLIDE --model MODEL --out {out.path}",
+        )
+
+
 def _is_whole(store: FeatureStore) -> bool:
     """Whether all features are there as they were written."""
     try:
@@ -250,10 +271,14 @@ def _lay_out(
         stored = None if overwrite else _stored_recipe(store)
         if stored is not None and stored != recipe:
             raise StoreError(job.path, _said_otherwise(out, stored, recipe), Code.OTHER_RECIPE)
+
         if stored is None or not store.is_sound():
             attributes = FeatureAttributes.of_slide(slide, encoder.recipe()["device"], recipe, found.mask.downsample)
             dtype = feature_dtype(settings, encoder.record)
-            store.create(found.grid, encoder.dim, settings.embed.chunk_tiles, attributes, found.mask.kinds(), dtype)
+            answered = model is None and not overwrite and answered_before(store.folder, recipe) is not None
+            store.create(
+                found.grid, encoder.dim, settings.embed.chunk_tiles, attributes, found.mask.kinds(), dtype, forget=not answered
+            )
             if overwrite:
                 out.mark_replaced(known_as)
         else:
@@ -285,6 +310,13 @@ def _stored_recipe(store: FeatureStore) -> EmbedRecipe | None:
         pass
     record = store.folder.record()
     return record.recipe if record is not None and record.has_features else None
+
+
+def with_known(job: SlideJob, record: SlideRecord | None) -> SlideJob:
+    """The job with the patient and the label that were given before, where they are not given again."""
+    if record is None:
+        return job
+    return replace(job, patient=job.patient or record.patient, label=record.label if job.label is None else job.label)
 
 
 def with_mpp(job: SlideJob, mpp: float | None) -> SlideJob:

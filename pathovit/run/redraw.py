@@ -65,16 +65,20 @@ def redraw_folder(
     )
     log = RunLog(out, asked, None if settings.run.keep_names else Names.read(out.path))
     outcomes: dict[str, SlideOutcome] = {}
+    over: list[object] = []
     with ProcessPoolExecutor(_processes(len(records)), multiprocessing.get_context("spawn"), initializer=quiet_libraries) as pool:
         drawn: dict[Future[Ok | Failed], SlideRecord] = {}
         here = [record.slide_id for record in records if record.slide_id in first][:DRAWN_HERE]
         if len(records) > len(here):
             pool.submit(quiet_libraries)  # processes begin meanwhile
         for record, answered in _answers(records, out, folder, settings):
+            if stop.event.is_set():
+                break
             asked_for = (record, out, settings, answered, files.get(record.sha256))
-            drawn[_done(_redraw(*asked_for)) if record.slide_id in here else pool.submit(_redraw, *asked_for)] = record
-            if record.slide_id in here:
-                on_slide(len(drawn), len(records))
+            future = _done(_redraw(*asked_for)) if record.slide_id in here else pool.submit(_redraw, *asked_for)
+            drawn[future] = record
+            future.add_done_callback(over.append)
+            on_slide(len(over), len(records))
         for future in as_completed(drawn):
             record, found = drawn[future], future.result()
             stage, reason, word = (
@@ -83,7 +87,7 @@ def redraw_folder(
                 else ("done", found.value.reason, found.value.code)
             )
             outcomes[record.slide_id] = SlideOutcome(record.description.file, stage, record.slide_id, reason, word)
-            on_slide(len(outcomes), len(records))
+            on_slide(len(over), len(records))
             if stop.event.is_set():
                 pool.shutdown(cancel_futures=True)
                 break

@@ -18,7 +18,7 @@ from pathovit.run.folder import Stop, run_jobs, show_results
 from pathovit.run.match import Matched
 from pathovit.run.plan import SlideJob
 from pathovit.run.worker import Failed, guarded
-from pathovit.settings import Settings, settings_from_dict
+from pathovit.settings import Settings, on_this_machine, settings_from_dict
 from pathovit.tables import Say
 
 IN_FEATURES = ("features.zarr/", "features.json", "slide.json")
@@ -36,7 +36,7 @@ def repair(out: OutFolder, found: Verified, command: Sequence[str], changed: Lis
     _drop_damaged_records(out, found, say)
     names = out.names()
     record = _last_run(out).with_names(names)
-    settings = settings_from_dict(dict(record.settings), f"{out.path / RUN}")
+    settings = on_this_machine(settings_from_dict(dict(record.settings), f"{out.path / RUN}"))
     for fault in found.faults:
         if fault.where.endswith(".partial"):
             (out.path / fault.where).unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from pathovit.model.card_text import describe_model, describe_taught
 from pathovit.outputs.features import FeatureAttributes, SlideFeatures, TileVerdict
 from pathovit.outputs.names import Names, without_names
 from pathovit.outputs.provenance import versions
-from pathovit.outputs.recipe import embed_recipe, tile_spec
+from pathovit.outputs.recipe import embed_recipe, feature_dtype, tile_spec
 from pathovit.outputs.records import A_MAP, OUTSIDE, UNSURE
 from pathovit.run.jobs import told
 from pathovit.run.plan import SlideJob
@@ -149,7 +149,8 @@ def measure_robustness(
             failed[_called(job)] = without_names(error.reason, job.path) if names else error.reason
             continue
         moved += found
-        failed |= {f"{_called(job)}, {way}": reason for way, reason in not_looked_at.items()}
+        told_of = {way: without_names(reason, job.path) if names else reason for way, reason in not_looked_at.items()}
+        failed |= {f"{_called(job)}, {way}": reason for way, reason in told_of.items()}
         unread |= {f"{_called(job)}, {way}": tiles for way, tiles in unreadable.items() if tiles}
         looked_at += 1
     if not moved:
@@ -173,13 +174,13 @@ def _of_slide(
     on_step: Callable[[int, int], None],
 ) -> tuple[list[Moved], dict[str, str], dict[str, int]]:  # fmt: skip
     """How far a slide moved; by the name of the way, why it could not be looked at, and tiles that could not be read."""
-    base = _predict(model, first)
+    base = _predict(model, first, settings)
     found, failed, unreadable = [], {}, {AS_IT_IS.name: first.unreadable}
     ways = alterations(first.tiles)
     for done, way in enumerate(ways):
         on_step(done, len(ways))
         if way.change:
-            altered = replace(first, features=_embed(encoder, way.change(first.tiles)))
+            altered = replace(first, features=_embed(encoder, way.change(first.tiles), settings))
         else:
             try:
                 altered = _look(job, way, encoder, settings, max_tiles)
@@ -187,7 +188,7 @@ def _of_slide(
                 failed[way.name] = error.reason
                 continue
             unreadable[way.name] = altered.unreadable
-        found.append(_compare(_called(job), way, first, base, altered, _predict(model, altered)))
+        found.append(_compare(_called(job), way, first, base, altered, _predict(model, altered, settings)))
     return found, failed, unreadable
 
 
@@ -224,7 +225,7 @@ def _look(job: SlideJob, way: Alteration, encoder: Encoder, settings: Settings, 
         tiles, grid, unreadable = _read(slide, grid)
         recipe = embed_recipe("", slide.mpp, slide.reader, settings, encoder.record, encoder.recipe())
         attributes = FeatureAttributes.of_slide(slide, encoder.device.type, recipe, (1.0, 1.0))
-    return Look(tiles, _embed(encoder, tiles), grid, attributes, unreadable)
+    return Look(tiles, _embed(encoder, tiles, settings), grid, attributes, unreadable)
 
 
 def _open(job: SlideJob, way: Alteration, settings: Settings) -> Slide:
@@ -272,14 +273,15 @@ def _read(slide: Slide, grid: TileGrid) -> tuple[RGB, TileGrid, int]:
     return np.stack(tiles), grid.kept(np.asarray(rows)), unreadable
 
 
-def _embed(encoder: Encoder, tiles: RGB) -> Floats:
+def _embed(encoder: Encoder, tiles: RGB, settings: Settings) -> Floats:
+    """Features, rounded as they would be stored."""
     parts = [encoder.embed(np.ascontiguousarray(tiles[first : first + BATCH])) for first in range(0, len(tiles), BATCH)]
-    return np.concatenate(parts).astype(np.float16).astype(np.float32)
+    return np.concatenate(parts).astype(feature_dtype(settings, encoder.record)).astype(np.float32)
 
 
-def _predict(model: SlideModel, look: Look) -> SlidePrediction:
+def _predict(model: SlideModel, look: Look, settings: Settings) -> SlidePrediction:
     with threads_for(len(look.features)):
-        return model.predict(look.stored())
+        return model.predict(look.stored(), settings.answer.error_rate)
 
 
 def _compare(name: str, way: Alteration, first: Look, base: SlidePrediction, altered: Look, found: SlidePrediction) -> Moved:

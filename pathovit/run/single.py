@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pathovit.errors import SettingsError
-from pathovit.model.card import REFERENCE
+from pathovit.model.card import REFERENCE, require_evidence
 from pathovit.outputs.folder import OutFolder
+from pathovit.outputs.inventory import writing
 from pathovit.outputs.names import Names
 from pathovit.run.jobs import told
 from pathovit.run.plan import SlideJob, SlidePlan, plan_slide, with_mpp
@@ -46,6 +47,7 @@ def analyse_slide(
     ------
     SlideError : the slide cannot be read, or its features were made otherwise before
     SettingsError, WeightsError : encoder, model or settings do not fit
+    OutputInUseError : another run writes to `out`, or another call of this
 
     Examples
     --------
@@ -62,6 +64,7 @@ def analyse_slide(
     settings, folder = as_settings(settings), OutFolder(Path(out))
     if isinstance(model, Path | str):
         model = load_model(model)
+    require_evidence(model.card, model.name)
     if encoder is None and settings.embed.encoder != REFERENCE:
         encoder = settings.embed.encoder
     if encoder is None:
@@ -77,19 +80,20 @@ def analyse_slide(
         encoder = load_encoder(
             str(encoder), embed.weights, settings.run.device, embed.precision, settings.tiles.tile_px, embed.engine
         )
-    names = None if settings.run.keep_names else Names.read(folder.path)
-    (job,) = told([with_mpp(SlideJob(Path(path).absolute()), mpp)], names)
-    plan = plan_slide(job, folder, settings, encoder, model, overwrite=False)
-    assert isinstance(plan, SlidePlan), "no slide was given before"
-    if not plan.embedded:
-        with make_embedder(encoder, settings) as embedder:
-            for part in range(plan.parts(settings.embed.part_tiles)):
-                embed_part(plan, part, folder, settings, embedder, lambda tiles: None)
-    if plan.done is None:
-        finish_slide(plan, folder, settings, model)
-    if names is not None:
-        names.note(job.path, None, plan.slide_id)
-        names.write(folder.path)
-    stored = plan.store(folder).read()
+    with writing(folder.path):
+        names = None if settings.run.keep_names else Names.read(folder.path)
+        (job,) = told([with_mpp(SlideJob(Path(path).absolute()), mpp)], names)
+        plan = plan_slide(job, folder, settings, encoder, model, overwrite=False)
+        assert isinstance(plan, SlidePlan), "no slide was given before"
+        if not plan.embedded:
+            with make_embedder(encoder, settings) as embedder:
+                for part in range(plan.parts(settings.embed.part_tiles)):
+                    embed_part(plan, part, folder, settings, embedder, lambda tiles: None)
+        if plan.done is None:
+            finish_slide(plan, folder, settings, model)
+        if names is not None:
+            names.note(job.path, None, plan.slide_id)
+            names.write(folder.path)
+        stored = plan.store(folder).read()
     prediction = model.predict(stored, settings.answer.error_rate)
     return prediction, score_layers(stored, prediction)

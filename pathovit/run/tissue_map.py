@@ -14,9 +14,9 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar, overload
 
 import numpy as np
 
@@ -91,9 +91,10 @@ def map_tissue(
     before = None if afresh else TissueKinds.load(folder, say)
     kinds = _found(out, records, before).named(names or {})
     stale = [record for record in records if not _is_drawn(out, record, kinds, folder)]
+    if before is None or stale or kinds.slides != before.slides:
+        kinds.save(folder)
     if before is not None and not stale and (folder / "kinds.png").is_file():
         return kinds
-    kinds.save(folder)
     with ThreadPoolExecutor(min(MOST_AT_ONCE, allowed_cores()), thread_name_prefix="tissue") as pool:
         try:
             for number, said in enumerate(pool.map(lambda record: _drawn(out, record, kinds, folder), stale), start=1):
@@ -113,12 +114,33 @@ def _read(out: OutFolder, record: SlideRecord) -> SlideFeatures:
     return FeatureStore(out.slide(record.slide_id), out.called(record)).read()
 
 
+@dataclass(frozen=True)
+class _OneByOne(Sequence[SlideFeatures]):
+    """Features of slides, read when they are asked for: together they can be more than the memory."""
+
+    out: OutFolder
+    records: Sequence[SlideRecord]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @overload
+    def __getitem__(self, place: int) -> SlideFeatures: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[SlideFeatures]: ...
+    def __getitem__(self, place: int | slice) -> SlideFeatures | Sequence[SlideFeatures]:
+        return _OneByOne(self.out, self.records[place]) if isinstance(place, slice) else _read(self.out, self.records[place])
+
+
 def _found(out: OutFolder, records: Sequence[SlideRecord], before: TissueKinds | None) -> TissueKinds:
     """The kinds of before, with new ones for slides that are new; or all of them, found now."""
-    if before is None:
-        return TissueKinds.fit([_read(out, record) for record in _evenly(records)])
-    added = [record for record in records if record.slide_id not in before.slides][:FITTED_SLIDES]
-    return before.grown([_read(out, record) for record in added]) if added else before
+    new = [record for record in records if before is None or record.slide_id not in before.slides]
+    if before is not None and not new:
+        return before
+    looked_at = _evenly(new)
+    read = _OneByOne(out, looked_at)
+    found = TissueKinds.fit(read) if before is None else before.grown(read)
+    return replace(found, slides=tuple(sorted({*(before.slides if before else ()), *(record.slide_id for record in new)})))
 
 
 def _names(kinds: TissueKinds) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shutil
 import stat
@@ -17,11 +18,13 @@ import pathovit
 from pathovit import __version__
 from pathovit.cli import commands as _registered  # noqa: F401
 from pathovit.cli.app import app
+from pathovit.cli.options import merge_settings
 from pathovit.cli.settings import template
-from pathovit.errors import NoSlidesError, StoreError
+from pathovit.errors import NoSlidesError, SettingsError, StoreError
 from pathovit.outputs.names import LOG
+from pathovit.outputs.runs import RUN
 from pathovit.outputs.verify import verify
-from pathovit.settings import Settings, load_settings
+from pathovit.settings import Settings, load_settings, on_this_machine, settings_from_dict
 
 
 def call(*words: object) -> Any:
@@ -96,8 +99,10 @@ def test_what_a_folder_can_do_without_is_listed_and_removed_only_when_asked(
     assert len(pathovit.load_results(out)) == 3
     assert "tumour" in (out / "report.html").read_text()
     assert (folder_of(out, "one") / "overview.png").is_file()
+    answers = pathovit.load_results(out)["answer"].tolist()
     again = call("embed", *slides[:2], "--out", out)
     assert again.exit_code == 0, again.output
+    assert pathovit.load_results(out)["answer"].tolist() == answers, "of the same features the answers stay"
     assert pathovit.load_features(out, "one").features.any(), "a slide without features is not done"
     assert not verify(pathovit.OutFolder(out)).faults
     with pytest.raises(NoSlidesError, match="no run of pathovit wrote into it"):
@@ -122,3 +127,56 @@ def test_answers_for_a_file_that_has_other_content_now_can_go(slides: list[Path]
     assert call("clean", tmp_path / "out", "--older", "--yes").exit_code == 0
     assert len(pathovit.load_results(tmp_path / "out")) == 1
     assert not verify(pathovit.OutFolder(tmp_path / "out")).faults
+
+
+def test_what_was_reviewed_is_never_cleaned_away(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = pathovit.OutFolder(shutil.copytree(finished, tmp_path / "out"))
+    records = [record for one in out.slides() if (record := one.record())]
+    (out.slide(records[0].slide_id).path / "review.jsonl").write_text("{}\n")
+    monkeypatch.setattr(pathovit.OutFolder, "superseded", lambda self: {record.sha256 for record in records[:2]})
+    done = call("clean", out.path, "--older", "--yes")
+    assert "(those of 1 slide were reviewed, and stay): 1 item" in done.stdout
+    assert (out.slide(records[0].slide_id).path / "review.jsonl").is_file()
+    assert not out.slide(records[1].slide_id).path.exists()
+
+
+def test_options_that_fit_together_alone_are_given_together() -> None:
+    embed = merge_settings(None, precision="int8", engine="openvino").embed
+    assert (embed.precision, embed.engine) == ("int8", "openvino")
+
+
+def test_a_cluster_of_a_run_that_is_over_is_not_waited_for() -> None:
+    given = settings_from_dict({"run": {"scheduler_file": "/gone.json"}, "heatmap": {"check": True}}, "given")
+    found = on_this_machine(given)
+    assert (found.run.scheduler_file, found.heatmap.check) == (None, False)
+
+
+def test_patients_and_labels_stay_where_they_are_not_said_again(slides: list[Path], tmp_path: Path) -> None:
+    table = tmp_path / "m.csv"
+    table.write_text(f"slide,patient,label\n{slides[0].name},P1,tumour\n")
+    out = tmp_path / "out"
+    few = {"embed": {"max_tiles": 9}}
+    pathovit.run_folder(slides[0], out, manifest=table, settings=few, progress=False)
+    (before,) = pathovit.run_folder(slides[0], out, settings=few, progress=False).slides
+    assert (before.label, bool(before.patient)) == ("tumour", True)
+    (other,) = pathovit.run_folder(slides[0], out, settings=few | {"heatmap": {"hot_score": 0.7}}, progress=False).slides
+    assert (other.patient, other.label) == (before.patient, before.label)
+    assert [about.patient for about in pathovit.OutFolder(out).names().files.values()] == ["P1"]
+
+
+def test_json_is_alone_on_stdout_and_a_folder_that_is_not_there_is_not_made(finished: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    (folder_of(out, "one") / "overview.png").unlink()
+    found = json.loads(call("verify", out, "--json", "--repair").stdout)
+    assert (found["faults"], found["review"]) == ([], [])
+    with pytest.raises(NoSlidesError, match="there is no such folder"):
+        call("tissue", tmp_path / "typo")
+    assert not (tmp_path / "typo").exists()
+
+
+def test_a_damaged_record_of_runs_is_told_before_anything_is_removed(finished: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    (out / RUN).write_bytes((out / RUN).read_bytes()[:-9])
+    with pytest.raises(SettingsError, match="--repair"):
+        call("clean", out, "--features", "--yes")
+    assert (folder_of(out, "one") / "features.zarr").is_dir()

@@ -21,7 +21,10 @@ from made_steps import SETTINGS, CountingEncoder, drive, run_one
 from pathovit.errors import SettingsError, SlideError, StoreError
 from pathovit.files import to_json
 from pathovit.outputs.folder import OutFolder
+from pathovit.outputs.names import Names
+from pathovit.outputs.records import Outcome
 from pathovit.outputs.runs import RunRecord
+from pathovit.outputs.sealed import read_sealed
 from pathovit.run.folder import exit_code
 from pathovit.run.plan import SlideJob, Twin, plan_slide
 from pathovit.run.schedule import SlideState
@@ -248,3 +251,36 @@ def test_a_link_among_the_top_tiles_is_not_followed(tmp_path: Path) -> None:
     import base64
 
     assert base64.b64encode(b"private words").decode() not in out.report.read_text()
+
+
+def test_a_slide_that_was_replaced_keeps_its_name_beside_the_new_one(tmp_path: Path) -> None:
+    names, path = Names(), tmp_path / "a.svs"
+    names.note(path, "P1", "old-1")
+    names.write(tmp_path)
+    names = Names.read(tmp_path)
+    names.note(path, "P1")  # a run begins
+    names.note(path, "P1", "new-2")  # and ends
+    names.note(path, "P1", "new-2")
+    names.write(tmp_path)
+    found = Names.read(tmp_path)
+    assert (found.by_id()["old-1"], found.by_id()["new-2"]) == ("a.svs", "a.svs")
+    (about,) = found.files.values()
+    assert (about.slide_id, about.earlier) == ("new-2", ("old-1",))
+
+
+def test_outcomes_are_read_once_and_again_where_they_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = OutFolder(tmp_path)
+    reads: list[Path] = []
+
+    def counted(path: Path) -> Any:
+        reads.append(path)
+        return read_sealed(path)
+
+    monkeypatch.setattr("pathovit.outputs.folder.read_sealed", counted)
+    failed = Outcome("a.svs", "it is damaged")
+    out.settle(tmp_path / "a.svs", "", failed)
+    for number in range(5):
+        out.settle(tmp_path / f"{number}.svs", f"{number}-1", None)
+    assert len(reads) == 1
+    out.settle(tmp_path / "a.svs", "", replace(failed, reason="it is gone"))
+    assert [outcome.reason for outcome in out.outcomes()] == ["it is gone"]

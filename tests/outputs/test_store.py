@@ -91,10 +91,13 @@ def test_a_missing_chunk_is_never_read_as_numbers(store: FeatureStore) -> None:
         file = store.zarr_path / name
         content = file.read_bytes()
         file.unlink()
-        with pytest.raises(StoreError, match=rf"chunk \d of its {name.split('/')[0]} is missing"):
+        with pytest.raises(StoreError, match=rf"chunk [\d/]+ of its {name.split('/')[0]} is missing"):
             store.read()
         file.write_bytes(content)
     store.read()
+    (store.zarr_path / "tissue/c/0/0").unlink()
+    with pytest.raises(StoreError, match="chunk 0/0 of its tissue is missing"):
+        store.tissue()
 
 
 def test_rows_not_written_are_pending(store: FeatureStore) -> None:

@@ -318,3 +318,24 @@ def test_a_model_learns_from_what_was_taken_over(cohort: Path, tmp_path: Path) -
     done = call("predict", tmp_path / "in", "--model", tmp_path / "model")
     assert done.exit_code == 0, done.output
     assert len(done.stdout.splitlines()) == 29
+
+
+def test_what_is_said_later_of_imported_features_is_taken_over(tmp_path: Path) -> None:
+    xy = lattice(step=512)
+    write_trident(tmp_path / "f" / "a.h5", xy, numbers(len(xy)))
+    table = tmp_path / "m.csv"
+    table.write_text("slide,patient\na.svs,P1\n")
+    assert call("import", tmp_path / "f", "--out", tmp_path / "in", "--manifest", table).exit_code == 0
+    before = pathovit.load_features(tmp_path / "in", "a")
+    done = call("import", tmp_path / "f", "--out", tmp_path / "in", "--mpp", 0.2)
+    assert "1 slide taken over" in done.stderr
+    assert "taken over anew" in done.stderr
+    after = pathovit.load_features(tmp_path / "in", "a")
+    assert (after.mpp, before.mpp != after.mpp) == ((0.2, 0.2), True)
+    (folder,) = pathovit.OutFolder(tmp_path / "in").slides()
+    record = folder.record()
+    assert record
+    assert record.patient, "the patient of before stays"
+    assert pathovit.OutFolder(tmp_path / "in").names().patient_of(record.patient) == "P1"
+    again = call("import", tmp_path / "f", "--out", tmp_path / "in", "--mpp", 0.2)
+    assert "0 slides taken over" in again.stderr

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import pathovit
 from pathovit.cli import commands as _registered  # noqa: F401
 from pathovit.cli.app import app
+from pathovit.outputs.verify import verify
 from pathovit.run.diary import Diary
 
 FEW = ("--max-tiles", 9)
@@ -62,3 +63,37 @@ def test_the_log_of_another_user_stops_nobody(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != log)
     Diary(tmp_path, ["run"]).note("more")
     assert log.read_text() == before
+
+
+def test_embedding_takes_no_answer_away(finished: Path, slides: list[Path], tmp_path: Path) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    made = pathovit.load_results(out)
+    picture = folder_of(out, "one") / "overview.png"
+    features = folder_of(out, "two") / "features.zarr" / "features" / "c" / "0" / "0"
+    picture.unlink()
+    features.write_bytes(features.read_bytes()[:-1] + b"x")
+    done = call("embed", *slides, "--out", out)
+    assert done.exit_code == 3
+    assert "one.svs: failed: it has an answer, and overview.png missing or changed since it was written" in done.stderr
+    assert "two.svs: failed" not in done.stderr, "features are made again, and the answer stays true"
+    assert not [fault for fault in verify(pathovit.OutFolder(out)).faults if folder_of(out, "two").name in fault.where]
+    kept = pathovit.load_results(out)
+    assert kept[kept["verdict"] != "failed"]["answer"].tolist() == made["answer"].tolist()
+    assert not picture.exists()
+    assert call("run", *slides, "--out", out).exit_code == 0
+    assert picture.is_file()
+    assert pathovit.load_results(out)["answer"].tolist() == made["answer"].tolist()
+    assert call("embed", *slides, "--out", out).exit_code == 0, "what is whole stays as it is"
+
+
+def test_slides_that_the_model_does_not_fit_leave_the_others_their_answers(
+    finished: Path, slides: list[Path], tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    other = tmp_path / "other.svs"
+    other.write_bytes(slides[0].read_bytes() + b"\0" * 16)
+    assert call("embed", other, "--out", out, "--encoder", "resnet50", "--weights", "random", *FEW).exit_code == 0
+    done = call("predict", out)
+    assert done.exit_code == 3
+    assert len(done.stdout.splitlines()) == 1 + len(slides)
+    assert "was trained on features with encoder = reference, and these have resnet50" in done.stderr

@@ -100,3 +100,12 @@ def test_kinds_get_names_and_are_taught_from(out: Path, tmp_path: Path) -> None:
 def test_a_folder_without_slides_is_told(tmp_path: Path) -> None:
     done = pathovit("tissue", tmp_path)
     assert done.returncode == 4, done.stderr
+
+
+def test_more_slides_than_kinds_are_found_on_are_looked_at_once(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pathovit.run.tissue_map.FITTED_SLIDES", 2)
+    folder = OutFolder(out)
+    kinds = map_tissue(folder, print, afresh=True)
+    assert len(kinds.slides) == 3, "those that were not looked at are no news either"
+    monkeypatch.setattr("pathovit.run.tissue_map._read", lambda out, record: pytest.fail("nothing is new"))
+    assert map_tissue(folder, print).slides == kinds.slides
