@@ -12,7 +12,7 @@ from pathlib import Path, PureWindowsPath
 from pathovit.errors import SettingsError
 from pathovit.files import FLAT_SUFFIXES, SLIDE_SUFFIXES, slide_stem
 from pathovit.geometry import XY
-from pathovit.tables import NO_VALUE, PARTS, Say, Table, number, plain_name, read_table, spelling
+from pathovit.tables import NO_VALUE, PARTS, Say, Table, number, part_named, plain_name, read_table, spelling
 
 SHOWN = 5  # names that a message gives
 
@@ -100,9 +100,8 @@ def _part(path: Path, line: int, text: str) -> str:
     """train, validation or test, in the spellings of the field."""
     if not text or text.casefold() in NO_VALUE:
         return ""
-    for part, known in PARTS.items():
-        if plain_name(text) in known:
-            return part
+    if part := part_named(text):
+        return part
     raise SettingsError(f"{path}, line {line}: split is {text!r}, expected {', '.join(PARTS)}.")
 
 
@@ -202,7 +201,7 @@ def _slides_of(row: ManifestRow, names: Names, resolved: Mapping[Path, Path]) ->
 
 def existing_slide(row: ManifestRow) -> Path:
     """The file a row names; where a suffix was left out, the one slide of that name beside the table."""
-    if not row.slide.exists():
+    if not row.slide.is_file():  # a folder of that name can be a slide's data, beside it
         beside = [row.slide.with_name(row.slide.name + suffix) for suffix in (*SLIDE_SUFFIXES, *FLAT_SUFFIXES)]
         there = [path for path in beside if path.is_file()]
         if len(there) == 1:

@@ -277,6 +277,12 @@ def load_settings(path: Path | str) -> Settings:
     return settings_from_dict(tables, str(path))
 
 
+def on_this_machine(settings: Settings) -> Settings:
+    """Settings of a run that is over, for another one here: a cluster of those days is gone, and maps are not checked each time."""
+    run = dataclasses.replace(settings.run, scheduler=None, scheduler_file=None, certificates=None, plain_tcp=False)
+    return dataclasses.replace(settings, run=run, heatmap=dataclasses.replace(settings.heatmap, check=False))
+
+
 def as_settings(given: Settings | Mapping[str, Any] | Path | str | None) -> Settings:
     """Settings from Python: a record, tables such as {"tiles": {"mpp": 0.5}}, a TOML file, or None for the defaults."""
     if isinstance(given, Path | str):

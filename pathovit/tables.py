@@ -43,6 +43,11 @@ PARTS = {  # of a cohort, in the spellings of the field
 LIKENESS = 0.84  # of two names, as difflib counts it: a slip of the finger, not another word
 
 
+def part_named(text: str) -> str | None:
+    """train, validation or test, in whatever spelling of the field; None for another word."""
+    return next((part for part, known in PARTS.items() if plain_name(text) in known), None)
+
+
 def plain_name(text: str) -> str:
     """A column's name without case, blanks and punctuation: `Patient ID` and `patient_id` are one."""
     return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", text).casefold())
@@ -167,6 +172,9 @@ def _roles(
     twice = [name for name in columns if columns.count(name) > 1 and name]
     if twice:
         raise SettingsError(f"{path}: two columns are named {twice[0]!r}. Name each once.")
+    for wanted in asked:
+        if len(alike := [name for name in columns if plain_name(name) == wanted]) > 1:
+            raise SettingsError(f"{path}: the columns {alike[0]!r} and {alike[1]!r} can both be meant. Rename one of them.")
     roles: dict[str, str] = {}
     for role, known in KNOWN.items():
         fitting = [name for name in columns if plain_name(name) in known and plain_name(name) not in asked]

@@ -18,12 +18,14 @@ import pytest
 import torch
 
 import pathovit
-from pathovit.errors import NoSlidesError, SettingsError
+from pathovit.errors import NoSlidesError, OutputInUseError, SettingsError
+from pathovit.model.aggregator import Aggregator, TileEvidence
 from pathovit.model.baselines import MeanPool, make_aggregator
 from pathovit.model.contract import Fault
 from pathovit.model.own_kinds import _REGISTERED
 from pathovit.model.slide_model import load_model, save_model
 from pathovit.outputs.folder import OutFolder
+from pathovit.outputs.lease import lease
 from pathovit.settings import AggregatorConfig, settings_from_dict
 
 PUBLIC = sorted(name for name in pathovit.__all__ if not isinstance(getattr(pathovit, name), str))
@@ -201,3 +203,24 @@ def test_an_aggregator_of_ones_own_is_trained_kept_and_loaded(tmp_path: Path, mo
         load_model(tmp_path / "mine")
     with pytest.raises(SettingsError, match="--kind 'halved' is unknown"):
         make_aggregator(AggregatorConfig(4, 1, kind="halved"))
+
+
+def test_one_slide_at_a_time_is_written_into_a_folder(results: Path, slides: list[Path]) -> None:
+    with lease(results), pytest.raises(OutputInUseError, match="another run is writing here"):
+        pathovit.analyse_slide(slides[0], out=results)
+
+
+class Exact(Aggregator):
+    """An aggregator of one's own that takes what it was trained on, and nothing else."""
+
+    def forward(self, features: torch.Tensor, xy_um: torch.Tensor, pitch_um: float) -> TileEvidence:
+        assert (features.dtype, xy_um.dtype) == (torch.float32, torch.float32)
+        assert xy_um.min() == 0
+        some = torch.zeros(len(features), 1)
+        return TileEvidence(torch.zeros(1), some, some[:, 0], torch.zeros(1))
+
+
+def test_an_aggregator_of_ones_own_is_given_what_it_was_trained_on() -> None:
+    model = dataclasses.replace(load_model("reference"), network=Exact(AggregatorConfig(4, 1, kind="exact")))
+    seen = model.look(torch.zeros(5, 4, dtype=torch.float16), 10.0 + torch.rand(5, 2, dtype=torch.float64), 96.0)
+    assert seen.evidence.shape == (5, 1)

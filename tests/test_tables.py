@@ -6,8 +6,8 @@ import pytest
 
 from pathovit.errors import SettingsError
 from pathovit.files import slide_stem
-from pathovit.manifest import read_manifest, rows_of_slides
-from pathovit.tables import number, spelling
+from pathovit.manifest import existing_slide, read_manifest, rows_of_slides
+from pathovit.tables import number, part_named, spelling
 
 
 def write(path: Path, text: str, coding: str = "utf-8") -> Path:
@@ -179,3 +179,19 @@ def test_a_loose_match_does_not_stand_in_the_way_of_an_exact_one(tmp_path: Path)
     table = write(tmp_path / "m.csv", "slide,mpp\nS1.tif,0.5\nS1.svs,0.4\n")
     found = rows_of_slides(read_manifest(table), [slide], table, lambda text: None)
     assert found[slide].mpp == (0.4, 0.4)
+
+
+def test_a_part_is_known_in_the_spellings_of_the_field() -> None:
+    assert [part_named(text) for text in ("Val", "TRAINING", "hold-out", "fold 3")] == ["validation", "train", "test", None]
+
+
+def test_the_data_folder_of_a_slide_is_not_the_slide(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a.mrxs").write_bytes(b"")
+    (row,) = read_manifest(write(tmp_path / "l.csv", "slide\na\n"))
+    assert existing_slide(row) == tmp_path / "a.mrxs"
+
+
+def test_columns_that_differ_in_case_alone_are_refused_where_one_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="'Label' and 'LABEL' can both be meant"):
+        read_manifest(write(tmp_path / "l.csv", "slide,Label,LABEL\na.svs,x,y\n"), asked=["label"])

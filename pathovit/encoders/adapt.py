@@ -113,6 +113,7 @@ def _outside_blocks(name: str, tensor: torch.Tensor) -> Tensors:
 
 def _resampled(positions: torch.Tensor, wanted: int, prefix_tokens: int) -> torch.Tensor:
     """Positions (1, T, D) of a square grid for one of another size: bicubic, and not antialiased."""
+    import torch
     from torch.nn import functional
 
     if positions.shape[1] == wanted:
@@ -121,6 +122,4 @@ def _resampled(positions: torch.Tensor, wanted: int, prefix_tokens: int) -> torc
     side, to = round(grid.shape[1] ** 0.5), round((wanted - prefix_tokens) ** 0.5)
     maps = grid.reshape(1, side, side, -1).permute(0, 3, 1, 2)  # (1, T, D) -> (1, D, side, side)
     resized = functional.interpolate(maps, (to, to), mode="bicubic", align_corners=False)
-    import torch
-
     return torch.cat([first, resized.permute(0, 2, 3, 1).reshape(1, to * to, -1).to(positions.dtype)], dim=1)

@@ -93,6 +93,8 @@ def convert_weights(source: Path, target: Path) -> int:
         raise WeightsError(
             f"{source.name}: it holds more than tensors and is refused, because loading it could run its code ({first_line(error)})."
         ) from error
+    except MemoryError as error:
+        raise WeightsError(f"{source.name}: there is not enough memory to read it. Convert it on a larger machine.") from error
     except Exception as error:  # a hostile pickle, and a torn one, may raise anything; it is refused whatever it raises
         raise WeightsError(
             f"{source.name}: it cannot be read as tensors ({first_line(error)}): damaged, or of another kind. Download it again."

@@ -49,7 +49,7 @@ def require(values: Mapping[str, Any]) -> None:
     target = _target(values["target"])
     if target.outputs != config.outputs:
         raise Fault(f"{config.outputs} outputs do not fit a {target.task} target with the classes {', '.join(target.classes)}")
-    _calibration(values["calibration"], target)
+    _calibration(values["calibration"], target, config.kind == TAUGHT)
     _features(values["encoder"], config)
     digest = values["weights_sha256"]
     if not isinstance(digest, str) or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
@@ -92,7 +92,7 @@ def _target(found: Mapping[str, Any]) -> Target:
     return Target.from_json(found)
 
 
-def _calibration(found: Mapping[str, Any], target: Target) -> None:
+def _calibration(found: Mapping[str, Any], target: Target, is_taught: bool) -> None:
     if unknown := set(found) - {one.name for one in fields(Calibration)}:
         raise Fault(f"calibration.{sorted(unknown)[0]} is unknown")
     for name in ("temperature", "centre", "scale"):
@@ -112,6 +112,8 @@ def _calibration(found: Mapping[str, Any], target: Target) -> None:
             if not isinstance(option, list):
                 raise Fault("calibration.conformity is no list of lists")
             _numbers("calibration.conformity", option)
+    if not is_taught and [len(options) for options in questions] != (wanted := target.kind.conforming()):
+        raise Fault(f"calibration.conformity does not hold {wanted} lists of numbers, one for every option")
 
 
 def _features(found: Mapping[str, Any], config: AggregatorConfig) -> None:

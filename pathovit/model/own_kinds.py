@@ -29,7 +29,7 @@ def register_aggregator(name: str, make: Make) -> None:
     Parameters
     ----------
     make : a subclass of `pathovit.model.aggregator.Aggregator`, or any function from an `AggregatorConfig` to one. Its forward pass takes
-        features (N, D), tile centres in micrometres (N, 2) and the tiles' pitch, and returns `TileEvidence`: logits (C,), evidence (N, C),
+        features (N, D), tile centres in micrometres from the first one's edge (N, 2), both float32, and the tiles' pitch, and returns `TileEvidence`: logits (C,), evidence (N, C),
         attention (N,) that sums to 1, and bias (C,), so that logits = sum(attention * evidence) + bias
 
     Raises

@@ -21,6 +21,7 @@ from pathovit.model.baselines import make_aggregator
 from pathovit.model.calibration import Calibration
 from pathovit.model.card import ModelCard, check_recipe, model_digest, read_card, require_weights
 from pathovit.model.novelty import Novelty
+from pathovit.model.own_kinds import NETWORKS
 from pathovit.model.prediction import Answered, SlidePrediction
 from pathovit.model.targets import Target
 from pathovit.model.taught import TaughtHead
@@ -80,6 +81,8 @@ class SlideModel:
 
     def look(self, features: torch.Tensor, xy_um: torch.Tensor, pitch_um: float) -> Seen:
         """What the network makes of a bag of tiles (N, D), all of them read."""
+        if self.network.config.kind not in NETWORKS:  # ours convert as they go; one's own gets what it was trained on
+            features, xy_um = features.float(), (xy_um - xy_um.min(0).values).float()
         with torch.inference_mode():
             found = self.network(features, xy_um, pitch_um)
         logits, evidence, bias = (

@@ -25,6 +25,7 @@ from pathovit.study.fit import OnStep
 from pathovit.study.judge import abstention, answer, check_model
 from pathovit.study.localisation import judge_maps, localisation, maps_csv
 from pathovit.study.sizes import by_size
+from pathovit.tables import part_named
 from pathovit.text import counted
 
 
@@ -77,8 +78,9 @@ def evaluate_model(
     """
     model, model_folder = load_model(folder), read_card(folder)[0]
     model.check(EmbedRecipe(cohort.recipe))
+    wanted = split and (part_named(split) or split)
     bags, others = (
-        [bag for bag in part if split is None or cohort.fixed.get(bag.patient) == split]
+        [bag for bag in part if split is None or cohort.fixed.get(bag.patient) == wanted]
         for part in (cohort.bags, cohort.unlabelled)
     )
     if not bags:

@@ -51,7 +51,7 @@ class TissueKinds:
     centres: Floats  # (K, A)
     limit: float  # distance from the nearest centre beyond which a tile is of no kind
     shaping: Values  # what the features were made by
-    slides: tuple[str, ...]  # that kinds were found on, by slide_id
+    slides: tuple[str, ...]  # that are no news to the kinds, by slide_id
     names: Mapping[str, str] = field(default_factory=dict)  # by letter
 
     @property
@@ -72,15 +72,23 @@ class TissueKinds:
 
     @classmethod
     def fit(cls, slides: Sequence[SlideFeatures], seed: int = 0) -> TissueKinds:
-        """From the tiles of some slides; the most frequent kind is A.
+        """From the tiles of some slides, each looked at once; the most frequent kind is A.
 
         Raises
         ------
         SettingsError : features made in different ways, or hardly any tiles
         """
-        shaping = _shared_shaping(slides)
         most = max(1, min(TILES_A_SLIDE, TILES // len(slides)))
-        sample = np.concatenate([_some(neighbourhood(stored)[stored.ok], most) for stored in slides])
+        names: list[str] = []
+        parts: list[Floats] = []
+        shaping: Values = {}
+        for stored in slides:
+            shaping = shaping or stored.shaping()
+            names.append(stored.slide_id)
+            if said := differing(shaping, stored.shaping(), there=f"in {names[0]}", here=f"in {stored.slide_id}"):
+                raise SettingsError(f"Features made in different ways have no kinds in common ({'; '.join(said[:3])}).")
+            parts.append(_some(neighbourhood(stored)[stored.ok], most))
+        sample = np.concatenate(parts)
         if len(sample) < 10 * KINDS:
             raise SettingsError(f"{counted(len(sample), 'tile')}: too few to find kinds of tissue in.")
         mean = sample.mean(0, dtype=np.float64)
@@ -90,7 +98,7 @@ class TissueKinds:
         seen = (sample - mean.astype(np.float32)) @ axes
         centres, distance = _groups(seen, KINDS, seed)
         limit = float(np.quantile(distance, 1 - UNLIKE_RATE))
-        return cls(mean.astype(np.float32), axes, centres, limit, shaping, tuple(sorted(s.slide_id for s in slides)))
+        return cls(mean.astype(np.float32), axes, centres, limit, shaping, tuple(sorted(names)))
 
     def seen(self, stored: SlideFeatures) -> Floats:
         """(N, A) where tiles lie in the axes; NaN where one was not read."""
@@ -111,9 +119,13 @@ class TissueKinds:
 
     def grown(self, added: Sequence[SlideFeatures], seed: int = 0) -> TissueKinds:
         """With kinds of their own for what is like none of them on slides that were added; the others stay as they are."""
-        slides = tuple(sorted({*self.slides, *(stored.slide_id for stored in added)}))
         most = max(1, min(TILES_A_SLIDE, TILES // max(1, len(added))))
-        parts = [_some(self.seen(stored)[stored.ok], most) for stored in added]
+        names: list[str] = []
+        parts: list[Floats] = []
+        for stored in added:
+            names.append(stored.slide_id)
+            parts.append(_some(self.seen(stored)[stored.ok], most))
+        slides = tuple(sorted({*self.slides, *names}))
         sample = np.concatenate(parts) if parts else self.centres[:0]
         far = sample[_nearest(sample, self.centres)[1] > self.limit]
         room = min(NEW_KINDS, MOST_KINDS - len(self.centres))
@@ -198,11 +210,3 @@ def _some(rows: NDArray[Any], most: int) -> Floats:
     if len(rows) > most:
         rows = rows[np.linspace(0, len(rows) - 1, most).round().astype(np.int64)]
     return np.asarray(rows, np.float32)
-
-
-def _shared_shaping(slides: Sequence[SlideFeatures]) -> Values:
-    first = slides[0]
-    for other in slides[1:]:
-        if said := differing(first.shaping(), other.shaping(), there=f"in {first.slide_id}", here=f"in {other.slide_id}"):
-            raise SettingsError(f"Features made in different ways have no kinds in common ({'; '.join(said[:3])}).")
-    return first.shaping()

@@ -37,7 +37,7 @@ Whole = NDArray[np.int64]
 RIDGE = 10.0  # on weights of standardised features, against a loss summed over tiles
 MOST_WEIGHT = 1000.0  # that all tiles have together: neighbours say nearly the same
 LEAST_TILES = 3  # of each class
-APART = 6  # tiles between what is left out and what is learned from
+APART = 6  # tiles, at least, from what is left out to what is learned from
 BLOCK = 8  # tiles on the side of a block
 FOLDS = 10
 SPREAD_TILES = 20_000  # of all slides, that say how far tiles spread
@@ -296,7 +296,7 @@ def _folds(groups: Whole) -> Iterator[Whole]:
 
 
 def _within_reach(paint: Paint, out: Whole) -> Whole:
-    """Rows of tiles that are left out, or so near to one that their neighbourhoods are the same."""
+    """Rows of tiles that are left out, or nearer than APART to one along rows and columns: their neighbourhoods overlap."""
     from scipy.spatial import cKDTree
 
     place = np.concatenate([paint.place, paint.slide[:, None] * 10**6], 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from pathovit.encoders.adapt import load_strictly
+from pathovit.encoders.weights import convert_weights
 from pathovit.errors import WeightsError
 
 DIM, HEADS, DEPTH, PATCH = 32, 4, 2, 14
@@ -140,3 +142,14 @@ def test_a_part_that_is_missing_there_is_told() -> None:
     del theirs.tensors["encoder.layer.1.attention.attention.key.weight"]
     with pytest.raises(WeightsError, match=r"it misses 1 tensors, e.g. 'blocks.1.attn.qkv.weight'"):
         load_strictly(ours(0, False), theirs.tensors, "theirs")
+
+
+def test_a_lack_of_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"a": torch.zeros(2)}, tmp_path / "w.pt")
+
+    def full(*given: object, **more: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "load", full)
+    with pytest.raises(WeightsError, match="not enough memory to read it"):
+        convert_weights(tmp_path / "w.pt", tmp_path / "w.safetensors")

@@ -28,6 +28,8 @@ EDITS: dict[str, tuple[str, Edit]] = {
     "a shift too many": ("calibration.shift does not hold 1", lambda card: card["calibration"]["shift"].append(0.0)),
     "a margin that is none": ("calibration.hot holds None", lambda card: card["calibration"].update(hot=[None])),
     "conformity of text": ("calibration.conformity", lambda card: card["calibration"].update(conformity=[["high"]])),
+    "conformity of nothing": (r"conformity does not hold \[2\] lists", lambda card: card["calibration"].update(conformity=[])),
+    "conformity of one class": (r"conformity does not hold \[2\] lists", lambda card: card["calibration"]["conformity"][0].pop()),
     "conformity no list": ("calibration.conformity", lambda card: card["calibration"].update(conformity=3)),
     "a name that calibration has not": ("calibration.warmth is unknown", lambda card: card["calibration"].update(warmth=1)),
     "one class": ("a binary target cannot have 1 class", lambda card: card["target"].update(classes=["tumour"])),

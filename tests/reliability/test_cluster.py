@@ -9,6 +9,7 @@ import ssl
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,8 @@ import pytest
 
 from pathovit.errors import SettingsError
 from pathovit.run.certificates import make_certificates, refuse_plain, security_of
-from pathovit.settings import RunSettings
+from pathovit.run.dask_cluster import _running_cluster
+from pathovit.settings import RunSettings, Settings
 
 JOB = Path(__file__).parents[2] / "workflows" / "slurm" / "cluster.sbatch"
 BIN = Path(sys.executable).parent
@@ -133,3 +135,17 @@ def test_certificates_are_for_one_user_and_never_replaced(tmp_path: Path) -> Non
         make_certificates(folder)
     with pytest.raises(SettingsError, match="there is no key"):
         security_of(str(tmp_path))
+
+
+def test_a_scheduler_file_that_is_not_there_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pathovit.run.dask_cluster.START_S", 0.3)
+    run = RunSettings(scheduler_file=str(tmp_path / "gone.json"), plain_tcp=True)
+    with (
+        pytest.raises(SettingsError, match="gone.json: there is no such file. Start the scheduler"),
+        _running_cluster(Settings(run=run), threading.Event()),
+    ):
+        pytest.fail("there is no cluster")
+    stop = threading.Event()
+    stop.set()
+    with _running_cluster(Settings(run=run), stop) as client:
+        assert client is None

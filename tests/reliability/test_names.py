@@ -296,3 +296,11 @@ def test_a_reason_names_nobody(text: str) -> None:
     from pathovit.outputs.names import without_names
 
     assert "SMITH" not in without_names(text, Path("/data/SMITH/SMITH_J.svs"))
+
+
+def test_a_name_inside_another_word_is_left_alone() -> None:
+    from pathovit.outputs.names import without_names
+
+    assert without_names("S1A of S1 at 512 px, S1_label", Path("/data/x/S1A.svs")) == "… of S1 at 512 px, S1_label"
+    assert without_names("damaged beside mag", Path("/data/x/mag.svs")) == "damaged beside …"
+    assert without_names("mage, image, mag_thumb", Path("/data/x/mag.svs")) == "mage, image, …_thumb"

@@ -12,7 +12,8 @@ from made_cohort import ONCE, study, table, write_slide, write_table
 from pathovit.errors import SettingsError
 from pathovit.manifest import read_manifest
 from pathovit.model.targets import read_target
-from pathovit.outputs.folder import OutFolder, path_key
+from pathovit.outputs.fingerprints import path_key
+from pathovit.outputs.folder import OutFolder
 from pathovit.study.cohort import Cohort, find_features, load_cohort, make_bag
 from pathovit.study.parts import assign_folds, fewest, possible_folds, split_patients
 

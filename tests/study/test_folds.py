@@ -1,6 +1,7 @@
 """Cross-validation, and cohorts of few patients."""
 
 import csv
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from made_cohort import ONCE, study, table, write_slide, write_table
 
 from pathovit.cli import app, commands  # noqa: F401  # registers them
+from pathovit.cli.train import _forget_folds
 from pathovit.manifest import read_manifest
 from pathovit.model.slide_model import load_model
 from pathovit.model.targets import read_target
@@ -100,3 +102,24 @@ def test_labels_that_fewer_folds_allow_are_folded_by_fewer(cohort: Path, tmp_pat
         for fold in range(folds):
             rest = replace(loaded, bags=tuple(bag for bag, at in zip(loaded.bags, place, strict=True) if at != fold))
             assert split_patients(rest, 0.2, 0.0, seed)["validation"]
+
+
+def test_an_overwrite_that_was_interrupted_goes_on_with_its_folds(tmp_path: Path) -> None:
+    def write(path: Path, when: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+        os.utime(path, (when, when))
+
+    folds = tmp_path / "folds"
+    write(tmp_path / "model.json", 200)
+    write(folds / "1" / "model.json", 300)
+    write(folds / "2" / "model.json", 100)
+    _forget_folds(tmp_path)
+    assert [path.name for path in folds.iterdir()] == ["1"]
+    write(tmp_path / "model.json", 400)
+    _forget_folds(tmp_path)
+    assert not folds.exists()
+    write(folds / "1" / "model.json", 300)
+    (tmp_path / "model.json").unlink()
+    _forget_folds(tmp_path)
+    assert (folds / "1").is_dir(), "the first training was interrupted: there is nothing to replace"

@@ -297,3 +297,17 @@ def test_a_class_the_model_does_not_know_is_named_by_evaluate(cohort: Path, tmp_
     path = write_table(tmp_path / "l.csv", rows)
     done = CliRunner().invoke(app, ["evaluate", str(tmp_path / "m"), str(path), "--features", str(cohort / "features")])
     assert "Line 5: label is 'atypical'; the model knows normal, tumour" in str(done.exception)
+
+
+def test_a_part_is_asked_for_in_any_spelling(cohort: Path, tmp_path: Path) -> None:
+    study(cohort / "labels.csv", cohort / "features", tmp_path / "m", ONCE)
+    parts = ("train", "val", "Testing")
+    path = write_table(tmp_path / "l.csv", [{**row, "split": parts[at % 3]} for at, row in enumerate(table(cohort))])
+
+    def judged(split: str) -> Result:
+        words = ["evaluate", str(tmp_path / "m"), str(path), "--features", str(cohort / "features"), "--split", split]
+        return CliRunner().invoke(app, [*words, "--out", str(tmp_path / split)])
+
+    assert judged("Val").exit_code == 0
+    assert len((tmp_path / "Val" / "predictions.csv").read_text().splitlines()) == 1 + 9
+    assert "No patient of the table is in split 'fold 3'" in str(judged("fold 3").exception)

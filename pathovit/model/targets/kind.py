@@ -117,6 +117,10 @@ class Kind(ABC):
         """What is decided, each with its options."""
         return []
 
+    def conforming(self) -> list[int]:
+        """Of how many options each question of `Calibration.conformity` is."""
+        return [len(options) for options in self.questions()]
+
     def probabilities(self, logits: Floats) -> Floats:
         """(..., C) calibrated logits to (..., classes); nothing for targets without classes."""
         return logits[..., :0]

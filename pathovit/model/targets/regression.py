@@ -57,6 +57,9 @@ class Regression(Kind):
         logit, centre, scale = float(logits[0]), calibration.centre, calibration.scale
         return logit * scale + centre, ((logit - reach) * scale + centre, (logit + reach) * scale + centre)
 
+    def conforming(self) -> list[int]:
+        return [1]  # how far values are off
+
     def said(self, possible: Sequence[Options], value: float | None) -> str:
         return f"{value:.4g}"
 
