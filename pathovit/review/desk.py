@@ -259,10 +259,17 @@ class Desk:
     def readers(self) -> Readers:
         return Readers.load(self.record.folder)
 
-    def is_assigned(self, case: Case, reader: Reader, readers: Readers) -> bool:
-        """Whether a slide is a reader's: all slides of a patient are the same reader's, and one stays whose slide was begun."""
+    def is_assigned(self, case: Case, reader: Reader, readers: Readers, opinion: Opinion | None = None) -> bool:
+        """Whether a slide is a reader's: all slides of a patient are the same reader's, and one stays whose slide was begun.
+
+        Parameters
+        ----------
+        opinion : of the reader, where it is at hand
+        """
         names = readers.readers_of(case.patient or case.slide_id)
-        return not names or reader.name in names or reader.may_settle or self.opinion(case, reader.name).opened
+        if not names or reader.name in names or reader.may_settle:
+            return True
+        return (opinion or self.opinion(case, reader.name)).opened
 
     def opinion(self, case: Case, reader: str) -> Opinion:
         return self.opinions(case).get(reader, Opinion(reader))

@@ -123,6 +123,9 @@ class Seen(Strict):
     threshold: Annotated[float, Field(ge=0, le=100)] | None = None  # value of the layer
     opacity: Annotated[float, Field(ge=0, le=1)] | None = None
     zoom: Annotated[float, Field(gt=0, le=1e4)] | None = None  # screen pixels per level-0 pixel
+    drawn: Annotated[str, Field(max_length=200)] | None = None  # digest of the map; None: not said
+    tiles: Annotated[str, Field(max_length=64)] | None = None  # digest of where tiles lie
+    last: Count | None = None  # the newest event of the reader's that the page knew
 
 
 class Given(Strict):

@@ -129,7 +129,7 @@ def _limited(receive: Receive) -> Receive:
 
 @dataclass
 class Sessions:
-    """Who is logged in. A session lasts a working day, and ends with the server."""
+    """Who is logged in. A session ends half a day after it was last used, and with the server."""
 
     _open: dict[str, tuple[Reader, float]] = field(default_factory=dict)
     _wrong: list[tuple[str, float]] = field(default_factory=list)  # address and time
@@ -146,8 +146,11 @@ class Sessions:
 
     def reader(self, name: str | None) -> Reader | None:
         with self._lock:
-            found = self._open.get(name or "")
-            return found[0] if found and time.monotonic() - found[1] < SESSION_S else None
+            found, now = self._open.get(name or ""), time.monotonic()
+            if found is None or now - found[1] >= SESSION_S:
+                return None
+            self._open[name or ""] = found[0], now
+            return found[0]
 
     def end(self, name: str | None) -> None:
         with self._lock:

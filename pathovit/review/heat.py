@@ -33,7 +33,7 @@ class Layer:
             return None
         known = self.cells[self.cells > 0]
         value = self.low + (byte - 1) / STEPS * (self.high - self.low)
-        return {"value": round(value, 4), "percentile": round(100 * float((known < byte).mean()))}
+        return {"value": float(f"{value:.4g}"), "percentile": round(100 * float((known < byte).mean()))}
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ class Opinion:
     note: str = ""
     judged: str = ""  # digest of the model that was judged
     signed: str = ""
+    signed_at: int = 0  # number of that event
     painted: dict[Cell, str] = field(default_factory=dict)
     imported: dict[str, dict[Cell, str]] = field(default_factory=dict)  # by file, as it was read
     elsewhere: int = 0  # tiles of another lattice, which count for nothing
@@ -49,6 +50,8 @@ def opinions(events: Sequence[Event], tiles_sha256: str = "") -> dict[str, Opini
     for event in events:
         one = found.setdefault(event.reader, Opinion(event.reader))
         one.events.append(event)
+        if event.kind == "undo" and event.said["of"] < one.signed_at:
+            one.signed = ""  # what was signed is another thing now
         if (event.reader, event.number) not in undone:
             _add(one, event, tiles_sha256)
     for one in found.values():
@@ -79,7 +82,7 @@ def _add(one: Opinion, event: Event, tiles_sha256: str) -> None:
             one.judgement, one.label, one.note, one.judged = said["judgement"], said["label"] or "", said["note"], model
             one.signed = ""
         case "signed":
-            one.signed = said["meaning"]
+            one.signed, one.signed_at = said["meaning"], event.number
         case "region":
             one.regions.append(event)
             label = {"agree": said["label"], "disagree": f"{NOT}{said['label']}", "unsure": IGNORE}[said["judgement"]]

@@ -80,6 +80,7 @@ class Readers:
         if not 0 < len(name) <= MOST_NAME:
             raise SettingsError(f"A reader's name has 1 to {MOST_NAME} letters.")
         token = secrets.token_urlsafe(24)
+        name = known.name if known else name  # what was decided is known by it
         others = [one for one in self.people if one is not known]
         return Readers((*others, Reader(name, role, digest_of(token))), self.assignment), token
 

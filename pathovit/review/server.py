@@ -27,7 +27,7 @@ from pathovit.review.service import Review
 from pathovit.review.worklist import opinion_page, slide_page, worklist
 
 BUILT = Path(__file__).parent / "built"
-A_WHILE = {"cache-control": "private, max-age=600"}  # which tile has a number changes with the tiles
+A_WHILE = {"cache-control": "private, max-age=60"}  # which tile has a number changes with the tiles
 FOREVER = {"cache-control": "private, max-age=86400, immutable"}  # the content of a key never changes
 
 

@@ -25,7 +25,7 @@ from pathovit.review.lesson import Lesson
 from pathovit.review.pixels import MADE, Overviews, ServedLevel, Shelf, TileCache, served_levels, small_picture, tile_bytes
 from pathovit.review.readers import READER, Reader, digest_of
 from pathovit.review.record import Event
-from pathovit.review.sight import Sight, checked, sight
+from pathovit.review.sight import PRESENT, Sight, checked, require_seen, sight
 
 TILES_AT_ONCE, TILES_WAITING = 4, 20  # of the 40 threads that serve
 LOOKS_AT_ONCE, LOOKS_WAITING = 2, 6  # at features
@@ -126,7 +126,7 @@ class Review:
 
     def heat(self, case: Case, record: SlideRecord) -> Heat:
         """Kept until another map is drawn."""
-        mark = record.products.get("heatmap.ome.tiff", "")
+        mark = record.products.get("heatmap.ome.tiff", "") + tiles_sha256(record)
         with self._lock:
             kept = self._heat.get(case.key)
         if kept is None or kept[0] != mark:
@@ -213,9 +213,10 @@ class Review:
             raise HTTPException(409, "This slide failed: there is nothing to say of it.")
         with self._saying:  # what may be said depends on what was said before
             opinion, seen = self.desk.opinion(case, reader.name), self.sight(case, reader)
+            require_seen(given, case.record, opinion)
             shape = self.heat(case, case.record).shape
             said = checked(given, case, opinion, seen, shape, reader.may_settle)
-            eyes = given.seen.model_dump(mode="json") | {"answer": seen.answer and case.answer is not None}
+            eyes = given.seen.model_dump(mode="json", exclude=set(PRESENT)) | {"answer": seen.answer and case.answer is not None}
             event = self.desk.record.append(case.slide_id, reader.name, reader.role, said, eyes, about(case.record))
         if given.said.event == "painted" and reader.may_settle:
             self.lesson.make_ready()

@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pathovit.errors import SettingsError
-from pathovit.outputs.records import A_MAP
+from pathovit.outputs.records import A_MAP, SlideRecord
+from pathovit.review.about import tiles_sha256
 from pathovit.review.desk import Case
 from pathovit.review.events import Given
 from pathovit.review.opinion import Opinion
 
+PRESENT = ("drawn", "tiles", "last")  # what `require_seen` looks at; the record has it in other words
+OF_TILES = ("painted", "region")
+OF_THE_ANSWER = ("first_impression", "shown", "decision", "region", "signed", "settled")
 UNDOABLE = ("decision", "region", "painted", "imported", "signed", "settled")
 
 
@@ -36,6 +40,22 @@ def sight(case: Case, opinion: Opinion, blind: bool, alone: bool) -> Sight:
     if answer is not None and answer.answer == A_MAP:
         done = done or alone or opinion.decided or opinion.first is not None or bool(opinion.painted)
     return Sight(done, done and (not case.doubtful or case.model_sha256 in opinion.anyway))
+
+
+def require_seen(given: Given, record: SlideRecord, opinion: Opinion) -> None:
+    """What is said is bound to what it is said of: the map, the tiles, and what was said before, as the page had them.
+
+    Raises
+    ------
+    NotNow : these are others now
+    """
+    said, seen = given.said.event, given.seen
+    other_tiles = seen.tiles is not None and seen.tiles != tiles_sha256(record)
+    other_map = seen.drawn is not None and seen.drawn != record.products.get("heatmap.ome.tiff", "")
+    if (said in OF_TILES and other_tiles) or (said in OF_THE_ANSWER and (other_map or other_tiles)):
+        raise NotNow("This slide was drawn anew meanwhile: nothing was kept. Look at it as it is now, and say it again.")
+    if said == "signed" and seen.last is not None and opinion.events and seen.last < opinion.events[-1].number:
+        raise NotNow("Something was said in another window meanwhile: look at it, and sign then.")
 
 
 def checked(

@@ -44,7 +44,7 @@ def worklist(desk: Desk, reader: Reader, blind: bool) -> dict[str, object]:
                 "reason": plain(damaged or (_first_line(case.reason) if may_know or case.group == Group.FAILED else "")),
                 "answer": plain(answer.answer) if answer and seen.answer else "",
                 "novelty": round(answer.novelty, 2) if answer and answer.novelty is not None and may_know else None,
-                "mine": desk.is_assigned(case, reader, readers),
+                "mine": desk.is_assigned(case, reader, readers, opinion),
                 "state": _state(opinion),
                 "label": opinion.label,
                 "disagreement": reader.may_settle and standing.disagreement and not standing.settled,

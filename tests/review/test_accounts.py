@@ -104,7 +104,7 @@ def test_kappa_is_that_of_the_textbook() -> None:
 def test_a_new_token_leaves_a_reader_their_role() -> None:
     readers, old = Readers().added("Dr. A", ADJUDICATOR)
     readers, new = readers.added("dr. a")
-    assert [(one.name, one.role) for one in readers.people] == [("dr. a", ADJUDICATOR)]
+    assert [(one.name, one.role) for one in readers.people] == [("Dr. A", ADJUDICATOR)], "what was decided is known by the name"
     assert readers.by_token(old) is None
     assert readers.by_token(new)
     assert readers.added("Dr. A", READER)[0].people[0].role == READER

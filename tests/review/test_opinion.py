@@ -99,3 +99,14 @@ def test_one_word_in_two_spellings_is_no_disagreement() -> None:
     found = events(("A", decision("Tumour")), ("B", decision("tumour ")), ("A", painted("Tumour")), ("B", painted("tumour")))
     assert (standing(found).label, standing(found).disagreement) == ("Tumour", False)
     assert painted_by_all(found) == (dict.fromkeys([(0, 0), (0, 1), (0, 2)], "Tumour"), 0)
+
+
+def test_what_is_taken_back_below_a_signature_is_not_signed() -> None:
+    first, second = decision("benign"), decision("tumour", "disagree") | {"reason": "I see it now"}
+    signed = {"event": "signed", "meaning": "corrected"}
+    back = opinions(events(*(("A", one) for one in (first, second, signed, {"event": "undo", "of": 2}))))["A"]
+    assert (back.label, back.signed) == ("benign", "")
+    paint = opinions(events(*(("A", one) for one in (painted("tumour"), first, signed, {"event": "undo", "of": 1}))))["A"]
+    assert paint.signed == ""
+    later = opinions(events(*(("A", one) for one in (first, signed, painted("tumour"), {"event": "undo", "of": 3}))))["A"]
+    assert later.signed == "corrected", "what was signed is as it was"

@@ -59,6 +59,8 @@ class PretrainSettings:
             raise SettingsError(f"--method {self.method!r}, expected {', '.join(LEARNING_RATES)}.")
         if self.learning_rate is not None and self.learning_rate <= 0:
             raise SettingsError(f"--learning-rate is {self.learning_rate:g}, expected above 0.")
+        if self.seed < 0:
+            raise SettingsError(f"--seed is {self.seed}, expected 0 or more.")
         for name in ("steps", "batch_tiles"):
             if getattr(self, name) < 2:
                 raise SettingsError(f"--{name.replace('_', '-')} is {getattr(self, name)}, expected at least 2.")

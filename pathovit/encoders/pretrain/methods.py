@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from pathovit.encoders.pretrain.augment import altered, through, views, windows
 from pathovit.encoders.pretrain.backbone import Backbone, width_of
+from pathovit.errors import SettingsError
 
 COVERED, PLACE_PX = 0.6, 16  # share of the image, and side of what is covered together
 PROTOTYPES, HIDDEN, BOTTLENECK = 2048, 512, 128
@@ -128,6 +129,11 @@ class Mae(Method):
     def __init__(self, backbone: Backbone) -> None:
         super().__init__(backbone)
         width, self.stride = width_of(backbone)
+        if backbone.side % self.stride:
+            raise SettingsError(
+                f"--method mae: tiles of {backbone.side} px are no whole places of {self.stride} px, which this network sees. "
+                f"Use --tile-px {backbone.side // self.stride * self.stride or self.stride}."
+            )
         self.head = nn.Conv2d(width, 3 * self.stride**2, 1)
 
     def forward(self, images: Tensor, *given: Tensor) -> Tensor:

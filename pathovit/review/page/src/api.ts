@@ -151,6 +151,9 @@ export interface Seen {
   threshold: number | null;
   opacity: number | null;
   zoom: number | null;
+  drawn: string; // what the page had when it was said: another map, other tiles, and it is not kept
+  tiles: string | null;
+  last: number;
 }
 
 export type Said =
@@ -184,8 +187,14 @@ export async function get<T>(path: string): Promise<T> {
   return (await answered(await fetch(path))).json();
 }
 
+const TRIES = 5, PAUSE_MS = 800; // of what the server is too busy for
+
 export async function bytes(path: string): Promise<Uint8Array> {
-  return new Uint8Array(await (await answered(await fetch(path))).arrayBuffer());
+  for (let left = TRIES; ; left--) {
+    const response = await fetch(path);
+    if (response.status === 429 && left > 1) await new Promise((resolve) => setTimeout(resolve, PAUSE_MS));
+    else return new Uint8Array(await (await answered(response)).arrayBuffer());
+  }
 }
 
 export async function post<T>(path: string, body: unknown): Promise<T> {

@@ -1,7 +1,7 @@
 // The map's controls: which layer, from which value on, how strong; and a legend that always tells the truth.
 import { useEffect, useRef } from "preact/hooks";
 import { css, grey, histogram, rampColour } from "./heat";
-import { Key, number } from "./parts";
+import { Key, number, scarce } from "./parts";
 import type { Reading } from "./reading";
 
 const BINS = 64;
@@ -83,7 +83,7 @@ function Threshold({ reading }: { reading: Reading }) {
       <canvas ref={canvas} width={320} height={56} role="img" aria-label={`How many tiles have which ${info.kind}; the mark is at 0.5`} />
       <input
         type="range" min={low} max={high} step={(high - low) / 200} value={value} aria-label="Threshold"
-        aria-valuetext={number(value)}
+        aria-valuetext={info.kind === "attention" ? scarce(value) : number(value)}
         onInput={(event) => (reading.threshold.value = snap(Number(event.currentTarget.value)))}
       />
     </div>
@@ -93,16 +93,16 @@ function Threshold({ reading }: { reading: Reading }) {
 function Legend({ reading }: { reading: Reading }) {
   const info = reading.info.value!, value = reading.threshold.value;
   const desaturated = reading.page.value!.doubtful;
-  const digits = info.kind === "attention" ? 4 : 2;
+  const told = info.kind === "attention" ? scarce : number;
   const stops = Array.from({ length: 6 }, (_, i) => rampColour(info.kind, i / 5)).map((colour) => css(desaturated ? grey(colour) : colour));
   if (info.kind === "unread") return <p class="legend">Hatched: tissue that could not be read.</p>;
   return (
     <div class="legend">
-      <span>{number(value, digits)}</span>
+      <span>{told(value)}</span>
       <span class="ramp" style={{ background: `linear-gradient(to right, ${stops.join(", ")})` }} role="img" aria-label="colours from the threshold to the highest value" />
-      <span>{info.kind === "novelty" ? "≥ " : ""}{number(info.high, digits)}</span>
+      <span>{info.kind === "novelty" ? "≥ " : ""}{told(info.high)}</span>
       <small>
-        {info.kind === "score" ? `${info.name}: score of each tile` : NAMES[info.kind]}; nothing is drawn below {number(value, digits)}
+        {info.kind === "score" ? `${info.name}: score of each tile` : NAMES[info.kind]}; nothing is drawn below {told(value)}
         {desaturated ? "; without colour, because the model is not sure here" : ""}
       </small>
     </div>

@@ -31,6 +31,9 @@ export function Dialog({ title, onClose, children }: { title: string; onClose: (
 
 export const number = (value: number, digits = 2) => value.toLocaleString("en", { maximumFractionDigits: digits, minimumFractionDigits: digits });
 
+// A number that can be far below 1.
+export const scarce = (value: number) => value.toLocaleString("en", { maximumSignificantDigits: 3 });
+
 export function length(um: number): string {
   return um >= 1000 ? `${number(um / 1000, um >= 10000 ? 1 : 2)} mm` : `${number(um, um < 10 ? 1 : 0)} µm`;
 }

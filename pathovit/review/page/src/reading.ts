@@ -1,11 +1,12 @@
 // One slide that is read: what is on the screen, what was said, and what follows from it.
 import { batch, computed, effect, signal } from "@preact/signals";
 import {
-  type Asked, bytes, get, type Judgement, type KindOfTissue, type LayerInfo, type LookAlike, ofSlide, type Opinion, say, type Said, type Seen, type SlidePage, type TileFacts,
+  type Asked, bytes, get, type Judgement, type KindOfTissue, type LayerInfo, type LookAlike, ofSlide, type Opinion, Refused, say, type Said, type Seen, type SlidePage,
+  type TileFacts,
 } from "./api";
 import { atRandom, cellsOf, findRegions, paintCells, quantile, type Region, runsOf, strongest, table, toByte, toValue } from "./heat";
 import { paintKinds } from "./kinds";
-import { go, message, refresh, spoken, trying, worklist } from "./state";
+import { entered, go, message, needsToken, refresh, spoken, trying, worklist } from "./state";
 import type { At, SlideViewer } from "./viewer";
 
 export type Mode = "look" | "paint" | "measure";
@@ -15,6 +16,9 @@ const LISTED_REGIONS = 200;
 const STILL_MS = 120; // the map follows the threshold at once, the list of regions when it stands still
 
 const answered = new Set<string>(); // tiles of all slides that were asked for
+const named: string[] = []; // classes of all slides, in the order in which they came up: keys and colours stay
+
+const sameTile = (a: Asked, b: Asked | null) => b !== null && a.key === b.key && a.index === b.index;
 
 export class Reading {
   readonly page = signal<SlidePage | null>(null);
@@ -42,21 +46,23 @@ export class Reading {
   readonly kindsShown = signal(false);
   readonly withKinds = signal(false);
   readonly extraClasses = signal<string[]>([]);
+  readonly regionNote = signal(""); // on the region that is selected
   viewer: SlideViewer | null = null;
-  private readonly kept = new Map<number, Uint8Array>();
+  private readonly drawnLayers = new Map<number, Uint8Array>();
   private readonly canvas = document.createElement("canvas");
   private readonly stops: (() => void)[] = [];
-  private stroke: Set<number> | null = null;
+  private stroke: { cells: Set<number>; label: string } | null = null;
   private queue: Promise<unknown> = Promise.resolve();
 
   readonly info = computed<LayerInfo | null>(() => this.page.value?.layers?.[this.layer.value] ?? null);
   readonly columns = computed(() => this.page.value?.grid?.columns ?? 1);
   readonly classes = computed(() => {
     const page = this.page.value;
-    // Those of the model in order of the alphabet, so that keys and colours stay when another class is drawn; then those that were added.
+    // Those of the model in order of the alphabet, then those that were added; none ever changes its place.
     const ofModel = [...(page?.map_classes ?? []), ...(page?.classes ?? [])].sort();
-    const found = [...ofModel, ...[...this.painted.value.values()].sort(), ...this.extraClasses.value];
-    return [...new Set(found.map((name) => name.replace(/^not /, "")))].filter((name) => name && name !== "ignore");
+    const found = [...ofModel, ...this.extraClasses.value, ...[...new Set(this.painted.value.values())].sort()];
+    for (const name of found.map((one) => one.replace(/^not /, ""))) if (name && name !== "ignore" && !named.includes(name)) named.push(name);
+    return [...named];
   });
   readonly lowest = computed(() => (this.info.value ? toByte(this.info.value, this.threshold.value) : 256));
   readonly searched = signal(256); // the lowest byte of the regions that are listed
@@ -75,7 +81,19 @@ export class Reading {
   });
   readonly mapShown = computed(() => this.heat.value && !this.peek.value && !!this.page.value?.may_see);
 
-  constructor(readonly key: string) {}
+  constructor(readonly key: string, readonly siblings: string[]) {
+    this.stops.push(effect(() => {
+      const lowest = this.lowest.value;
+      const later = setTimeout(() => (this.searched.value = lowest), STILL_MS);
+      return () => clearTimeout(later);
+    }));
+    this.stops.push(effect(() => void (this.region.value, (this.regionNote.value = ""))));
+    const leaving = (event: BeforeUnloadEvent) => {
+      if (this.saving.value) event.preventDefault(); // something is not kept yet
+    };
+    addEventListener("beforeunload", leaving);
+    this.stops.push(() => removeEventListener("beforeunload", leaving));
+  }
 
   // The rest of what the page shows, and the record that it was opened.
   async begin(): Promise<void> {
@@ -89,6 +107,8 @@ export class Reading {
 
   async load(): Promise<void> {
     const page = await get<SlidePage>(ofSlide(this.key));
+    const known = this.page.value?.opinion;
+    if (known && known.last > page.opinion.last) page.opinion = known; // said while the page was on its way
     batch(() => {
       this.page.value = page;
       this.took(page.opinion);
@@ -110,11 +130,6 @@ export class Reading {
     };
     this.stops.push(effect(() => this.drawn()));
     this.stops.push(effect(() => void (this.regions.value, this.lowest.value, (this.region.value = -1)))); // numbers mean other regions now
-    this.stops.push(effect(() => {
-      const lowest = this.lowest.value;
-      const later = setTimeout(() => (this.searched.value = lowest), STILL_MS);
-      return () => clearTimeout(later);
-    }));
   }
 
   close(): void {
@@ -152,14 +167,14 @@ export class Reading {
   async showLayer(layer: number): Promise<void> {
     const page = this.page.value!;
     const info = page.layers![layer]!;
-    if (!this.kept.has(layer)) this.kept.set(layer, await bytes(ofSlide(this.key, `/heat/${layer}`)));
+    if (!this.drawnLayers.has(layer)) this.drawnLayers.set(layer, await bytes(ofSlide(this.key, `/heat/${layer}`)));
     batch(() => {
       if (this.layer.value !== layer || !this.cells.value) {
-        const strong = toValue(info, quantile(this.kept.get(layer)!, 0.95));
+        const strong = toValue(info, quantile(this.drawnLayers.get(layer)!, 0.95));
         this.threshold.value = info.kind === "novelty" ? 1 : info.kind === "attention" ? strong : 0.5;
       }
       this.layer.value = layer;
-      this.cells.value = this.kept.get(layer)!;
+      this.cells.value = this.drawnLayers.get(layer)!;
       this.searched.value = this.lowest.value;
     });
   }
@@ -175,18 +190,42 @@ export class Reading {
       threshold: shown ? this.threshold.value : null,
       opacity: shown ? this.opacity.value : null,
       zoom: this.viewer?.zoom || null,
+      drawn: this.page.value?.drawn ?? "",
+      tiles: this.page.value?.about.tiles_sha256 ?? null,
+      last: this.page.value?.opinion.last ?? 0,
     };
   }
 
   // One after the other, in the order in which it was done.
   say(said: Said | (() => Said | null)): Promise<void> {
     this.saving.value++;
+    const seen = this.seen(); // as it is said, not when its turn comes
     const done = this.queue.then(async () => {
       const now = typeof said === "function" ? said() : said;
-      if (now) this.took(await say(this.key, now, this.seen()));
+      if (now) this.took(await this.send(now, { ...seen, last: this.page.value?.opinion.last ?? 0 }));
     });
     this.queue = done.catch(() => {}).finally(() => this.saving.value--);
     return done;
+  }
+
+  // What is said while nobody is logged in waits until somebody is.
+  private async send(said: Said, seen: Seen): Promise<Opinion> {
+    for (;;) {
+      try {
+        return await say(this.key, said, seen);
+      } catch (error) {
+        if (!(error instanceof Refused)) throw error;
+        if (error.status === 409) void this.loadAnew().catch(() => {});
+        if (error.status !== 401) throw error;
+        needsToken.value = true;
+        await entered();
+      }
+    }
+  }
+
+  // When all that was said is kept, or refused.
+  kept(): Promise<unknown> {
+    return this.queue;
   }
 
   private took(opinion: Opinion): void {
@@ -245,11 +284,12 @@ export class Reading {
     });
   }
 
-  judgeRegion(judgement: Judgement, note = ""): Promise<void> {
-    const region = this.regions.value[this.region.value], info = this.info.value;
+  judgeRegion(judgement: Judgement): Promise<void> {
+    const at = this.region.value, region = this.regions.value[at], info = this.info.value, note = this.regionNote.value;
     if (!region || !info) return Promise.resolve();
     return trying(async () => {
       await this.say({ event: "region", runs: runsOf(this.columns.value, region.cells), judgement, label: info.name, note });
+      if (this.region.value === at && this.regionNote.value === note) this.regionNote.value = "";
       spoken.value = `Region: ${judgement}.`;
     });
   }
@@ -278,36 +318,42 @@ export class Reading {
   }
 
   beginStroke(): void {
-    this.stroke = new Set();
+    this.stroke = { cells: new Set(), label: this.brushLabel.value ?? "" }; // another brush that is picked meanwhile is for the next
   }
 
   strokeTo(cell: number | null): void {
     this.cursor.value = cell;
     if (!this.stroke || cell === null) return;
+    const { cells, label } = this.stroke, under = this.cellsUnder(cell).filter((one) => !cells.has(one));
+    if (!under.length) return;
     const painted = new Map(this.painted.value);
-    for (const one of this.cellsUnder(cell)) {
-      this.stroke.add(one);
-      if (this.brushLabel.value) painted.set(one, this.brushLabel.value);
+    for (const one of under) {
+      cells.add(one);
+      if (label) painted.set(one, label);
       else painted.delete(one);
     }
     this.painted.value = painted;
   }
 
-  endStroke(): Promise<void> {
-    const cells = this.stroke;
+  async endStroke(): Promise<void> {
+    const stroke = this.stroke;
     this.stroke = null;
-    return cells?.size ? this.paint([...cells], this.brushLabel.value ?? "") : Promise.resolve();
+    if (stroke?.cells.size) await this.paint([...stroke.cells], stroke.label);
   }
 
-  paint(cells: number[], label: string, asked = false): Promise<void> {
-    return trying(async () => {
+  // Whether it was kept.
+  async paint(cells: number[], label: string, asked = false): Promise<boolean> {
+    let kept = false;
+    await trying(async () => {
       try {
         await this.say({ event: "painted", runs: runsOf(this.columns.value, cells), label, asked });
+        kept = true;
       } catch (error) {
         this.took(this.page.value!.opinion); // what is on the screen is what was kept
         throw error;
       }
     });
+    return kept;
   }
 
   // Tiles that the model asks for
@@ -315,7 +361,10 @@ export class Reading {
   readonly askedHere = computed(() =>
     this.asked.value.filter((tile) => !answered.has(`${tile.key} ${tile.index}`) && (tile.key !== this.key || !this.painted.value.has(this.cellOf(tile)))),
   );
-  readonly askedAt = signal(-1);
+  readonly askedTile = signal<Asked | null>(null); // that is in view and waits for an answer
+  readonly askedAt = computed(() => this.askedHere.value.findIndex((tile) => sameTile(tile, this.askedTile.value)));
+  private answering = false;
+  private lookedAt = -1;
 
   private cellOf(tile: Asked): number {
     return tile.row * this.columns.value + tile.column;
@@ -324,7 +373,7 @@ export class Reading {
   // Go to one of those that are asked for, on this slide.
   ask(place: number): void {
     const own = this.askedHere.value[place];
-    this.askedAt.value = own ? place : -1;
+    this.askedTile.value = own ?? null;
     if (own?.key === this.key) this.goToCell(this.cellOf(own));
   }
 
@@ -338,20 +387,26 @@ export class Reading {
 
   async answerAsked(label: string): Promise<void> {
     const tile = this.askedHere.value[this.askedAt.value];
-    if (!tile || tile.key !== this.key) return;
-    await this.paint([this.cellOf(tile)], label, true);
-    answered.add(`${tile.key} ${tile.index}`);
-    spoken.value = label;
-    this.askNext();
+    if (!tile || tile.key !== this.key || this.answering) return; // one after the other: the next key is for the next tile
+    this.answering = true;
+    try {
+      if (!(await this.paint([this.cellOf(tile)], label, true))) return;
+      answered.add(`${tile.key} ${tile.index}`);
+      spoken.value = label;
+      this.askNext();
+    } finally {
+      this.answering = false;
+    }
   }
 
   // Its map, if another one was drawn meanwhile.
   async loadAnew(): Promise<void> {
-    const page = await get<SlidePage>(ofSlide(this.key));
-    if (page.drawn === this.page.value?.drawn) return;
-    this.kept.clear();
+    const page = await get<SlidePage>(ofSlide(this.key)), tiles = this.page.value?.about.tiles_sha256;
+    if (page.drawn === this.page.value?.drawn && page.about.tiles_sha256 === tiles) return;
+    this.drawnLayers.clear();
     this.cells.value = null;
-    this.askedAt.value = -1;
+    this.askedTile.value = null;
+    if (page.about.tiles_sha256 !== tiles) this.tissue.value = await bytes(ofSlide(this.key, "/grid"));
     await this.load();
     spoken.value = "The map of this slide is drawn anew.";
   }
@@ -415,9 +470,12 @@ export class Reading {
     return trying(async () => {
       const columns = this.columns.value;
       this.alike.value = null;
+      this.lookedAt = cell;
       const tile = await get<TileFacts>(ofSlide(this.key, `/at/${Math.floor(cell / columns)}/${cell % columns}`));
+      if (this.lookedAt !== cell) return; // another one was clicked meanwhile
       this.tile.value = tile;
-      this.alike.value = await get(ofSlide(this.key, `/alike/${tile.index}`));
+      const alike = await get<{ here: LookAlike[]; elsewhere: LookAlike[] }>(ofSlide(this.key, `/alike/${tile.index}`));
+      if (this.lookedAt === cell) this.alike.value = alike;
     });
   }
 }

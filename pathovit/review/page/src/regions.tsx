@@ -1,5 +1,4 @@
 // Hot regions, as a list: the text form of the map. Beside the strongest tiles some at random, so that one is not led.
-import { useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import { pictureOf, type Run } from "./api";
 import { toValue } from "./heat";
@@ -9,7 +8,7 @@ import type { Reading } from "./reading";
 export function Regions({ reading }: { reading: Reading }) {
   const page = reading.page.value!, info = reading.info.value;
   const list = useRef<HTMLOListElement>(null);
-  const note = useSignal("");
+  const note = reading.regionNote;
   const selected = reading.region.value;
   useEffect(() => {
     list.current?.querySelector("[aria-current=true]")?.scrollIntoView({ block: "nearest" });
@@ -51,7 +50,7 @@ export function Regions({ reading }: { reading: Reading }) {
         <div class="line judge" role="group" aria-label={`Region ${selected + 1}`}>
           <span>Region {selected + 1}</span>
           {(["agree", "disagree", "unsure"] as const).map((one) => (
-            <button type="button" key={one} onClick={() => (void reading.judgeRegion(one, note.value), (note.value = ""))}>
+            <button type="button" key={one} onClick={() => void reading.judgeRegion(one)}>
               {one[0]!.toUpperCase() + one.slice(1)} <Key>{one[0]}</Key>
             </button>
           ))}

@@ -32,7 +32,8 @@ function App() {
           <button type="button" class="plain" aria-label="Close" onClick={() => (message.value = "")}>✕</button>
         </div>
       )}
-      {needsToken.value ? (
+      {needsToken.value && worklist.value && <div class="entering"><Login /></div>}
+      {needsToken.value && !worklist.value ? (
         <Login />
       ) : here.name === "slide" ? (
         <SlidePageView slideKey={here.key} key={here.key} />

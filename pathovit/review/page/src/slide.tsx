@@ -6,7 +6,7 @@ import { pictureOf } from "./api";
 import { Kinds } from "./kinds";
 import { Layers } from "./layers";
 import { signedAs, Steps } from "./panel";
-import { length, magnification, number } from "./parts";
+import { length, magnification, number, scarce } from "./parts";
 import { Reading } from "./reading";
 import { Regions } from "./regions";
 import { go, message, showKeys, trying, typing } from "./state";
@@ -17,7 +17,7 @@ import { order } from "./worklist";
 export function SlidePageView({ slideKey }: { slideKey: string }) {
   const reading = useSignal<Reading | null>(null);
   useEffect(() => {
-    const opened = new Reading(slideKey);
+    const opened = new Reading(slideKey, order.value);
     reading.value = null;
     void trying(async () => {
       await opened.load();
@@ -156,9 +156,8 @@ function listen(viewer: SlideViewer, reading: Reading): void {
   osd.addHandler("canvas-drag-end", (event) => {
     if (reading.mode.value !== "look") event.preventDefaultAction = true;
   });
-  osd.addHandler("canvas-release", () => {
-    if (reading.mode.value === "paint") void reading.endStroke();
-  });
+  osd.addHandler("canvas-release", () => void reading.endStroke()); // whatever was pressed meanwhile
+  osd.canvas.addEventListener("pointercancel", () => void reading.endStroke());
   osd.addHandler("canvas-click", (event) => {
     if (reading.mode.value !== "look" || !event.quick) return;
     const place = at(event);
@@ -220,7 +219,7 @@ function TileCard({ reading }: { reading: Reading }) {
             <tr key={name}>
               <th scope="row">{name}</th>
               <td>
-                {number(found.value, name === "attention" ? 4 : 2)} <span class="quiet">above {found.percentile} % of the slide's tiles</span>
+                {name === "attention" ? scarce(found.value) : number(found.value)} <span class="quiet">above {found.percentile} % of the slide's tiles</span>
               </td>
             </tr>
           ))}
@@ -258,8 +257,10 @@ function TileCard({ reading }: { reading: Reading }) {
   );
 }
 
-function neighbour(key: string, step: number): void {
-  const next = order.value[order.value.indexOf(key) + step];
+// The slide before or after: where this one has left the list meanwhile, as they were when it was opened.
+function neighbour(reading: Reading, step: number): void {
+  const now = order.value.includes(reading.key) ? order.value : reading.siblings;
+  const next = now[now.indexOf(reading.key) + step];
   if (next) go({ name: "slide", key: next });
 }
 
@@ -280,6 +281,8 @@ function Keyboard({ reading }: { reading: Reading }) {
       if (range && event.key.startsWith("Arrow")) return;
       const onButton = (event.target as HTMLElement).closest("button, a, summary");
       if (onButton && (event.key === "Enter" || event.key === " ")) return;
+      if (event.key === " " && (event.target as HTMLElement).matches("input")) return; // a check box
+      if (event.repeat && !/^(Arrow.*|[-+=,.\[\]])$/.test(event.key)) return; // a key that is held says one thing
       if (act(reading, event)) event.preventDefault();
     };
     const up = (event: KeyboardEvent) => {
@@ -324,7 +327,7 @@ function act(reading: Reading, event: KeyboardEvent): boolean {
     case "Escape":
       if (reading.tile.value) reading.tile.value = null;
       else if (reading.region.value >= 0) reading.region.value = -1;
-      else if (reading.askedAt.value >= 0) reading.askedAt.value = -1;
+      else if (reading.askedAt.value >= 0) reading.askedTile.value = null;
       else if (reading.mode.value !== "look") {
         reading.mode.value = "look";
         if (viewer) viewer.measure = [];
@@ -352,8 +355,8 @@ function act(reading: Reading, event: KeyboardEvent): boolean {
     }
     case "n": reading.goToRegion(1); return true;
     case "p": reading.goToRegion(-1); return true;
-    case "j": neighbour(reading.key, 1); return true;
-    case "k": neighbour(reading.key, -1); return true;
+    case "j": neighbour(reading, 1); return true;
+    case "k": neighbour(reading, -1); return true;
     case "+": case "=": viewer?.zoomBy(1.6); return true;
     case "-": viewer?.zoomBy(1 / 1.6); return true;
     case "f": viewer?.fit(); return true;

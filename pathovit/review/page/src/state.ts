@@ -7,6 +7,17 @@ export type Place = { name: "worklist" } | { name: "slide"; key: string } | { na
 export const place = signal<Place>(whereabouts());
 export const worklist = signal<Worklist | null>(null);
 export const needsToken = signal(false);
+
+// When one has entered again.
+export function entered(): Promise<void> {
+  return new Promise((resolve) => {
+    const stop = needsToken.subscribe((needed) => {
+      if (needed) return;
+      queueMicrotask(() => stop());
+      resolve();
+    });
+  });
+}
 export const message = signal("");
 export const spoken = signal(""); // read out by screen readers
 export const showKeys = signal(false);

@@ -105,6 +105,7 @@ function Learn({ reading }: { reading: Reading }) {
     });
   const learn = () =>
     trying(async () => {
+      await reading.kept(); // what is painted is learned from
       state.value = await post<LessonState>("/api/teach", { positive: positive.value || null, with_kinds: reading.withKinds.value });
       await watch();
     });

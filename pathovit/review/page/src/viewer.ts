@@ -71,7 +71,7 @@ export class SlideViewer {
       imageLoaderLimit: 24, // the browser asks for six at a time; the others wait there and not for the next frame
       maxTilesPerFrame: 24,
       navigatorDrawer: "canvas",
-      tileRetryMax: page.overview_ready ? 1 : 1000,
+      tileRetryMax: page.overview_ready ? 20 : 1000, // a server that is too busy says so, and is asked again
       tileRetryDelay: 1000,
       timeout: 60000,
       gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
