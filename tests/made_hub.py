@@ -16,6 +16,7 @@ import pytest
 from safetensors.torch import save
 
 from pathovit.encoders import RECORDS, make_model
+from pathovit.encoders.records import _COMMITS
 
 COMMIT = "c0ffee" + "0" * 34
 
@@ -71,14 +72,14 @@ def serve_hub(hub: Hub) -> Iterator[Hub]:
                 return self._say(404 if self.headers.get("Authorization") else 401, code="RepoNotFound")
             if repository in hub.gated and self.headers.get("Authorization") != "Bearer good":
                 return self._say(403 if self.headers.get("Authorization") else 401, code="GatedRepo")
-            if revision not in ("main", COMMIT):
+            if revision not in ("main", COMMIT, *_COMMITS.values()):
                 return self._say(404, code="RevisionNotFound")
-            content = hub.files.get(f"{repository}/{file}")
+            content, commit = hub.files.get(f"{repository}/{file}"), COMMIT if revision == "main" else revision
             if content is None:
-                return self._say(404, code="EntryNotFound", X_Repo_Commit=COMMIT)
+                return self._say(404, code="EntryNotFound", X_Repo_Commit=commit)
             etag = f'"{hashlib.sha256(content).hexdigest()}"'
             self._say(
-                302, Location=f"http://localhost:{server.server_port}/cdn/{repository}/{file}", X_Repo_Commit=COMMIT, X_Linked_Etag=etag, X_Linked_Size=str(len(content))
+                302, Location=f"http://localhost:{server.server_port}/cdn/{repository}/{file}", X_Repo_Commit=commit, X_Linked_Etag=etag, X_Linked_Size=str(len(content))
             )  # fmt: skip
             return None
 

@@ -118,13 +118,14 @@ def names_in(folder: Path) -> list[str]:
 
 
 def in_hub_cache(record: EncoderRecord) -> Path | None:
-    """A file of a record's that another program has fetched; no network is used."""
+    """A file of a record's that another program has fetched, of the commit that is pinned if it is there; no network is used."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    for file in record.files:
-        try:
-            return Path(hf_hub_download(record.hub, file, revision=record.revision or None, local_files_only=True))
-        except LocalEntryNotFoundError:
-            continue
+    for revision in dict.fromkeys((record.revision or None, None)):
+        for file in record.files:
+            try:
+                return Path(hf_hub_download(record.hub, file, revision=revision, local_files_only=True))
+            except LocalEntryNotFoundError:
+                continue
     return None

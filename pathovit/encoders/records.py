@@ -1,4 +1,4 @@
-"""The table of encoders, by name. What is not said of a repository's file or revision is looked up when it is fetched."""
+"""The table of encoders, by name. Where no commit of a repository is pinned, its newest is fetched; which that was is kept with the weights."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -223,4 +224,33 @@ _ALL = [
     *(_lunit(f"lunit_resnet50_{name}", "resnet50", 2048, 23.5, name, multiple_px=32) for name in ("bt", "mocov2", "swav")),
 ]  # fmt: skip
 
-RECORDS: dict[str, EncoderRecord] = {record.name: record for record in _ALL}
+# Commits at which the weights of a repository are in public use, in two independent places at least: weights that are exchanged under a
+# name are not fetched without a word.
+_COMMITS = {
+    "MahmoodLab/UNI": "b55a5ec6cade1a39edfe6534189a9b8ca7a022f0",
+    "MahmoodLab/UNI2-h": "d517a8dd47902dd7c308b3c36f63bce47e7b9a43",
+    "paige-ai/Virchow": "19eebc84ae33e79f1b2d866e6ff90ae50e522f9a",
+    "paige-ai/Virchow2": "3158645804b69e3f3bc4439d4116edddf0840a72",
+    "prov-gigapath/prov-gigapath": "eba85dd46097c3eedfcc2a3a9a930baecb6bcc19",
+    "bioptimus/H-optimus-0": "b145cc1e6c6b30d3251aa8b1f844e6974188a743",
+    "bioptimus/H-optimus-1": "3592cb220dec7a150c5d7813fb56e68bd57473b9",
+    "bioptimus/H0-mini": "5b5cc0505d19ae558270045eb0df8c34df4d9609",
+    "kaiko-ai/midnight": "adc6b15679c981cce6f9b018bbad09d16eeeda9f",
+    "SophontAI/OpenMidnight": "87189e6674d397a14a5cd342c97b1a1615a185aa",
+    "owkin/phikon-v2": "2ae989a9c40cffaa27f0a6cb29cc94d1d6f9a5fd",
+    "1aurent/vit_small_patch8_224.lunit_dino": "c23bc01cfbe022bc1f2a8a9306125a07818e4eb4",
+    "timm/resnet50.a1_in1k": "767268603ca0cb0bfe326fa87277f19c419566ef",
+    "timm/efficientnet_b0.ra_in1k": "1b5383e5f79cc0f7fc067e372f8f26a5fa73f26a",
+    "timm/convnext_tiny.fb_in1k": "b43a6303c9fcf176d2d707478a128c2c91e93528",
+    "timm/swin_tiny_patch4_window7_224.ms_in1k": "4cc3a7275b50b53a7bec45f32c236ebe64227cff",
+    "timm/vit_small_patch16_224.augreg_in21k_ft_in1k": "7e2c55630205e1266030f18370f4c6ed1a514b52",
+    "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k": "063c6c38a5d8510b2e57df480445e94b231dad2c",
+    "timm/vit_small_patch14_dinov2.lvd142m": "4610ca143709d58a633b6397a74412c2c3842454",
+    "timm/vit_base_patch14_dinov2.lvd142m": "4685c99dabffe5affac90bd99dbffd25801ae58d",
+    "timm/vit_large_patch14_dinov2.lvd142m": "4741e1cafbf45415e77074bb0cb42dba76c8684a",
+    "timm/vit_small_patch16_dinov3.lvd1689m": "3bf4720a82ec2066db88137180ff1f83a675cef0",
+    "timm/vit_base_patch16_dinov3.lvd1689m": "c6a5fb7d12bbd3cf3b0079253141c3332aaed7da",
+    "timm/vit_large_patch16_dinov3.lvd1689m": "30c1109559f65dea34316b0d4842d35c5771fe11",
+}
+
+RECORDS: dict[str, EncoderRecord] = {record.name: replace(record, revision=_COMMITS.get(record.hub, "")) for record in _ALL}

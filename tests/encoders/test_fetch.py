@@ -20,13 +20,13 @@ from made_hub import COMMIT, Hub, only_hub
 from safetensors.torch import save
 
 from pathovit.encoders import RECORDS, EncoderRecord, load_encoder
-from pathovit.encoders.cache import Origin, cache_folder, origin_in
+from pathovit.encoders.cache import Origin, cache_folder, in_hub_cache, origin_in
 from pathovit.encoders.fetch import fetch_weights
 from pathovit.encoders.weights import find_weights
 from pathovit.errors import WeightsError
 from pathovit.files import file_sha256
 
-TINY = replace(RECORDS["vit_small"], name="tiny", arch="vit_tiny_patch16_224", dim=192, millions=5.5, hub="me/tiny", licence="MIT", files=("model.safetensors", "pytorch_model.bin"))  # fmt: skip
+TINY = replace(RECORDS["vit_small"], name="tiny", arch="vit_tiny_patch16_224", dim=192, millions=5.5, hub="me/tiny", revision="", licence="MIT", files=("model.safetensors", "pytorch_model.bin"))  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -220,3 +220,22 @@ def test_a_stick_writes_under_the_names_that_were_asked_for_alone(tmp_path: Path
 def encoders(*given: object, cache: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PATHOVIT_CACHE": str(cache)}
     return subprocess.run([*PATHOVIT, "encoders", *map(str, given)], capture_output=True, text=True, env=environment, timeout=120)
+
+
+def test_another_commit_that_is_here_already_serves_where_the_pinned_one_is_not(
+    hub: Hub, weights: dict[str, torch.Tensor]
+) -> None:
+    from huggingface_hub import hf_hub_download
+
+    hub.files["me/tiny/pytorch_model.bin"] = as_bin(weights)
+    hf_hub_download("me/tiny", "pytorch_model.bin", endpoint=hub.url)
+    asked = len(hub.asked)
+    pinned = replace(TINY, revision="d" * 40)
+    found = in_hub_cache(pinned)
+    assert found is not None
+    assert found.parent.name == COMMIT
+    fetch_weights(pinned)
+    assert len(hub.asked) == asked
+    origin = origin_in(cache_folder(), "tiny")
+    assert origin is not None
+    assert origin.revision == COMMIT, "which one it was is known"

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from pathovit.encoders import RECORDS, EncoderRecord, known_record, load_encoder, make_model, pool_tokens
 from pathovit.encoders.adapt import load_strictly
 from pathovit.encoders.build import _resolve
+from pathovit.encoders.records import _COMMITS
 from pathovit.errors import WeightsError
 
 OF_TIMM = [name for name, record in RECORDS.items() if not record.arch.startswith("pathovit-")]
@@ -201,3 +202,11 @@ def test_a_file_that_lacks_a_part_of_it_is_refused(tmp_path: Any) -> None:
     save_file(tensors, tmp_path / "c.safetensors")
     with pytest.raises(WeightsError, match=r"c.safetensors: does not fit this encoder: it misses"):
         load_encoder("ctranspath", str(tmp_path / "c.safetensors"))
+
+
+def test_commits_that_are_pinned_are_commits_of_repositories_of_the_table() -> None:
+    hubs = {record.hub for record in RECORDS.values()}
+    assert set(_COMMITS) <= hubs
+    assert all(re.fullmatch("[0-9a-f]{40}", commit) for commit in _COMMITS.values())
+    assert RECORDS["uni2_h"].revision == _COMMITS["MahmoodLab/UNI2-h"]
+    assert len(_COMMITS) == len(set(_COMMITS.values()))
