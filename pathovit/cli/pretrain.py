@@ -90,7 +90,7 @@ def pretrain(
         precision=settings.embed.precision,
     )
     record = known_record(architecture)
-    side, mpps = tile_px or record.tile_px, tile_mpp or [record.mpp]
+    side, mpps = tile_px or settings.tiles.tile_px or record.tile_px, tile_mpp or [settings.tiles.mpp or record.mpp]
     weights = None if start == "random" else find_weights(record, None if start == "fetched" else start)
     tensors = read_safetensors(weights) if weights else None
     if weights is not None:

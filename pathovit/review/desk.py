@@ -30,6 +30,7 @@ from pathovit.review.record import NAME, Event, Record
 from pathovit.slides.find import find_slides
 
 SAMPLED_TILES, SAMPLED_SLIDES = 20_000, 400  # of the whole folder, for tiles that look alike
+MORE = 1.2  # times as many slides as were looked at: then again
 KEPT_FEATURES = 2  # slides
 LOOK_AGAIN_S = 5.0  # for a file that was not there
 Stamp: TypeAlias = tuple[int, int]
@@ -221,10 +222,10 @@ class Desk:
         return read_heat(self.out.slide(case.slide_id), self.features(case))
 
     def sample(self) -> Sample | None:
-        """Some tiles of many slides with features like each other's; made when it is asked for the first time, and again for more slides."""
+        """Some tiles of many slides with features like each other's; made when it is asked for the first time, and again for many more slides."""
         cases = [case for case in self.cases() if case.record]
         with self._sampling:
-            if self._sample is None or self._sample[0] != len(cases):
+            if self._sample is None or len(cases) > MORE * self._sample[0]:
                 self._sample = len(cases), self._drawn(cases)
             return self._sample[1]
 

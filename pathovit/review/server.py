@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 
 from pathovit.errors import PathovitError, SlideError
 from pathovit.outputs.folder import OutFolder
-from pathovit.review import corrections, kinds
+from pathovit.review import kinds
 from pathovit.review.desk import Whereabouts
 from pathovit.review.events import Given, Name, Strict
 from pathovit.review.guard import Guard, TooMuch
@@ -190,9 +190,10 @@ def _more_routes(app: FastAPI, review: Review) -> None:
         """What is known of the tile at a cell."""
         case, record = review.recorded(key, reader)
         stored = review.desk.features(case)
-        index = corrections.cell_index(stored).get((row, column))
-        if index is None:
+        found_there = np.flatnonzero((stored.grid.lattice() == (column, row)).all(1))
+        if not len(found_there):
             raise HTTPException(404, "There is no tile.")
+        index = int(found_there[0])
         x, y = stored.centres_um()[index]
         found: dict[str, object] = {
             "index": index, "row": row, "column": column, "verdict": ("ok", "missing", "unreadable", "rejected")[int(stored.verdict[index])],
@@ -207,7 +208,7 @@ def _more_routes(app: FastAPI, review: Review) -> None:
     @app.get("/api/slides/{key}/alike/{index}")
     def look_alikes(key: str, index: int, reader: Reader = me) -> Any:
         case, _ = review.recorded(key, reader)
-        with review.looks.place():
+        with review.comparisons.place():
             if not 0 <= index < len(review.desk.features(case).xy):
                 raise HTTPException(404, "There is no such tile.")
             return review.alike(case, reader, index)

@@ -61,6 +61,7 @@ class Review:
     sessions: Sessions = field(default_factory=Sessions)
     gate: Gate = field(default_factory=lambda: Gate(TILES_AT_ONCE, TILES_WAITING))
     looks: Gate = field(default_factory=lambda: Gate(LOOKS_AT_ONCE, LOOKS_WAITING))
+    comparisons: Gate = field(default_factory=lambda: Gate(1, LOOKS_WAITING))  # the first of a folder reads many slides
     lesson: Lesson = field(init=False)
     _levels: dict[str, list[ServedLevel]] = field(default_factory=dict)
     _heat: dict[str, tuple[str, Heat]] = field(default_factory=dict)

@@ -23,6 +23,7 @@ from pathovit.encoders.pretrain import teacher as teaching
 from pathovit.encoders.pretrain.augment import altered, through, to_images, views, windows
 from pathovit.encoders.pretrain.backbone import Backbone, norms_of, settle, width_of
 from pathovit.encoders.pretrain.fit import Line, PretrainSettings, pretrain
+from pathovit.encoders.pretrain.methods import Mae
 from pathovit.encoders.pretrain.teacher import Evened, Lessons, Teacher, said_by
 from pathovit.encoders.pretrain.tiles import Batch, Draw, TileStream, fresh
 from pathovit.errors import NoSlidesError, SettingsError
@@ -331,3 +332,10 @@ def test_another_training_in_the_same_folder_is_refused(stream: TileStream, tmp_
     weights_after(stream, "mae", tmp_path / "a.pt")
     with pytest.raises(SettingsError, match="by other settings or on other slides was begun there"):
         weights_after(stream, "dino", tmp_path / "a.pt")
+
+
+def test_sides_and_seeds_that_cannot_be_are_refused_before_any_slide_is_looked_at() -> None:
+    with pytest.raises(SettingsError, match="tiles of 250 px are no whole places of 31 px"):
+        Mae(Backbone(RECORDS["resnet50"], 250))
+    with pytest.raises(SettingsError, match="--seed is -1"):
+        PretrainSettings(seed=-1)

@@ -73,18 +73,24 @@ class TileStream:
         self._grids: list[list[TileGrid]] = []  # of each slide, those of its resolutions
         self._open: OrderedDict[int, Slide] = OrderedDict()
         self._lock = Lock()
+        self._pool = ThreadPoolExecutor(readers)
         coarse = 0
-        for number, job in enumerate(jobs, start=1):
+
+        def look(job: Given) -> list[TileGrid] | SlideError:
             try:
                 with self._opened(job) as slide:
                     mask = find_tissue(slide, settings.tissue)
-                    grids = [lay_grid(slide, mask, _spec(settings.tiles, side, mpp), None, False) for mpp in mpps]
+                    return [lay_grid(slide, mask, _spec(settings.tiles, side, mpp), None, False) for mpp in mpps]
             except SlideError as error:
-                say(f"left out: {error}")
-                coarse += error.code is Code.TOO_COARSE
+                return error
+
+        for number, (job, found) in enumerate(zip(jobs, self._pool.map(look, jobs), strict=True), start=1):
+            if isinstance(found, SlideError):
+                say(f"left out: {found}")
+                coarse += found.code is Code.TOO_COARSE
                 continue
             self._jobs.append(job)
-            self._grids.append(grids)
+            self._grids.append(found)
             if number % 100 == 0:
                 say(f"{number} of {len(jobs)} slides looked at")
         if coarse:
@@ -95,7 +101,6 @@ class TileStream:
             raise NoSlidesError(
                 f"None of {counted(len(jobs), 'slide')} can be learned from; what is wrong with each is said above."
             )
-        self._pool = ThreadPoolExecutor(readers)
 
     @property
     def slides(self) -> int:
