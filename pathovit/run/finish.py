@@ -38,6 +38,7 @@ def finish_slide(plan: SlidePlan, out: OutFolder, settings: Settings, model: Sli
     sealed = store.seal()  # from here on the features vouch for themselves
     if model is None and (before := answered_before(folder, stored.recipe)) is not None:
         require_whole_answer(plan.job.path, before, folder.look(before, None).damaged, out)
+        require_unchanged(plan.job.path, plan.state, plan.sha256)
         return folder.write(before, _files(before, folder.path))
     kinds = Kinds(store.tissue(), stored.attributes.tissue_downsample)
     with plan.open(settings) as opened:
