@@ -78,6 +78,7 @@ function Login() {
         }}
       >
         <h1>Your token</h1>
+        {worklist.value && <p>Your session is over. What you were doing is still there, and goes on when you have entered.</p>}
         <p class="quiet">`pathovit review` prints an address with a token in it; `pathovit review users` gives one to each reader.</p>
         <input type="password" autocomplete="off" aria-label="Token" required maxLength={200} value={token.value} onInput={(event) => (token.value = event.currentTarget.value)} />
         <button type="submit" class="primary">Enter</button>
