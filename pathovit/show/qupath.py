@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from shapely import GEOSException, Polygon, STRtree, box, centroid, coverage_union_all, get_num_coordinates, union_all
+from shapely import GEOSException, Polygon, STRtree, box, centroid, coverage_union_all, get_num_coordinates, points, union_all
 from shapely.affinity import translate
 from shapely.geometry import mapping, shape
 
@@ -69,11 +69,10 @@ def write_geojson(
     measured = {f"Score: {name}": scores, **layers}
     features = (_tiles if len(stored.xy) <= max_tiles else _bands)(stored, measured)
     x, y = offset(stored)
-    squares, overlapping = tile_squares(stored), overlap(stored)
     unknown = (
         _feature(stored.slide_id, part, "annotation", mark, UNREAD_COLOUR, {})
         for mark, tiles in marked.items()
-        for part in _parts(squares[tiles], overlapping)
+        for part in _parts(tile_squares(stored, tiles), overlap(stored))
     )
     red = {area.name: HOT_COLOUR for area in regions} | dict(colours or {})
     found = (
@@ -164,11 +163,12 @@ class Area:
 
 def dissolve(stored: SlideFeatures, chosen: NDArray[np.bool_], name: str, scores: NDArray[np.float32]) -> list[Area]:
     """The tiles chosen (N,), as connected areas, the largest first; `scores` (N,) are of the class."""
-    index = np.flatnonzero(chosen)
-    squares = np.asarray(box(*tile_edges(stored)[index].T))
-    tree, um2 = STRtree(centroid(squares)), stored.mpp[0] * stored.mpp[1]
+    index, um2 = np.flatnonzero(chosen), stored.mpp[0] * stored.mpp[1]
+    edges = tile_edges(stored)[index]
+    parts = _parts(np.asarray(box(*edges.T)), overlap(stored))  # whose squares are gone when the tree is made
+    tree = STRtree(points((edges[:, :2] + edges[:, 2:]) / 2))
     found = []
-    for part in _parts(squares, overlap(stored)):
+    for part in parts:
         inside = scores[index[tree.query(part, predicate="contains")]]
         found.append(Area(name, part, part.area * um2 * 1e-6, float(inside.mean()), float(inside.max())))
     return found
@@ -234,9 +234,10 @@ def class_colour(name: str) -> list[int]:
     return [round(255 * part) for part in colorsys.hls_to_rgb(hue / 360, 0.5, 0.6)]
 
 
-def tile_squares(stored: SlideFeatures) -> NDArray[Any]:
-    """(N,) polygons of tiles, in pixels of the image that QuPath shows."""
-    return np.asarray(box(*(tile_edges(stored) - np.tile(offset(stored), 2)).T))
+def tile_squares(stored: SlideFeatures, tiles: NDArray[np.bool_] | None = None) -> NDArray[Any]:
+    """(N,) polygons of tiles, or of some, in pixels of the image that QuPath shows; half a kilobyte each."""
+    edges = tile_edges(stored) if tiles is None else tile_edges(stored)[tiles]
+    return np.asarray(box(*(edges - np.tile(offset(stored), 2)).T))
 
 
 def overlap(stored: SlideFeatures) -> bool:
@@ -280,8 +281,9 @@ def _bands(stored: SlideFeatures, measured: Mapping[str, NDArray[np.float32]]) -
     band = np.where(np.isfinite(scores), np.minimum(np.nan_to_num(scores) * BANDS, BANDS - 1), -1).astype(int)
     for step in range(BANDS):
         index = np.flatnonzero(band == step)
+        parts = _parts(squares[index], overlapping)
         tree = STRtree(centroid(squares[index]))
-        for part in _parts(squares[index], overlapping):
+        for part in parts:
             inside = index[tree.query(part, predicate="contains")]
             yield _feature(stored.slide_id, part, "tile", None, None, _known(measured, np.nanmean(values[inside], 0)))
 
