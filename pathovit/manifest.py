@@ -150,8 +150,10 @@ class Names:
         return self._loose.get(slide_stem(name).casefold(), []), False
 
     def near(self, name: str) -> str:
-        """A question that offers the nearest name; nothing if none is near."""
+        """A question that offers the nearest name; nothing if none is near. One that is the same lies elsewhere."""
         found = get_close_matches(name, self._exact, n=1, cutoff=0.75)
+        if found and found[0] == name:
+            return " (there is one in another folder)"
         return f" (did you mean {found[0]}?)" if found else ""
 
 

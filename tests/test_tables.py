@@ -195,3 +195,10 @@ def test_the_data_folder_of_a_slide_is_not_the_slide(tmp_path: Path) -> None:
 def test_columns_that_differ_in_case_alone_are_refused_where_one_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="'Label' and 'LABEL' can both be meant"):
         read_manifest(write(tmp_path / "l.csv", "slide,Label,LABEL\na.svs,x,y\n"), asked=["label"])
+
+
+def test_a_slide_of_the_same_name_in_another_folder_is_not_asked_back_for(tmp_path: Path) -> None:
+    said: list[str] = []
+    table = write(tmp_path / "l.csv", "slide\nb/a.svs\nc/d.svs\n")
+    rows_of_slides(read_manifest(table), [tmp_path / "c" / "a.svs", tmp_path / "c" / "d.svs"], table, said.append)
+    assert "line 2, a.svs (there is one in another folder)" in said[0]

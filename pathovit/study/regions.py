@@ -241,9 +241,12 @@ def regions_of(
         stem = stem_of(file)
         fitting, exact = names.find(stem)
         if len(fitting) != 1:
-            what = f"can mean {' and '.join(at.name for at in fitting[:2])}" if fitting else lacks
-            why = f"{file}: the slide {stem!r} {what}{names.near(stem)}. Name the file after its slide, or slide_id."
-            if fitting or file in named:
+            if fitting:
+                raise SettingsError(
+                    f"{file}: the slide {stem!r} can mean {' and '.join(map(str, fitting[:2]))}. Give one of them."
+                )
+            why = f"{file}: the slide {stem!r} {lacks}{names.near(stem)}. Name the file after its slide, or slide_id."
+            if file in named:
                 raise SettingsError(why)
             others.append(why)
             continue
