@@ -37,6 +37,7 @@ def probe(
         list[Path] | None,
         typer.Option("--slides", help="Slides, or folders of them, that TILES (GeoJSON of QuPath, a file or folder) is of."),
     ] = None,
+    mpp: options.Mpp = None,
     manifest: options.ManifestFile = None,
     label: Annotated[str, typer.Option("--label", help="Column with the class.")] = "label",
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the table and the picture.")] = Path("probe"),
@@ -68,7 +69,7 @@ def probe(
         if weights is None and record.arch != OF_PACKAGE:
             find_weights(record, None)  # before any is tried
     if slides or manifest:
-        asked_slides = options.Asked({}, None, slides, None, manifest)
+        asked_slides = options.Asked({}, None, slides, mpp, manifest)
         found = find_drawn(asked_slides.jobs(), [tiles], records, asked_slides.settings(), options.note)
     else:
         found = find_tiles(tiles, label, options.note)

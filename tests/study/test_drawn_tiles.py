@@ -106,3 +106,11 @@ def test_regions_of_no_slide_are_refused(slides: list[Path], regions: Path) -> N
     (regions / "one.geojson").unlink()
     with pytest.raises(SettingsError, match=r"the slide 'nine' is none of the slides"):
         find_drawn(jobs_of(slides), [regions], [known_record("reference")], Settings(), lambda text: None)
+
+
+def test_a_pixel_size_is_given_to_probe_as_to_run(slides: list[Path], regions: Path, tmp_path: Path) -> None:
+    done = pathovit(
+        "probe", regions, "--slides", slides[0].parent, "--mpp", "2.5", "--encoders", "reference", "--out", tmp_path / "out"
+    )
+    assert done.returncode == 3
+    assert "its sharpest level has 2.5 um per pixel, and the encoder needs 1" in done.stderr
