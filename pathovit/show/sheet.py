@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -59,7 +60,7 @@ def drawable(text: str, instead: str) -> str:
 def wrapped(text: str, px: int, width: int) -> list[str]:
     """Lines no wider than `width` pixels in letters of `px`; a word that is too long by itself is cut. Line breaks are spaces."""
     lines: list[str] = []
-    for word in text.split() or [""]:
+    for word in re.sub(r"[^\S ]+", " ", text).split(" "):
         longer = f"{lines[-1]} {word}" if lines else word
         if lines and font(px).getlength(longer) <= width:
             lines[-1] = longer

@@ -48,3 +48,4 @@ def test_a_slide_that_was_compared_is_opened_the_same_without(shared: Path, name
 
 def test_a_line_break_in_a_name_is_a_space_on_the_sheet() -> None:
     assert wrapped("a\nb: 0.9\tx", 14, 700) == ["a b: 0.9 x"]
+    assert wrapped("tumour: 0.9    tissue 4.3 mm²", 14, 700) == ["tumour: 0.9    tissue 4.3 mm²"], "room between figures stays"
