@@ -130,8 +130,9 @@ def _forget_folds(model: Path) -> None:
     """Of the model that is replaced. Those that are younger than it are of an --overwrite that was interrupted, which goes on with them."""
     card, folds = model / "model.json", model / "folds"
     made = card.stat().st_mtime_ns if card.exists() else 0
-    old = [found.parent for found in folds.glob("*/model.json") if found.stat().st_mtime_ns <= made]
-    for fold in old if len(old) < len([*folds.glob("*/model.json")]) else [folds]:
+    there = [path for path in folds.glob("*") if path.is_dir()]
+    old = [path for path in there if (card := path / "model.json").exists() and card.stat().st_mtime_ns <= made]
+    for fold in old if len(old) < len(there) else [folds]:  # one without a card was being fitted
         shutil.rmtree(fold, ignore_errors=True)
 
 

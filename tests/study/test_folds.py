@@ -116,6 +116,13 @@ def test_an_overwrite_that_was_interrupted_goes_on_with_its_folds(tmp_path: Path
     write(folds / "2" / "model.json", 100)
     _forget_folds(tmp_path)
     assert [path.name for path in folds.iterdir()] == ["1"]
+    (folds / "2").mkdir()
+    write(folds / "2" / "training.ckpt", 150)
+    write(folds / "1" / "model.json", 100)
+    _forget_folds(tmp_path)
+    assert [path.name for path in folds.iterdir()] == ["2"], "its epochs are gone on with"
+    (folds / "2" / "training.ckpt").unlink()
+    (folds / "2").rmdir()
     write(tmp_path / "model.json", 400)
     _forget_folds(tmp_path)
     assert not folds.exists()
