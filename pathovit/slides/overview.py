@@ -118,7 +118,7 @@ def _read_block(
             return None
         inside = min(right, candidate.size[0]) - x, min(bottom, candidate.size[1]) - y
         sizes = (across, down, *inside) if to_look_at else (1,)
-        scale = next(scale for scale in reversed(SCALES) if not any(length % scale for length in sizes))
+        scale = next((scale for scale in reversed(SCALES) if not any(length % scale for length in sizes)), 1)
         try:
             with nullcontext() if candidate is level else sharper:
                 part, scanned = slide.read_scanned(candidate, x, y, *inside, scale)

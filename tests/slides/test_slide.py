@@ -8,9 +8,9 @@ from made_slides import GRAIN, MPP, PINK, PURPLE, squares_picture, zero_tiles
 from PIL import Image
 
 from pathovit.errors import ResolutionError, SlideOpenError, TileReadError
-from pathovit.geometry import XY
+from pathovit.geometry import XY, Box
 from pathovit.slides.levels import Level
-from pathovit.slides.overview import read_overview
+from pathovit.slides.overview import read_part
 from pathovit.slides.slide import composite, open_slide
 
 
@@ -149,8 +149,9 @@ class Uneven:
         return np.stack(np.broadcast_arrays(across[None], down[:, None], 0.0), 2).astype(np.uint8), None
 
 
-def test_a_sharper_level_stands_in_where_it_belongs() -> None:
-    picture, scanned, unread, scale = read_overview(Uneven(), 1.75)
+@pytest.mark.parametrize("to_look_at", [False, True])
+def test_a_sharper_level_stands_in_where_it_belongs(to_look_at: bool) -> None:
+    picture, scanned, unread, scale, _ = read_part(Uneven(), 1.75, Box(0, 0, 3500, 2800), to_look_at)
     assert (picture.shape, scale) == ((800, 1000, 3), (3.5, 3.5))
     assert scanned.all()
     assert not unread.any()
