@@ -25,7 +25,6 @@ REFERENCE = "reference"  # the bundled model
 
 BUNDLED = Path(__file__).parent / "bundled"
 NEEDED = ("config", "encoder", "target", "calibration", "weights_sha256")
-NO_EVIDENCE = ("transmil",)  # kinds whose answer is no sum over tiles
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,11 @@ class ModelCard:
     @property
     def config(self) -> AggregatorConfig:
         return AggregatorConfig(**self.values["config"])
+
+    @property
+    def has_evidence(self) -> bool:
+        """Whether its answer is a sum over tiles, by the check that was made after training."""
+        return "remark" not in (self.values.get("heatmap_check") or {})
 
     @property
     def target(self) -> Target:
@@ -170,7 +174,7 @@ def model_digest(card: ModelCard) -> str:
 
 def require_evidence(card: ModelCard, name: str) -> None:
     """Raises SettingsError for a model of which no heatmap can be drawn."""
-    if card.config.kind in NO_EVIDENCE:
+    if not card.has_evidence:
         raise SettingsError(
             f"{name}: a {card.config.kind} model says nothing of single tiles, so there is no heatmap to draw. "
             "Use it with predict and evaluate, or train a slide_transformer."

@@ -24,6 +24,21 @@ class Alike:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Features of some tiles of a slide, evenly over it; always the same ones."""
+
+    slide_id: str
+    index: NDArray[np.int64]  # (n,) in grid order
+    features: NDArray[np.float16]  # (n, D)
+
+    @classmethod
+    def of(cls, stored: SlideFeatures, count: int) -> Part:
+        ok = np.flatnonzero(stored.ok)
+        index = ok[np.unique(np.linspace(0, len(ok) - 1, min(count, len(ok))).round().astype(np.int64))]
+        return cls(stored.slide_id, index, stored.features[index].astype(np.float16))
+
+
+@dataclass(frozen=True)
 class Sample:
     """Features of some tiles of many slides."""
 
@@ -33,19 +48,13 @@ class Sample:
     features: NDArray[np.float16]  # (n, D)
 
     @classmethod
-    def joined(cls, parts: list[tuple[SlideFeatures, NDArray[np.int64]]]) -> Sample:
+    def joined(cls, parts: list[Part]) -> Sample:
         return cls(
-            tuple(stored.slide_id for stored, _ in parts),
-            np.repeat(np.arange(len(parts)), [len(index) for _, index in parts]),
-            np.concatenate([index for _, index in parts]),
-            np.concatenate([stored.features[index].astype(np.float16) for stored, index in parts]),
+            tuple(part.slide_id for part in parts),
+            np.repeat(np.arange(len(parts)), [len(part.index) for part in parts]),
+            np.concatenate([part.index for part in parts]),
+            np.concatenate([part.features for part in parts]),
         )
-
-
-def some_tiles(stored: SlideFeatures, count: int) -> NDArray[np.int64]:
-    """So many tiles of a slide, evenly over it; always the same."""
-    ok = np.flatnonzero(stored.ok)
-    return ok[np.unique(np.linspace(0, len(ok) - 1, min(count, len(ok))).round().astype(np.int64))]
 
 
 def cosines(vector: NDArray[np.float32], features: NDArray[np.floating[Any]]) -> NDArray[np.float32]:

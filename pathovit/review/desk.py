@@ -22,7 +22,7 @@ from pathovit.outputs.records import A_MAP, DONE, OUTSIDE, Answer, Outcome, Slid
 from pathovit.outputs.runs import files_at_hand, given_files
 from pathovit.outputs.store import FeatureStore
 from pathovit.review.about import tiles_sha256
-from pathovit.review.alike import Sample, some_tiles
+from pathovit.review.alike import Part, Sample
 from pathovit.review.heat import Heat, read_heat
 from pathovit.review.opinion import Opinion, Standing, opinions, standing
 from pathovit.review.readers import Reader, Readers
@@ -231,7 +231,8 @@ class Desk:
 
     def _drawn(self, cases: list[Case]) -> Sample | None:
         count = min(len(cases), SAMPLED_SLIDES)
-        each, parts, width = SAMPLED_TILES // max(1, count), [], 0
+        parts: list[Part] = []
+        each, width = SAMPLED_TILES // max(1, count), 0
         for step in range(count):
             case = cases[len(cases) * step // count]
             try:
@@ -239,8 +240,8 @@ class Desk:
             except PathovitError:  # its own page says so
                 continue
             width = width or stored.features.shape[1]
-            if stored.features.shape[1] == width:
-                parts.append((stored, some_tiles(stored, each)))
+            if stored.features.shape[1] == width:  # rows alone are kept: stores of hundreds of slides do not fit into memory
+                parts.append(Part.of(stored, each))
         return Sample.joined(parts) if parts else None
 
     # What was said of it

@@ -69,6 +69,7 @@ class Review:
     _suggested: tuple[int, list[corrections.Asked]] | None = None
     _teacher: Reader | None = None
     _saying: threading.Lock = field(default_factory=threading.Lock)
+    _teaching: threading.Lock = field(default_factory=threading.Lock)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -251,7 +252,7 @@ class Review:
         """Begin a lesson on what all readers painted, or on the kinds that have a name; False where one is going on."""
         if not reader.may_settle:
             raise HTTPException(403, "Whoever settles disagreements teaches the model.")
-        with self._saying:
+        with self._teaching:  # not under the lock of saying: meanwhile others paint on
             if self.lesson.running:
                 return False
             folder = self.desk.record.folder / "regions"

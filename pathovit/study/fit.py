@@ -24,7 +24,6 @@ from pathovit.files import write_atomically
 from pathovit.machine import keep_freed_memory, pick_device
 from pathovit.model.aggregator import Aggregator
 from pathovit.model.baselines import make_aggregator
-from pathovit.model.card import NO_EVIDENCE
 from pathovit.model.targets import Target, Truth
 from pathovit.model.targets.binary import Binary
 from pathovit.outputs.provenance import STEP_VERSIONS
@@ -83,10 +82,11 @@ def _fit(
     device = pick_device(settings.device)
     network = make_aggregator(config)
     _learn_scale(network, parts["train"])
+    if any(bag.marks is not None for bag in parts["train"]) and not _has_evidence(network, parts["train"][0]):
+        raise SettingsError(f"{config.kind} has no evidence of single tiles that regions could teach. Use another --kind.")
     network.to(device)
     truth = np.stack([bag.truth for bag in parts["train"] if bag.is_labelled])
-    if config.kind in NO_EVIDENCE and any(bag.marks is not None for bag in parts["train"]):
-        raise SettingsError(f"{config.kind} has no evidence of single tiles that regions could teach. Use another --kind.")
+
     centre, scale = target.kind.measure(truth)
     judge = Loss(target, settings, _class_weights(target, truth, settings.class_weights), centre, scale)
     # Of few patients each is a step of its own: there would be too few steps to get anywhere.
@@ -155,6 +155,13 @@ def _learn_scale(network: Aggregator, bags: Sequence[Bag]) -> None:
     sample = torch.cat([bag.features[:: max(1, len(bag.features) // 500)].float() for bag in bags])
     network.feature_mean.copy_(sample.mean(0))
     network.feature_scale.copy_(sample.std(0).clamp_min(1e-3))
+
+
+def _has_evidence(network: Aggregator, bag: Bag) -> bool:
+    """Whether it says something of single tiles, by a few of them."""
+    with torch.inference_mode():
+        found = network.eval()(bag.features[:8].float(), bag.xy_um[:8].float(), bag.pitch_um)
+    return bool(found.evidence.isfinite().all())
 
 
 def _class_weights(target: Target, truth: Truth, wanted: bool) -> Tensor:

@@ -15,6 +15,10 @@ from pathovit.cli import app, commands  # noqa: F401  # registers them
 from pathovit.errors import OutputInUseError, SettingsError
 from pathovit.machine import MANY_TILES, allowed_cores, threads_for
 from pathovit.manifest import read_manifest
+from pathovit.model.aggregator import TileEvidence
+from pathovit.model.baselines import MeanPool
+from pathovit.model.card import read_card, require_evidence
+from pathovit.model.own_kinds import _REGISTERED
 from pathovit.model.slide_model import load_model
 from pathovit.model.targets import read_target
 from pathovit.outputs.folder import OutFolder
@@ -239,6 +243,24 @@ def test_a_model_without_evidence_draws_no_heatmap(cohort: Path, tmp_path: Path,
     done = pathovit("run", squares, "--model", tmp_path / "m", "--out", tmp_path / "out")
     assert done.returncode == 2
     assert "says nothing of single tiles" in done.stderr
+
+
+class Silent(MeanPool):
+    """An aggregator of one's own that says nothing of single tiles."""
+
+    def forward(self, features: torch.Tensor, xy_um: torch.Tensor, pitch_um: float) -> TileEvidence:
+        found = super().forward(features, xy_um, pitch_um)
+        return replace(found, evidence=torch.full_like(found.evidence, torch.nan))
+
+
+def test_an_aggregator_without_evidence_is_known_by_what_it_says(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by its name: the map of one's own kind would be drawn empty, without a word."""
+    monkeypatch.setitem(_REGISTERED, "silent", Silent)
+    study(cohort / "labels.csv", cohort / "features", tmp_path / "m", replace(ONCE, kind="silent"))
+    with pytest.raises(SettingsError, match="says nothing of single tiles"):
+        require_evidence(read_card(tmp_path / "m")[1], "m")
 
 
 def test_unsure_is_counted_by_the_rule_of_predict(cohort: Path, tmp_path: Path) -> None:
