@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -191,13 +193,18 @@ class Asked:
         return find_jobs(self.slides, self.mpp, self.manifest, note, self.tissue)
 
 
-def takes_slides(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A command on slides: it gets the shared options of these names, those of slides and manifest, and --settings as one `asked`."""
+def takes_slides(*names: str, default: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command on slides: it gets the shared options of these names, those of slides and manifest, and --settings as one `asked`.
+
+    Parameters
+    ----------
+    default : what an option is that is not given, where that is not what `run` takes
+    """
 
     def wrap(command: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "asked"]
         shared = {"slides": MaybeSlides, "mpp": Mpp, "manifest": ManifestFile}
-        shared |= {name: SHARED[name].kind for name in SHARED if name in names}
+        shared |= {name: _with_default(SHARED[name].kind, default) for name in SHARED if name in names}
         shared |= {"tissue": Tissue} if "tissue" in names else {}
         shared |= {"pool": Pool, "settings_file": SettingsFile} if "encoder" in names else {"settings_file": SettingsFile}
         added = [
@@ -226,6 +233,14 @@ def takes_slides(*names: str) -> Callable[[Callable[..., None]], Callable[..., N
         return called
 
     return wrap
+
+
+def _with_default(kind: Any, default: str) -> Any:
+    if not default:
+        return kind
+    option = copy.copy(kind.__metadata__[0])
+    option.help = re.sub(r"\[default: .*\]", f"[default: {default}]", option.help)
+    return Annotated[kind.__origin__, option]
 
 
 def _pooled(encoder: str | None, pool: str) -> str:

@@ -80,7 +80,7 @@ def last_settings(out: Path) -> Settings:
 
 
 @app.command()
-@options.takes_slides("tissue", "model", "hot_score", "error_rate", "check")
+@options.takes_slides("tissue", "model", "hot_score", "error_rate", "check", default="as in the last run")
 def heatmap(
     asked: options.Asked,
     features: Annotated[Path, typer.Option("--out", "-o", help="Folder with their features.")] = Path("out"),

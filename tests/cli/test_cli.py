@@ -48,6 +48,9 @@ def test_help_says_what_is_done_where_an_option_is_left_out(monkeypatch: pytest.
     ):
         assert said in text
     assert "\\[" not in text
+    again = pathovit("heatmap", "--help").stdout  # which takes what the last run took
+    assert again.count("[default: as in the last run]") == 3
+    assert "[default: 0" not in again
 
 
 def test_help_imports_nothing_heavy() -> None:
