@@ -108,7 +108,7 @@ class SlideFolder:
             return FeaturesRecord.from_json(read_sealed(self.path / "features.json"))
         except (OSError, ValueError):  # missing or damaged: then the other one may serve
             record = self.record()
-        if record is None:
+        if record is None or (self.path / "journal").is_dir():  # features are being made again under an answer that stays true
             return None
         inside = f"{self.features.name}/"
         files = {name.removeprefix(inside): digest for name, digest in record.products.items() if name.startswith(inside)}
@@ -138,9 +138,9 @@ class SlideFolder:
                 changed.append(name)
         return Look((*missing, *changed), skipped)
 
-    def forget(self) -> None:
-        """Remove what was made of the features, and all that vouches for them: the record first."""
-        for name in (DONE, "features.json", "journal", *PRODUCTS):
+    def forget(self, with_answer: bool = True) -> None:
+        """Remove all that vouches for the features, and what was made of them, unless it stays true: the record first."""
+        for name in (*((DONE, *PRODUCTS) if with_answer else ()), "features.json", "journal"):
             path = self.path / name
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 

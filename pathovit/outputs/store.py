@@ -11,10 +11,10 @@ digests match, or it is computed again.
 
 from __future__ import annotations
 
-import json
+import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathovit.errors import StoreError
-from pathovit.files import file_sha256, fsync, read_bytes, storage_errors, tried_again, write_atomically
+from pathovit.files import file_sha256, fsync, storage_errors, tried_again
 from pathovit.outputs.features import FeatureAttributes, SlideFeatures, TileVerdict
 from pathovit.outputs.folder import SlideFolder
 from pathovit.outputs.foreign import ARRAYS, refuse_foreign
+from pathovit.outputs.journal import Entry, Journal, Span, covered_s
 from pathovit.outputs.recipe import EmbedRecipe
 from pathovit.outputs.records import FeaturesRecord
 from pathovit.slides.tiling import TileGrid
@@ -36,26 +37,8 @@ if TYPE_CHECKING:
     import zarr  # which takes a quarter of a second: a finished batch is recognised without it
 
 T = TypeVar("T")
-Span = tuple[float, float]
 TISSUE_CHUNK = (1024, 1024)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A journal file: it vouches for a chunk, and says when that was made."""
-
-    chunk: int
-    sha256: list[str]
-    span: Span
-
-
-def covered_s(spans: Sequence[Span]) -> float:
-    """Seconds in which at least one of the spans lies: parts run side by side, and runs are interrupted."""
-    total, end = 0.0, 0.0
-    for begun, ended in sorted(spans):
-        total += max(0.0, ended - max(begun, end))
-        end = max(end, ended)
-    return total
+_WRITTEN = re.compile(r"(features|verdict)/c/")  # files of the chunks that embedding writes; all else is laid out before
 
 
 @contextmanager
@@ -79,8 +62,8 @@ class FeatureStore:
         return self.folder.features
 
     @property
-    def _journal(self) -> Path:
-        return self.folder.path / "journal"
+    def _journal(self) -> Journal:
+        return Journal(self.folder.path / "journal")
 
     def recipe(self) -> EmbedRecipe | None:
         """The recipe the stored features were made by; None if there are none."""
@@ -92,18 +75,19 @@ class FeatureStore:
         self, grid: TileGrid, dim: int, chunk_tiles: int, attributes: FeatureAttributes, tissue: NDArray[np.uint8],
         dtype: str = "float16", forget: bool = True,
     ) -> None:  # fmt: skip
-        """Lay out the arrays, with grid and recipe, whole or not at all. What was there is replaced; what was made of it goes, unless it stays true.
+        """Lay out the arrays, with grid and recipe, whole or not at all. What was there is replaced, and nothing vouches for it any more.
 
         Parameters
         ----------
         tissue : (H, W) what every pixel of the overview is
         dtype : of features; float32 for encoders whose features are too large for float16
+        forget : what was made of the features that were there, too; not where it stays true of these
         """
         folder = self.folder.path
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            if forget:
-                self.folder.forget()
+            self.folder.forget(forget)
+            self._journal.path.mkdir()  # no older record vouches for what is made now
             known = attributes.to_attributes(self.folder.slide_id) | grid.to_attributes()
             tried_again(lambda: self._lay_out(grid, dim, chunk_tiles, known, tissue, dtype))
 
@@ -223,9 +207,7 @@ class FeatureStore:
             for file in files:
                 fsync(file)
                 fsync(file.parent)
-            line = json.dumps({"chunk": chunk, "sha256": [file_sha256(file) for file in files], "span": span})
-            self._journal.mkdir(exist_ok=True)
-            write_atomically(self._journal / f"{chunk:06d}.json", line.encode())
+            self._journal.add(Entry(chunk, [file_sha256(file) for file in files], span))
 
     def _put(self, chunk: int, features: NDArray[np.floating[Any]], verdict: NDArray[np.uint8]) -> None:
         import zarr
@@ -239,10 +221,11 @@ class FeatureStore:
             self._array(group, "features")[rows] = features
             self._array(group, "verdict")[rows] = verdict
 
-    def committed(self) -> set[int]:
-        """Chunks that are vouched for, by the journal or by the seal, and whose files still have the digests written there."""
-        vouched = self._sealed_chunks() | self._journalled()
-        return {chunk for chunk, digests in vouched.items() if self._has(self.chunk_files(chunk), digests)}
+    def committed(self, chunks: Iterable[int] | None = None) -> set[int]:
+        """Chunks (of these) that are vouched for, by the journal or by the seal, and whose files still have the digests written there."""
+        vouched = self._sealed_chunks() | {entry.chunk: entry.sha256 for entry in self._journal.entries()}
+        asked = vouched if chunks is None else vouched.keys() & set(chunks)
+        return {chunk for chunk in asked if self._has(self.chunk_files(chunk), vouched[chunk])}
 
     def _sealed_chunks(self) -> dict[int, list[str]]:
         sealed = self.folder.features_record()
@@ -256,20 +239,6 @@ class FeatureStore:
                 found[chunk] = [sealed.files[name] for name in names]
         return found
 
-    def _journalled(self) -> dict[int, list[str]]:
-        return {entry.chunk: entry.sha256 for entry in self._entries()}
-
-    def _entries(self) -> list[Entry]:
-        found = []
-        for path in sorted(self._journal.glob("[0-9]*.json")) if self._journal.is_dir() else []:
-            try:
-                line = json.loads(read_bytes(path))
-                begun, ended = line.get("span", (0.0, 0.0))
-                found.append(Entry(int(line["chunk"]), [str(digest) for digest in line["sha256"]], (float(begun), float(ended))))
-            except (ValueError, KeyError, TypeError, AttributeError):
-                continue  # torn: nobody vouches for that chunk, and it is computed again
-        return found
-
     def _name(self, file: Path) -> str:
         """Within features.zarr, as seals have it."""
         return file.relative_to(self.zarr_path).as_posix()
@@ -278,14 +247,15 @@ class FeatureStore:
         return all(file.is_file() for file in files) and [file_sha256(file) for file in files] == digests
 
     def is_sound(self) -> bool:
-        """Whether all but the chunks that embedding writes is as it was laid out; where nothing vouches for it, it is taken for sound."""
+        """Whether all but the chunks that embedding writes is as it was laid out; where nothing vouches for it, whether it can be read."""
         sealed = self.folder.features_record()
         if sealed is None:
-            return True
-        tiles, _, size = self.shape()
-        written = {file for chunk in range(-(-tiles // size)) for file in self.chunk_files(chunk)}
+            try:
+                return self.shape() is not None
+            except StoreError:
+                return False
         return all(
-            self._has([file], [digest]) for name, digest in sealed.files.items() if (file := self.zarr_path / name) not in written
+            self._has([self.zarr_path / name], [digest]) for name, digest in sealed.files.items() if not _WRITTEN.match(name)
         )
 
     def sweep(self) -> None:
@@ -325,15 +295,16 @@ class FeatureStore:
     def seal(self) -> FeaturesRecord:
         """All chunks are written: from here on features.json vouches for them, and says how long embedding took in all."""
         self.sweep()
-        sealed, entries = self.folder.features_record(), self._entries()
+        sealed, entries = self.folder.features_record(), self._journal.entries()
         if sealed is None or entries or not self.folder.is_sealed:
-            files, before = (dict(sealed.files), sealed.seconds) if sealed else ({}, 0.0)
+            before = sealed.seconds if sealed else 0.0
+            files = {name: digest for name, digest in sealed.files.items() if _WRITTEN.match(name)} if sealed else {}
             for entry in entries:  # as the chunk was when it was written
                 files |= zip(map(self._name, self.chunk_files(entry.chunk)), entry.sha256, strict=True)
             files |= {name: file_sha256(file) for file in self._files() if (name := self._name(file)) not in files}
             sealed = FeaturesRecord(files, round(before + covered_s([entry.span for entry in entries]), 2))
             self.folder.seal(sealed)
-        shutil.rmtree(self._journal, ignore_errors=True)
+        shutil.rmtree(self._journal.path, ignore_errors=True)
         return sealed
 
     def _files(self) -> list[Path]:

@@ -53,9 +53,9 @@ def embed_part(
                 "its features are laid out for another recipe (another run, or a worker with another device).",
                 Code.OTHER_RECIPE,
             )
-        committed = store.committed()
-    per_part = embed.part_tiles // embed.chunk_tiles
-    chunks = range(part * per_part, min((part + 1) * per_part, -(-tiles // embed.chunk_tiles)))
+        per_part = embed.part_tiles // embed.chunk_tiles
+        chunks = range(part * per_part, min((part + 1) * per_part, -(-tiles // embed.chunk_tiles)))
+        committed = store.committed(chunks)
     todo = [chunk for chunk in chunks if chunk not in committed]
     on_batch(sum(min(embed.chunk_tiles, tiles - chunk * embed.chunk_tiles) for chunk in chunks if chunk in committed))
     spans: list[Span] = []

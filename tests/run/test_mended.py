@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from made_runs import folder_of
 from typer.testing import CliRunner
@@ -14,6 +15,8 @@ from typer.testing import CliRunner
 import pathovit
 from pathovit.cli import commands as _registered  # noqa: F401
 from pathovit.cli.app import app
+from pathovit.outputs.folder import SlideFolder
+from pathovit.outputs.store import FeatureStore
 from pathovit.outputs.verify import verify
 from pathovit.run.diary import Diary
 
@@ -54,6 +57,43 @@ def test_damaged_features_of_other_settings_are_not_thrown_away(slides: list[Pat
     assert all(path.read_bytes() == content for path, content in kept.items() if path != torn)
     assert call("embed", slides[0], "--out", out, *FEW).exit_code == 0
     assert torn.read_bytes() == kept[torn], "by the same settings it is made again"
+
+
+@pytest.mark.parametrize("answered", [True, False])
+@pytest.mark.parametrize(
+    "harm", ["gone", "zarr.json", "features/zarr.json", "xy/c/0/0", "gone with the seal", "zarr.json and the seal"]
+)
+def test_whatever_happened_to_features_they_are_made_again(
+    harm: str, answered: bool, finished: Path, slides: list[Path], tmp_path: Path
+) -> None:
+    """By what the messages name (embed), to what a seal vouches for; and an answer stays."""
+    out = tmp_path / "out"
+    if answered:
+        shutil.copytree(finished, out)
+    else:
+        assert call("embed", slides[0], "--out", out).exit_code == 0
+    folder = folder_of(out, "one")
+    wanted = pathovit.load_features(out, "one")
+    if harm.startswith("gone"):
+        shutil.rmtree(folder / "features.zarr")
+    else:
+        torn = folder / "features.zarr" / harm.split()[0]
+        torn.write_bytes(torn.read_bytes()[:-9])
+    if harm.endswith("seal"):
+        (folder / "features.json").unlink()
+    if harm == "xy/c/0/0":  # as another machine would make it: device is no part of the recipe, and stands in the attributes
+        about = folder / "features.zarr" / "zarr.json"
+        about.write_text(about.read_text().replace('"device":', '"Device":', 1))
+    done = call("embed", slides[0], "--out", out)
+    assert done.exit_code == 0, done.output
+    found = pathovit.load_features(out, "one")
+    assert np.array_equal(found.features, wanted.features)
+    assert np.array_equal(found.xy, wanted.xy)
+    assert FeatureStore(SlideFolder(folder), folder).is_sound()
+    if answered:
+        assert pathovit.load_results(out)["answer"].notna().all()
+    checked = call("verify", out)
+    assert checked.exit_code == 0, checked.output
 
 
 def test_the_log_of_another_user_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
