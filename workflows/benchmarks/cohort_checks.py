@@ -11,6 +11,7 @@ import torch
 from mosaics import tumour_tiles
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
+from stored import by_stem
 
 from pathovit.manifest import read_manifest
 from pathovit.model.faithfulness import check_bag, summarise
@@ -41,8 +42,7 @@ def judge_model(model: SlideModel, bags: list[Bag]) -> Judged:
 
 def truth_of(folder: Path, bag: Bag, outlines: Path | None = None) -> NDArray[np.bool_]:
     """Tiles (n,) of a bag that lie at least half on tumour; outlines are beside the slides, unless they are elsewhere."""
-    (store,) = (folder / "feat" / "slides").glob(f"{bag.patient}-????????????")
-    slide = FeatureStore(SlideFolder(store), Path(bag.patient)).read()
+    slide = FeatureStore(by_stem(folder / "feat")[bag.patient], Path(bag.patient)).read()
     return tumour_tiles(slide, (outlines or folder / "slides") / f"{bag.patient}.geojson")[slide.ok]
 
 
@@ -51,15 +51,16 @@ def novelty(model: SlideModel, folder: Path, usual: list[Bag]) -> dict[str, Any]
     known = [model.novelty.slide(bag.features.float().numpy()) for bag in usual] if model.novelty else []
     found: dict[str, Any] = {"usual_flagged": round(float(np.mean(np.array(known) > 1)), 4)}
     rows = [row for row in read_manifest(folder / "strange.csv") if row.label("split") == "test"]
+    stored = by_stem(folder / "feat")
     for kind in ("stain", "blur", "foreign"):
         strange, refused = [], 0
         for row in rows:
             if row.label("strange") == kind:
-                store = next((folder / "feat" / "slides").glob(f"{row.slide.stem}-????????????"), None)
+                store = stored.get(row.slide.stem)
                 if store is None:  # so strange that no tissue was found on it
                     refused += 1
                     continue
-                slide = FeatureStore(SlideFolder(store), row.slide).read()
+                slide = FeatureStore(store, row.slide).read()
                 assert model.novelty
                 strange.append(model.novelty.slide(slide.features[slide.ok].astype(np.float32)))
         auroc = roc_auc_score([0] * len(known) + [1] * len(strange), known + strange)
@@ -85,9 +86,10 @@ def faithfulness(model: SlideModel, bags: list[Bag], judged: Judged) -> dict[str
 def complete(models: list[SlideModel], folder: Path) -> list[dict[str, float]]:
     """The complete breast slide, which is no mosaic: where its heatmap lies."""
     found = []
-    for store in (folder / "feat" / "slides").glob("breast-complete-*"):
-        name = store.name.rsplit("-", 1)[0]
-        slide = FeatureStore(SlideFolder(store), Path(name)).read()
+    for name, store in by_stem(folder / "feat").items():
+        if not name.startswith("breast-complete"):
+            continue
+        slide = FeatureStore(store, Path(name)).read()
         truth = truth_of(folder, make_bag(name, [slide], np.ones(1, np.float32)))
         for model in models:
             answer = model.predict(slide)

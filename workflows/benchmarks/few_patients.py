@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from mosaics import tumour_tiles
 from outlines_worth import judge
+from stored import by_stem
 
 from pathovit.model.targets import Target
-from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.store import FeatureStore
 from pathovit.settings import TrainSettings
 from pathovit.study.cohort import Bag, Cohort, make_bag
@@ -33,13 +33,13 @@ TARGET = Target("binary", ("label",), ("normal", "tumour"))
 
 def read(work: Path, part: str) -> list[Bag]:
     """Lymph node slides of a part, with their tiles on tumour as marks."""
-    stores = {record.description.file: folder for folder in OutFolder(work / "feat").slides() if (record := folder.record())}
+    stores = by_stem(work / "feat")
     found = []
     with (work / "reference.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == part and "lymph" in row["slide"]]
     for row in rows:
         path = Path(row["slide"])
-        stored = FeatureStore(stores[path.name], path).read()
+        stored = FeatureStore(stores[path.stem], path).read()
         bag = make_bag(path.stem, [stored], np.array([row["label"] == "tumour"], np.float32))
         marks = tumour_tiles(stored, path.with_suffix(".geojson"))[stored.ok, None]
         found.append(replace(bag, marks=torch.from_numpy(marks.astype(np.float32))))

@@ -67,7 +67,7 @@ def main() -> None:
             more = ["--encoder", encoder, "--reader", reader, "--readers", str(readers), "--runs", str(options.runs)]
             more += ["--device", options.device, *(["--mpp", str(options.mpp)] if options.mpp else [])]
             steps = bench(options.slides, *more)
-            step = {line["step"]: line for line in steps}
+            step = {line["step"].strip(): line for line in steps}
             alone, whole = step["encode alone"]["rate"], step["end to end"]["rate"]
             share = alone * flops / (options.peak_tflops * 1e12)
             line = {"encoder": encoder, "reader": reader, "readers": readers, "gflop_per_tile": flops / 1e9}

@@ -14,23 +14,25 @@ from mosaics import tumour_outline
 from shapely import box
 from shapely.geometry import shape
 from sklearn.metrics import roc_auc_score
+from stored import by_stem
 
 
 def main() -> None:
     out, slides = map(Path, sys.argv[1:])
-    for folder in sorted((out / "slides").iterdir()):
-        done = json.loads((folder / "slide.json").read_text())
-        outline = (slides / done["slide"]["file"]).with_suffix(".geojson")
-        tumour = tumour_outline(outline)
+    for stem, folder in sorted(by_stem(out).items()):
+        done = json.loads((folder.path / "slide.json").read_text())
+        tumour = tumour_outline(slides / f"{stem}.geojson")
         tiles = [
-            f for f in json.loads((folder / "heatmap.geojson").read_text())["features"] if f["properties"]["objectType"] == "tile"
+            f
+            for f in json.loads((folder.path / "heatmap.geojson").read_text())["features"]
+            if f["properties"]["objectType"] == "tile"
         ]
         squares = [box(*shape(f["geometry"]).bounds) for f in tiles]
         inside = np.array([tumour.intersection(square).area > 0.5 * square.area for square in squares])
         scores = np.array([f["properties"]["measurements"]["Score: tumour"] for f in tiles])
         found = f"per-tile AUROC {roc_auc_score(inside, scores):.3f}" if inside.any() else "benign"
         print(
-            f"{done['slide']['file']}: tumour {done['prediction']['probabilities'][1]:.3f}, {len(tiles)} tiles, {inside.sum()} in the outline, "
+            f"{stem}: tumour {done['prediction']['probabilities'][1]:.3f}, {len(tiles)} tiles, {inside.sum()} in the outline, "
             f"{found}, highest score outside {scores[~inside].max():.3f}, share of hot tiles outside {(scores[~inside] > 0.5).mean():.3f}"
         )
 

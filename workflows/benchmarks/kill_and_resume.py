@@ -41,8 +41,9 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    shutil.rmtree(options.work, ignore_errors=True)
-    options.work.mkdir(parents=True)
+    if options.work.exists() and any(options.work.iterdir()):
+        raise SystemExit(f"{options.work} is not empty. Give a folder of its own: nothing that lies there is removed.")
+    options.work.mkdir(parents=True, exist_ok=True)
     settings = options.work / "settings.toml"
     settings.write_text(SETTINGS)
     started = time.monotonic()

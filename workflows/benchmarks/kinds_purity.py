@@ -54,7 +54,7 @@ def main() -> None:
             pairs.append((kind, truth))
             if seed == 0:
                 print(
-                    f"{slide.record.description.file}: {known.sum()} outlined tiles, commoner class {commoner(truth):.3f}, purity {purity(kind, truth):.3f}"
+                    f"{slide.name}: {known.sum()} outlined tiles, commoner class {commoner(truth):.3f}, purity {purity(kind, truth):.3f}"
                 )
         alone = [purity(*pair) for pair in pairs]
         kind, truth = (np.concatenate(each) for each in zip(*pairs, strict=True))

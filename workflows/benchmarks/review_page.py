@@ -32,6 +32,7 @@ import tifffile
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
+from pathovit.outputs.sealed import write_sealed
 from pathovit.slides.slide import open_slide
 
 BLOCK, REPEATED, TILE = 4096, 25, 512  # pixels of the tissue that is repeated, how often on each side, and of a tile
@@ -94,7 +95,7 @@ def make_many(one: Path, out: Path) -> None:
             "answer": chance.choice(["normal", "tumour", "unsure", "outside"]), "columns": {"prob_normal": 1 - risk, "prob_tumour": risk}, "strange": False,
         }  # fmt: skip
         (out / "slides" / name).mkdir()
-        (out / "slides" / name / "slide.json").write_text(json.dumps(known))
+        write_sealed(out / "slides" / name / "slide.json", known)
 
 
 @contextmanager

@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter
+from stored import by_stem
 
 from pathovit.errors import SettingsError
 from pathovit.model.metrics import auroc
 from pathovit.model.slide_model import SlideModel
 from pathovit.outputs.features import SlideFeatures
-from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.records import SlideRecord
 from pathovit.outputs.store import FeatureStore
 from pathovit.study.lessons import Lesson, Lessons
@@ -44,6 +44,7 @@ Places = NDArray[np.int64]
 class Outlined:
     """A slide whose tiles are known as far as outlines go."""
 
+    name: str  # of its file, without the ending
     record: SlideRecord
     stored: SlideFeatures
     classes: tuple[str, ...]
@@ -80,11 +81,10 @@ class Outlined:
 
 def outlined_slides(folders: list[Path], regions: Path) -> Iterator[Outlined]:
     for folder in folders:
-        out = OutFolder(folder)
-        for record in out.embedded():
-            file = regions / f"{Path(record.description.file).stem}.geojson"
-            if file.is_file():
-                stored = FeatureStore(out.slide(record.slide_id), Path(record.description.file)).read()
+        for stem, slide in by_stem(folder).items():
+            file, record = regions / f"{stem}.geojson", slide.record()
+            if record and file.is_file():
+                stored = FeatureStore(slide, Path(stem)).read()
                 drawn = read_regions(file, print)
                 try:
                     meaning = Meaning.of({record.slide_id: drawn})
@@ -93,7 +93,7 @@ def outlined_slides(folders: list[Path], regions: Path) -> Iterator[Outlined]:
                 labels = label_tiles(stored, drawn, meaning, print)
                 truth = np.where(labels.known, labels.allowed.argmax(1), NOTHING)
                 place = np.rint((stored.xy - np.asarray(stored.grid.origin)) / np.asarray(stored.grid.stride_l0)).astype(np.int64)
-                yield Outlined(record, stored, meaning.classes, truth, place - place.min(0))
+                yield Outlined(stem, record, stored, meaning.classes, truth, place - place.min(0))
 
 
 def true_auroc(slide: Outlined, model: SlideModel, painted: Places) -> float | None:
@@ -184,10 +184,10 @@ def main() -> None:
             strokes = [one for seed in range(options.seeds) if (one := five_strokes(slide, seed))]
             rounds = [one for seed in range(options.seeds) if (one := asked_twice(slide, seed))]
         except SettingsError as error:
-            print(f"{slide.record.description.file}: left out ({error})")
+            print(f"{slide.name}: left out ({error})")
             continue
         row = {
-            "file": slide.record.description.file,
+            "file": slide.name,
             "tiles": len(slide.truth),
             "outlined": [int((slide.truth == of).sum()) for of in (1, 0)],
             "strokes": strokes,

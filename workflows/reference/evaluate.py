@@ -21,13 +21,13 @@ import numpy as np
 from mosaics import tumour_tiles
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
+from stored import by_stem
 
 from pathovit.model.metrics import calibration_error
 from pathovit.model.prediction import SlidePrediction
 from pathovit.model.slide_model import SlideModel, load_model
 from pathovit.model.targets.classes import Classes
 from pathovit.outputs.features import SlideFeatures
-from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.records import OUTSIDE, UNSURE
 from pathovit.outputs.store import FeatureStore
 from pathovit.study.sizes import faultless_errors
@@ -56,19 +56,15 @@ class Judged:
 
 
 def stored_slides(folder: Path) -> dict[str, SlideFeatures]:
-    """Features by file name."""
-    found = {}
-    for slide in OutFolder(folder).slides():
-        if record := slide.record():
-            found[record.description.file] = FeatureStore(slide, Path(record.description.file)).read()
-    return found
+    """Features by the stem of the file's name."""
+    return {stem: FeatureStore(slide, Path(stem)).read() for stem, slide in by_stem(folder).items()}
 
 
 def judge(model: SlideModel, rows: list[dict[str, str]], base: Path, features: dict[str, SlideFeatures]) -> list[Judged]:
     found = []
     for row in rows:
         path = base / row["slide"]
-        stored = features.get(path.name)
+        stored = features.get(path.stem)
         if stored is None:
             print(f"{path.name}: no features", flush=True)
             continue
