@@ -253,11 +253,11 @@ class OutFolder:
         """What happened to a file stays on disk until it is done (None), from this path or, if it failed before, from another."""
         if outcome is not None:
             write_sealed(self._outcome(path), outcome.to_json())
+            _failed_from.cache_clear()
             return
         self._outcome(path).unlink(missing_ok=True)
-        for place, old in self._outcomes():
-            if old.slide_id == slide_id and not old.twin:
-                place.unlink(missing_ok=True)
+        for place in _failed_from(self, _changed(self.path / ".outcomes")).get(slide_id, ()):
+            place.unlink(missing_ok=True)
 
     def _outcome(self, path: Path) -> Path:
         return self.path / ".outcomes" / f"{path_key(path)}.json"
@@ -270,7 +270,7 @@ class OutFolder:
         found = []
         for path in sorted((self.path / ".outcomes").glob("*.json")):
             try:
-                found.append((path, _outcome_at(path, _changed(path))))
+                found.append((path, Outcome.from_json(read_sealed(path))))
             except (OSError, ValueError):  # torn by a crash: the next run of that file writes it anew
                 continue
         return found
@@ -302,10 +302,14 @@ class OutFolder:
         shutil.rmtree(self.path / ".replaced", ignore_errors=True)
 
 
-@lru_cache(maxsize=10_000)
-def _outcome_at(path: Path, changed: int) -> Outcome:
-    """Read once: every slide that is settled looks at all of them."""
-    return Outcome.from_json(read_sealed(path))
+@lru_cache(maxsize=2)
+def _failed_from(out: OutFolder, changed: int) -> Mapping[str, list[Path]]:
+    """Outcomes that lie there by slide_id: one listing serves for all slides that end well."""
+    found: dict[str, list[Path]] = {}
+    for place, outcome in out._outcomes():
+        if not outcome.twin:
+            found.setdefault(outcome.slide_id, []).append(place)
+    return found
 
 
 @lru_cache(maxsize=2)

@@ -148,8 +148,8 @@ def key_of(folder: Path) -> str:
     return Names.read(folder).key if (folder / PRIVATE).is_file() else ""
 
 
-def without_names(text: str, path: Path) -> str:
-    """A sentence about a slide that does not say what its file, those beside it and the folders around it are called."""
+def without_names(text: str, path: Path, *folders: Path) -> str:
+    """A sentence about a slide that does not say what its file, those beside it, the folders around it, and these, are called."""
     if not text:
         return ""
     try:
@@ -157,6 +157,8 @@ def without_names(text: str, path: Path) -> str:
     except OSError:
         beside = []
     names = {str(path), os.path.realpath(path), path.name, slide_stem(path.name), *beside, *map(str, path.parents)}
+    for folder in folders:
+        names |= {str(place) for at in (folder, folder.resolve()) for place in (at, *at.parents)}
     for name in sorted((name for name in names if len(name.strip("/.")) > 2), key=len, reverse=True):
         if name in text:  # of thousands of files beside it hardly one is
             text = re.sub(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", "…", text)

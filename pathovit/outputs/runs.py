@@ -223,9 +223,13 @@ class RunLog:
         said = str(error) if self.names is None else error.code.value
         self.record = dataclasses.replace(self.record, exit_code=error.exit_code, error=said)
         write_sealed(self._kept, self.record.to_json())
-        write_atomically(self.out.path / RUN, self._before or sealed(self.record.to_json()))
+        current = self.out.path / RUN
+        if self._before and current.is_file() and read_bytes(current) != self._written:
+            return  # another run began since, and its record stands
+        write_atomically(current, self._before or sealed(self.record.to_json()))
 
     def _write(self) -> None:
         content = sealed(self.record.to_json())
         write_atomically(self._kept, content)
         write_atomically(self.out.path / RUN, content)
+        self._written = content

@@ -58,7 +58,7 @@ def run_slides(
     ------
     SettingsError, StorageError : what no slide can get past
     """
-    states = [SlideState(index, job) for index, job in enumerate(jobs)]
+    states = [SlideState(index, job, (work.out.path,)) for index, job in enumerate(jobs)]
     drive = Drive(states, work, changed, stop, say, leases or Leases(work.out.path))
     drive.refuse_at_sight()
     drive.recognise()
@@ -142,7 +142,7 @@ class Drive:
                 self.states, self.work, Free(slots, ((at, step) for _, step, at in running.values())), self._may_begin
             ):
                 state, step, worker = found
-                state.handed_out = state.handed_out or time.monotonic()
+                state.handed_out = state.handed_out or time.monotonic() - state.looked_at_s
                 future = client.submit(
                     in_worker, step.function, state.job.path, state.index, *step.arguments,
                     key=f"{step.name}-{state.index}-{time.monotonic_ns()}", pure=False, resources=step.slots,
@@ -283,6 +283,8 @@ class Drive:
             state.twin_of = next(s for s in state.like(self.states) if s.plan and s.plan.slide_id == plan.slide_id)
             state.stage, state.skipped, state.twin_id = "done", True, plan.slide_id
             return
+        if state.handed_out:  # from here on it waits behind others, which is no time that it takes
+            state.looked_at_s, state.handed_out = time.monotonic() - state.handed_out, 0.0
         state.plan, state.stage = plan, "embedding"
         if plan.damaged:
             more = f" and {len(plan.damaged) - 3} more" if len(plan.damaged) > 3 else ""

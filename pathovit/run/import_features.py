@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pathovit.encoders.elsewhere import IN_TRIDENT, our_name
 from pathovit.errors import NoSlidesError, SettingsError, SlideError, StoreError
 from pathovit.files import file_sha256, slide_stem
 from pathovit.geometry import XY, Box
 from pathovit.manifest import ManifestRow, read_manifest, rows_of_slides
 from pathovit.outputs.features import FeatureAttributes, TileVerdict
-from pathovit.outputs.folder import OutFolder
+from pathovit.outputs.folder import OutFolder, SlideFolder
 from pathovit.outputs.foreign_features import NOMINAL, Asked, ForeignFeatures, read_foreign
 from pathovit.outputs.inventory import holding
 from pathovit.outputs.names import Names, without_names
@@ -92,7 +93,7 @@ def import_features(
                 asked = replace(asked, mpp=one.mpp, mpp_source="manifest")
             try:
                 record = slide.record() if slide.features.is_dir() else None
-                if record and not (other := _otherwise(record, one, asked)):
+                if record and not (other := _otherwise(record, one, asked) or _damage(slide, record)):
                     there += 1
                     encoders.append(str(record.recipe.encoder["encoder"]))
                 elif record and record.prediction is not None:
@@ -102,7 +103,7 @@ def import_features(
                 else:
                     if record:
                         one = replace(one, patient=one.patient or record.patient, label=one.label or record.label)
-                        said.append("taken over anew, with what is said of it now")
+                        said.append(f"taken over anew: what lay there had {other}")
                     found = read_foreign(one.file, asked)
                     twins += _put(folder, one, found, settings)
                     nominal += found.mpp_source.startswith(NOMINAL)
@@ -111,7 +112,7 @@ def import_features(
                     imported += 1
             except SlideError as error:
                 failed.append(error)
-                reason = error.reason if names is None else without_names(error.reason, one.file)
+                reason = error.reason if names is None else without_names(error.reason, one.file, out)
                 told = Outcome(
                     one.called, reason, one.slide_id, patient=one.patient, when=time.strftime("%Y-%m-%d"), code=error.code.value
                 )
@@ -149,11 +150,17 @@ def _otherwise(record: SlideRecord, one: _Given, asked: Asked) -> str:
     """What lies there of a slide and is asked for otherwise now; nothing of what is not said."""
     lies = {
         "pixel size": (record.description.mpp, asked.mpp),
-        "encoder": (record.recipe.encoder["encoder"], asked.encoder),
+        "encoder": (record.recipe.encoder["encoder"], asked.encoder and our_name(asked.encoder, IN_TRIDENT)),
         "patient": (record.patient, one.patient),
         "label": (record.label, one.label),
     }
     return ", ".join(f"another {name}" for name, (there, now) in lies.items() if now is not None and now != there)
+
+
+def _damage(slide: SlideFolder, record: SlideRecord) -> str:
+    """What lies there and is not as it was written."""
+    damaged = slide.look(record, None).damaged
+    return f"{', '.join(damaged[:3])} missing or changed" if damaged else ""
 
 
 def _files(given: Sequence[Path]) -> list[Path]:

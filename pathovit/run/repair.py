@@ -50,10 +50,14 @@ def repair(out: OutFolder, found: Verified, command: Sequence[str], changed: Lis
                 f"{name}: another model answered it than that of the last run. Mend it with: pathovit run SLIDE --model MODEL --out {out.path}"
             )
             continue
+        of_features = known is None or any(_of_features(fault.where, name) for fault in found.faults if fault.slide_id == name)
+        if known is not None and known.recipe.is_imported and of_features:
+            say(f"{name}: another program made its features. Mend it with: pathovit import FILE --out {out.path}")
+            continue
         outlined = known is not None and known.recipe.outlines is not None
         if (path := at_hand.get(name[-12:])) is not None and not outlined:
             jobs.append(_job(path, known, names))
-        elif known is None or any(_of_features(fault.where, name) for fault in found.faults if fault.slide_id == name):
+        elif known is None or of_features:
             why, how = (
                 ("its tissue is what a person outlined", " --tissue OUTLINES")
                 if outlined

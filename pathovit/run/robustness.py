@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -133,7 +134,7 @@ def measure_robustness(
     SettingsError : not one slide could be looked at
     """
     names = None if settings.run.keep_names else Names.read(out)
-    jobs = told(jobs, names)
+    jobs = _told_apart(told(jobs, names))
     moved: list[Moved] = []
     failed: dict[str, str] = {}
     said: list[str] = []
@@ -146,10 +147,10 @@ def measure_robustness(
             found, not_looked_at, unreadable = _of_slide(job, first, encoder, model, settings, max_tiles, step)
         except SlideError as error:
             said.append(str(error))
-            failed[_called(job)] = without_names(error.reason, job.path) if names else error.reason
+            failed[_called(job)] = without_names(error.reason, job.path, out) if names else error.reason
             continue
         moved += found
-        told_of = {way: without_names(reason, job.path) if names else reason for way, reason in not_looked_at.items()}
+        told_of = {way: without_names(reason, job.path, out) if names else reason for way, reason in not_looked_at.items()}
         failed |= {f"{_called(job)}, {way}": reason for way, reason in told_of.items()}
         unread |= {f"{_called(job)}, {way}": tiles for way, tiles in unreadable.items() if tiles}
         looked_at += 1
@@ -162,6 +163,12 @@ def measure_robustness(
         names.write(out)
     robustness_picture(out / "robustness.png", NAMES, robustness.by_alteration(), title)
     return robustness
+
+
+def _told_apart(jobs: Sequence[SlideJob]) -> list[SlideJob]:
+    """Slides whose files have the same name in several folders are called by their paths."""
+    count = Counter(job.called for job in jobs)
+    return [replace(job, file=str(job.path)) if count[job.called] > 1 else job for job in jobs]
 
 
 def _called(job: SlideJob) -> str:

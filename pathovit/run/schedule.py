@@ -25,6 +25,8 @@ from pathovit.run.plan import SlideJob, SlidePlan
 from pathovit.run.worker import Work
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pathovit.run.device import Span
 
 LOOKED_AT_BYTES = 2**16  # of a slide's end
@@ -47,13 +49,15 @@ class SlideState:
 
     index: int
     job: SlideJob
+    around: tuple[Path, ...] = ()  # folders whose names nobody is told who is not told the slide's
     stage: str = "waiting"  # waiting, planning, embedding, finishing, done, failed
     plan: SlidePlan | None = None
     parts_left: deque[int] = field(default_factory=deque)
     suspects: list[Step] = field(default_factory=list)  # steps that were running when their worker died
     kills: set[str] = field(default_factory=set)  # workers that were killed from outside at its steps, since one ended well
     io_errors: int = 0  # steps that ended because the drive failed
-    handed_out: float = 0.0  # when its first step was
+    handed_out: float = 0.0  # when its first step was, and what it had taken before; 0 while it waits for one
+    looked_at_s: float = 0.0  # what planning it took
     began: float = 0.0  # when its first part was handed out
     spans: list[Span] = field(default_factory=list)  # when a device was at work for it
     parts_running: int = 0
@@ -95,7 +99,7 @@ class SlideState:
         """The same as results tell it: without a name, unless names are kept."""
         if self.job.file:
             return self.reason
-        text = without_names(self.reason.splitlines()[0] if self.reason else "", self.job.path)
+        text = without_names(self.reason.splitlines()[0] if self.reason else "", self.job.path, *self.around)
         return without_names(text, self.twin_of.job.path) if self.twin_of else text
 
     @property

@@ -91,6 +91,7 @@ def analyse_slide(
                     embed_part(plan, part, folder, settings, embedder, lambda tiles: None)
         if plan.done is None:
             finish_slide(plan, folder, settings, model)
+        folder.settle(job.path, plan.slide_id, None)  # that a run failed on it before is over
         if names is not None:
             names.note(job.path, None, plan.slide_id)
             names.write(folder.path)

@@ -116,6 +116,10 @@ def test_run_records_are_kept_newest_first_and_a_refused_call_replaces_none(tmp_
         ("zero", None),
     ]
     assert last_run(out).command == ("heatmap",)
+    first, joined = RunLog(out, run_record(command=("first",))), RunLog(out, run_record(command=("joined",)))
+    first.end(0, 1.0, ())
+    joined.refuse(SettingsError("no such device"))
+    assert (last_run(out).command, last_run(out).exit_code) == (("first",), 0), "not as it was when the other one began"
 
 
 def test_features_alone_have_a_table_and_a_report_without_answers(

@@ -164,6 +164,7 @@ def test_atlaspatch_keeps_several_encoders_in_a_file(tmp_path: Path) -> None:
     assert found.recipe.encoder["encoder"] == "uni2_h"
     assert found.mpp == (0.2428, 0.2428)
     assert found.attributes.mpp_source == "AtlasPatch (mpp)"
+    assert import_features([tmp_path / "S1.h5"], tmp_path / "a", encoder="uni_v2").there == 1, "its own name for the same"
 
 
 def test_stamp_before_version_2_is_refused_for_its_units_are_not_said(tmp_path: Path) -> None:
@@ -339,3 +340,10 @@ def test_what_is_said_later_of_imported_features_is_taken_over(tmp_path: Path) -
     assert pathovit.OutFolder(tmp_path / "in").names().patient_of(record.patient) == "P1"
     again = call("import", tmp_path / "f", "--out", tmp_path / "in", "--mpp", 0.2)
     assert "0 slides taken over" in again.stderr
+    torn = folder.features / "features" / "c" / "0" / "0"
+    torn.write_bytes(torn.read_bytes()[:-1] + b"?")
+    said = call("verify", tmp_path / "in", "--repair")
+    assert "Mend it with: pathovit import FILE" in said.stderr, "no slide could be run for it"
+    mended = call("import", tmp_path / "f", "--out", tmp_path / "in", "--mpp", 0.2)
+    assert "what lay there had features.zarr/features/c/0/0 missing or changed" in mended.stderr
+    assert call("verify", tmp_path / "in").exit_code == 0

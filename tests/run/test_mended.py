@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
+import signal
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,15 @@ from typer.testing import CliRunner
 import pathovit
 from pathovit.cli import commands as _registered  # noqa: F401
 from pathovit.cli.app import app
-from pathovit.outputs.folder import SlideFolder
+from pathovit.outputs.folder import OutFolder, SlideFolder
+from pathovit.outputs.records import Outcome
 from pathovit.outputs.store import FeatureStore
 from pathovit.outputs.verify import verify
+from pathovit.reasons import Code
+from pathovit.run import redraw
 from pathovit.run.diary import Diary
+from pathovit.run.worker import Failed
+from pathovit.show.table import Contents
 
 FEW = ("--max-tiles", 9)
 
@@ -137,3 +145,34 @@ def test_slides_that_the_model_does_not_fit_leave_the_others_their_answers(
     assert done.exit_code == 3
     assert len(done.stdout.splitlines()) == 1 + len(slides)
     assert "was trained on features with encoder = reference, and these have resnet50" in done.stderr
+
+
+def test_a_slide_that_failed_in_a_run_and_is_analysed_after_it_has_its_answer(
+    finished: Path, slides: list[Path], tmp_path: Path
+) -> None:
+    out = OutFolder(Path(shutil.copytree(finished, tmp_path / "out")))
+    name = folder_of(out.path, "one").name
+    out.settle(tmp_path / "elsewhere.svs", name, Outcome("elsewhere.svs", "it took longer than 1 minutes", name))
+    assert len(Contents.of(out).records) == 2
+    pathovit.analyse_slide(slides[0], out=out.path)
+    assert len(Contents.of(out).records) == 3
+
+
+def test_a_drawing_process_that_dies_fails_slides_and_not_the_command(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=redraw._begin) as pool:
+        assert pool.submit(signal.getsignal, signal.SIGINT).result() == signal.SIG_IGN, "Ctrl+C is for its parent"
+        begun = pool.submit(os._exit, 9)  # as the system ends one for its memory
+        found = redraw._result(begun, tmp_path / "a.svs")
+        later = redraw._result(redraw._handed(pool, 1), tmp_path / "b.svs")
+    for one in (found, later):
+        assert isinstance(one, Failed)
+        assert one.error.code == Code.KILLED
+
+
+def test_reasons_tell_no_folder_around_the_results(slides: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "Mueller_Anna" / "out"
+    assert call("embed", slides[0], "--out", out, *FEW).exit_code == 0
+    assert call("embed", slides[0], "--out", out, "--max-tiles", 5).exit_code == 3
+    told = [path.read_text() for path in (out / "predictions.csv", out / "run.json", *(out / ".outcomes").iterdir())]
+    assert all("made by another recipe" in text for text in told)
+    assert not any("Mueller" in text for text in told)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,12 @@ import pytest
 from command import pathovit
 
 from pathovit.encoders.check import check_weights
+from pathovit.encoders.spec import spec_at_sight
 from pathovit.model.card import know_model
 from pathovit.outputs.folder import OutFolder
 from pathovit.run.drive import Drive
 from pathovit.run.match import match_model
-from pathovit.run.plan import SlideJob
+from pathovit.run.plan import SlideJob, SlidePlan, recognise_slide
 from pathovit.run.schedule import SlideState
 from pathovit.run.worker import Work
 from pathovit.settings import Settings
@@ -68,3 +70,23 @@ def test_what_workers_of_another_machine_would_do_is_not_guessed(
     states = [SlideState(index, SlideJob(path)) for index, path in enumerate(slides)]
     Drive(states, work, lambda state: None, threading.Event(), print).recognise()
     assert sum(state.over for state in states) == recognised
+
+
+def test_what_a_slide_waits_behind_others_is_no_time_that_it_takes(finished: Path, slides: list[Path]) -> None:
+    matched = match_model(Settings(), False, False)
+    settings = replace(matched.settings, run=replace(matched.settings.run, slide_timeout_min=1.0))
+    model = know_model("reference")
+    work = Work(OutFolder(finished), settings, check_weights(settings), "reference", model.sha256, overwrite=False)
+    state = SlideState(0, SlideJob(slides[0]), stage="planning")
+    drive = Drive([state], work, lambda state: None, threading.Event(), print)
+    spec = spec_at_sight(settings, work.weights_sha256)
+    assert spec
+    plan = recognise_slide(state.job, work.out, settings, spec, work.known_model(), False, frozenset())
+    assert isinstance(plan, SlidePlan)
+    state.handed_out = time.monotonic() - 50
+    drive._planned(state, replace(plan, embedded=False, done=None))
+    drive._give_up_late_ones()
+    assert not state.over, "it waits"
+    state.handed_out = time.monotonic() - state.looked_at_s - 20  # as when its first part is handed out, 20 s ago
+    drive._give_up_late_ones()
+    assert state.stage == "failed", "what planning took counts"
