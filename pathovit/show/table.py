@@ -61,7 +61,10 @@ def table(found: Contents) -> tuple[list[str], list[Row]]:
         names = [name for name in names if name not in OF_AN_ANSWER]
     done = {record.slide_id: _row(record, found.older) for record in found.records}
     rows = [*done.values(), *(_row_of_outcome(outcome, done) for outcome in found.outcomes)]
-    rows += [{"slide_id": r.slide_id, "file": "", "patient": "", "verdict": "failed", "code": r.code, "reason": r.reason} for r in found.refused]
+    rows += [
+        {"slide_id": r.slide_id, "file": "", "patient": "", "verdict": "failed", "code": r.code, "reason": r.reason}
+        for r in found.refused
+    ]
     return names, in_order(rows)
 
 

@@ -222,6 +222,9 @@ def _refuse_truncated(path: Path, file_bytes: int) -> None:
             at = struct.unpack(order + place, following)[0]
 
 
+READ_PHOTOMETRICS = (0, 1, 2, 6)  # TIFF's numbers: grey, which is refused by its name, RGB, YCbCr
+
+
 def check_picture(path: Path) -> None:
     """Refuse a TIFF whose pixels would be taken for what they are not.
 
@@ -246,6 +249,8 @@ def check_picture(path: Path) -> None:
             f"its Orientation tag is {min(odd)} ({ORIENTATIONS.get(min(odd), 'unknown')}). Save it upright, without that tag.",
             Code.UNSUPPORTED,
         )
+    if page.photometric not in READ_PHOTOMETRICS:
+        raise SlideOpenError(path, f"its colours are {page.photometric.name}; RGB is needed. Convert it.", Code.UNSUPPORTED)
     if page.bitspersample != 8:
         raise SlideOpenError(
             path,

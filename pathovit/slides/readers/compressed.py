@@ -346,5 +346,10 @@ def _tiled_level(page: tifffile.TiffPage, size: tuple[int, int]) -> TiledLevel:
         lengths=np.asarray(page.databytecounts, np.int64),
         compression=int(page.compression),
         predicted=page.predictor == 2,
-        head=((page.jpegtables or b"\xff\xd8\xff\xd9")[:-2] + ADOBE[page.photometric]) if is_jpeg else b"",
+        head=jpeg_head(page) if is_jpeg else b"",
     )
+
+
+def jpeg_head(page: tifffile.TiffPage) -> bytes:
+    """What stands before a tile's or strip's own bytes, less its start-of-image: shared tables and colour transform."""
+    return (page.jpegtables or b"\xff\xd8\xff\xd9")[:-2] + ADOBE[page.photometric]
