@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from pathovit.errors import TileReadError
 from pathovit.geometry import XY
-from pathovit.slides.readers import average
+from pathovit.slides.readers import RGB, PixelSource, average, composite
 from pathovit.slides.readers.compressed import CompressedTiles, alike
 
 COMPARED_PX, COMPARED_PLACES = 96, 6  # where a level is compared with the sharper one
+GRID = 5  # places on each side, where it is not known which are detailed
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,13 @@ def _true_downsample(side_l0: int, side: int) -> float:
     return float(whole) if cut_off and abs(ratio - whole) < 0.05 * whole else ratio
 
 
-def without_other_pictures(levels: tuple[Level, ...], tiles: CompressedTiles) -> tuple[tuple[Level, ...], tuple[str, ...]]:
+def without_other_pictures(
+    levels: tuple[Level, ...], source: PixelSource, tiles: CompressedTiles | None
+) -> tuple[tuple[Level, ...], tuple[str, ...]]:
     """Levels less those that show something else than the one before: a macro or a thumbnail that is tiled, too."""
     kept, remarks = [levels[0]], []
     for level in levels[1:]:
-        shown = _shows_the_same(tiles, kept[-1], level)
+        shown = _shows_the_same(source, tiles, kept[-1], level)
         if shown is False:
             remarks.append(f"its page of {level.size[0]} x {level.size[1]} pixels shows another picture; it is left out")
         else:
@@ -69,23 +72,41 @@ def without_other_pictures(levels: tuple[Level, ...], tiles: CompressedTiles) ->
     return tuple(kept), tuple(remarks)
 
 
-def _shows_the_same(tiles: CompressedTiles, sharp: Level, level: Level) -> bool | None:
+def _shows_the_same(source: PixelSource, tiles: CompressedTiles | None, sharp: Level, level: Level) -> bool | None:
     """Whether a detailed place of a level shows what the sharper one shows there; None where neither can be read."""
-    if level.index not in tiles.levels or sharp.index not in tiles.levels:
-        return None
     ratio = level.downsample[0] / sharp.downsample[0], level.downsample[1] / sharp.downsample[1]
     found: list[bool] = []
-    for x, y, width, height in tiles.detailed(level.index, COMPARED_PLACES):
-        side = min(COMPARED_PX, width, height)
-        left, top = x + (width - side) // 2, y + (height - side) // 2
+    for left, top, side in _places(tiles, level):
         box = round(left * ratio[0]), round(top * ratio[1]), round(side * ratio[0]), round(side * ratio[1])
         try:
-            ours = tiles.read(level.index, left, top, side, side)
-            theirs = tiles.read(sharp.index, *box)
+            ours = _pixels(source, tiles, level, left, top, side, side)
+            if ours.std((0, 1)).max() <= 3:  # what is of one colour tells nothing
+                continue
+            theirs = _pixels(source, tiles, sharp, *box)
         except TileReadError:
             continue
-        if ours is not None and theirs is not None and ours.std((0, 1)).max() > 3:  # what is of one colour tells nothing
-            found.append(alike(ours, average(theirs, (side, side))))
-            if len(found) == 3 or found[-1]:
-                break
+        found.append(alike(ours, average(theirs, (side, side))))
+        if len(found) == 3 or found[-1]:
+            break
     return any(found) if found else None
+
+
+def _places(tiles: CompressedTiles | None, level: Level) -> list[tuple[int, int, int]]:
+    """Left, top and side of squares of a level: where most bytes lie, or else a few of all of it, the middle first."""
+    if tiles is not None and level.index in tiles.levels:
+        boxes = tiles.detailed(level.index, COMPARED_PLACES)
+    else:
+        steps = [(across, down) for across in range(GRID) for down in range(GRID)]
+        steps.sort(key=lambda step: max(abs(2 * number + 1 - GRID) for number in step))
+        wide, high = max(1, level.size[0] // GRID), max(1, level.size[1] // GRID)
+        boxes = [(across * wide, down * high, wide, high) for across, down in steps]
+    sides = [min(COMPARED_PX, width, height) for _, _, width, height in boxes]
+    return [
+        (x + (width - side) // 2, y + (height - side) // 2, side)
+        for (x, y, width, height), side in zip(boxes, sides, strict=True)
+    ]
+
+
+def _pixels(source: PixelSource, tiles: CompressedTiles | None, level: Level, x: int, y: int, width: int, height: int) -> RGB:
+    own = tiles.read(level.index, x, y, width, height) if tiles is not None and level.index in tiles.levels else None
+    return composite(source.read(level.index, x, y, width, height), (255, 255, 255))[0] if own is None else own

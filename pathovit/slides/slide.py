@@ -233,8 +233,8 @@ def open_slide(
         tiles = _open_tiles(path, source, levels, compared) if vendor in PLAIN_PYRAMIDS else None
         if reader == "direct" and tiles is None:
             raise SlideOpenError(path, "it does not hold its pyramid as plain tiles. Use --reader auto.", Code.UNSUPPORTED)
-        if vendor == "generic-tiff" and tiles is not None:
-            levels, more = without_other_pictures(levels, tiles)
+        if vendor == "generic-tiff":
+            levels, more = without_other_pictures(levels, source, tiles)
             remarks += more
         bent = tuple(level.index for level in levels if _interpolates(source, level))
         own = tuple(index for index in bent if tiles is not None and index in tiles.levels)

@@ -100,6 +100,24 @@ def test_a_tiled_macro_is_no_level_whatever_its_shape(tmp_path: Path, size: tupl
         assert f"its page of {size[1]} x {size[0]} pixels" in slide.remarks[0]
 
 
+@pytest.mark.parametrize("compression", ["deflate", "packbits"])
+@pytest.mark.parametrize("channels", [(3, 3), (4, 4), (3, 4), (4, 3)])
+def test_another_picture_is_no_level_however_it_is_stored(channels: tuple[int, int], compression: str, tmp_path: Path) -> None:
+    """Where its tiles are not read by us, OpenSlide's pixels are compared."""
+    picture, other = noise(1024, 1024), noise(2048, 512)[512:1024, :512]
+    for page, levels in ((other, [0]), (np.asarray(Image.fromarray(picture).reduce(2)), [0, 1])):
+        path = tmp_path / "p.tif"
+        with tifffile.TiffWriter(path) as tiff:
+            for index, (pixels, count) in enumerate(zip((picture, page), channels, strict=True)):
+                stored = np.concatenate([pixels, np.full((*pixels.shape[:2], count - 3), 255, np.uint8)], 2)
+                options = {"resolution": (2e4 / (index + 1),) * 2, "resolutionunit": "CENTIMETER", "subfiletype": index}
+                options |= {"extrasamples": ["unassalpha"]} if count == 4 else {}
+                tiff.write(stored, tile=(256, 256), photometric="rgb", compression=compression, metadata=None, **options)
+        with open_slide(path) as slide:
+            assert [level.index for level in slide.levels] == levels
+            assert len(slide.remarks) == 2 - len(levels)
+
+
 def test_levels_of_one_colour_are_levels(tmp_path: Path) -> None:
     """Nothing on them tells one picture from another."""
     path = write_pyramid(tmp_path / "flat.tif", np.full((1536, 2048, 3), (200, 120, 180), np.uint8), 4, "jpeg")
