@@ -154,8 +154,14 @@ def pick_device(wanted: str) -> torch.device:
         device = torch.device(wanted)
     except RuntimeError as error:
         raise SettingsError(f"--device {wanted}: no such device. Use auto, cpu, cuda or mps.") from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise SettingsError(f"--device {wanted}: pathovit does not compute there. Use auto, cpu, cuda or mps.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SettingsError(f"--device {wanted}: no CUDA GPU is visible. Use --device cpu, or check the driver.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SettingsError(f"--device {wanted}: {torch.cuda.device_count()} are visible, numbered from 0.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise SettingsError(f"--device {wanted}: no GPU of Apple is visible. Use --device cpu.")
     return device
 
 

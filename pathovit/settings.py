@@ -149,8 +149,8 @@ class HeatmapSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.hot_score <= 1:
             raise SettingsError(f"heatmap.hot_score is {self.hot_score}, expected 0 to 1.")
-        if not 64 <= self.overview_px <= 20_000 or self.top_tiles < 0:
-            raise SettingsError(f"heatmap.overview_px is {self.overview_px}, expected 64 to 20000; top_tiles at least 0.")
+        if not 64 <= self.overview_px <= 9000 or self.top_tiles < 0:  # of more, what is read for it would not fit
+            raise SettingsError(f"heatmap.overview_px is {self.overview_px}, expected 64 to 9000; top_tiles at least 0.")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 
 from pathovit.errors import SettingsError
@@ -93,6 +94,8 @@ def told(jobs: Sequence[SlideJob], names: Names | None) -> list[SlideJob]:
 
 def check_mpp(mpp: float) -> None:
     """Refuse a pixel size that is a magnification, or none."""
+    if not isinstance(mpp, Real):
+        raise SettingsError(f"mpp is {mpp!r}, expected a number: um per pixel.")
     if not mpp > 0:
         raise SettingsError(f"--mpp is {mpp:g}, expected above 0.")
     if mpp in MAGNIFICATIONS:

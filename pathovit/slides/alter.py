@@ -129,8 +129,8 @@ def sharpened(tile: RGB) -> NDArray[np.generic]:
 
 
 def jpeg(tile: RGB, quality: int) -> NDArray[np.generic]:
-    packed = cv2.imencode(".jpg", tile, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    return np.asarray(cv2.imdecode(packed, cv2.IMREAD_COLOR))
+    packed = cv2.imencode(".jpg", tile[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]  # OpenCV has blue first
+    return np.asarray(cv2.imdecode(packed, cv2.IMREAD_COLOR))[..., ::-1]
 
 
 NAMES = tuple(way.name for way in alterations(np.full((1, 8, 8, 3), 255, np.uint8)))

@@ -13,7 +13,7 @@ from pathovit.slides.identity import dicom_series
 from pathovit.tables import Say
 
 OWN_OUTPUTS = {"run.json", "slide.json"}
-OWN_PICTURES = "heatmap.ome.tiff"  # is no slide
+OWN_PICTURES, OWN_DICOM = "heatmap.ome.tiff", (".seg.dcm", ".sr.dcm")  # are no slides
 
 
 def find_slides(paths: Iterable[Path], say: Say = lambda text: None) -> list[Path]:
@@ -68,24 +68,20 @@ def _slides_in(folder: Path, say: Say) -> Iterator[Path]:
     SlideOpenError : a folder cannot be listed
     """
     for root, folders, files in os.walk(folder, followlinks=False, onerror=_cannot_be_listed):
-        if OWN_OUTPUTS & set(files):  # what pathovit wrote is not looked at as slides
-            if Path(root) != folder:
-                if slide := next(
-                    (name for name in files if name.lower().endswith(SLIDE_SUFFIXES) and name != OWN_PICTURES), None
-                ):
-                    say(f"{root}: left out, with {slide}: it looks like a folder of results. Name it to have its slides")
-                folders.clear()
-                continue
-            files = [name for name in files if name != OWN_PICTURES]
+        ours = [name for name in files if name == OWN_PICTURES or name.lower().endswith(OWN_DICOM)]  # also of a killed run
+        slides = sorted(name for name in files if name.lower().endswith(SLIDE_SUFFIXES) and name not in ours)
+        if OWN_OUTPUTS & set(files) and Path(root) != folder:  # what pathovit wrote is not looked at as slides
+            if slides:
+                say(f"{root}: left out, with {slides[0]}: it looks like a folder of results. Name it to have its slides")
+            folders.clear()
+            continue
         if not files and not folders and Path(root).name.lower().endswith(SLIDE_SUFFIXES):
             yield Path(root)  # what is left of a slide: it is to have a row
         mirax_data = {Path(name).stem for name in files if name.lower().endswith(".mrxs")}
         folders[:] = sorted(
             name for name in folders if name not in mirax_data and not name.endswith(".zarr") and not name.startswith(".")
         )
-        for name in sorted(files):
-            if name.lower().endswith(SLIDE_SUFFIXES) and not name.startswith("."):
-                yield Path(root) / name
+        yield from (Path(root) / name for name in slides if not name.startswith("."))
 
 
 def _cannot_be_listed(error: OSError) -> None:

@@ -48,8 +48,10 @@ def slide_files(path: Path) -> list[Path]:
     suffix = path.suffix.lower()
     if suffix == ".dcm":
         series = dicom_series(path)
+        if not series:  # what says of none which it belongs to is alone
+            return [path]
         beside = sorted(p for p in path.parent.iterdir() if p.suffix.lower() == ".dcm" and p.is_file())
-        return [p for p in beside if dicom_series(p) == series] or [path]
+        return [p for p in beside if dicom_series(p) == series]
     if suffix == ".mrxs":
         data = path.with_suffix("")
         inside = sorted(p for p in data.rglob("*") if p.is_file()) if data.is_dir() else []

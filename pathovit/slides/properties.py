@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from pathlib import Path
+from typing import cast
 
-from pathovit.errors import ResolutionError
+from pathovit.errors import ResolutionError, SettingsError
 from pathovit.geometry import XY, Box
 from pathovit.reasons import Code
 
@@ -14,7 +16,7 @@ LARGEST_MM = 300.0  # of a slide's side; whole mounts are 150 x 200 mm
 
 def find_mpp(path: Path, mpp: float | XY | None, mpp_source: str, properties: dict[str, str]) -> tuple[XY, str]:
     if mpp is not None:
-        pixel_size = (float(mpp), float(mpp)) if isinstance(mpp, int | float) else (float(mpp[0]), float(mpp[1]))
+        pixel_size = two_numbers(mpp)
         origin, remedy = mpp_source, f"Correct it ({mpp_source})."
     else:
         x, y = properties.get("openslide.mpp-x"), properties.get("openslide.mpp-y")
@@ -37,6 +39,15 @@ def find_mpp(path: Path, mpp: float | XY | None, mpp_source: str, properties: di
             path, f"mpp is {pixel_size[0]:g} by {pixel_size[1]:g}: pixels that far from square are an error. {remedy}"
         )
     return pixel_size, origin
+
+
+def two_numbers(mpp: float | XY) -> XY:
+    """um per pixel on both axes. Raises SettingsError for anything but a number or two; text would be taken apart."""
+    try:
+        x, y = (mpp, mpp) if isinstance(mpp, Real) else cast("XY", () if isinstance(mpp, str | bytes) else mpp)
+        return float(x), float(y)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"mpp is {mpp!r}, expected a number, or two: um per pixel.") from error
 
 
 def find_bounds(properties: dict[str, str], size: tuple[int, int]) -> tuple[Box, bool]:

@@ -6,6 +6,7 @@ opened.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image, fromarray
 
-from pathovit.errors import SlideOpenError, TileReadError
+from pathovit.errors import SettingsError, SlideOpenError, TileReadError
 from pathovit.files import FLAT_SUFFIXES
 from pathovit.geometry import XY, Box
 from pathovit.reasons import Code
@@ -31,7 +32,7 @@ from pathovit.slides.readers.flat import FlatSource
 from pathovit.slides.readers.openslide_reader import OpenSlideSource
 from pathovit.text import as_card
 
-FLAT = "flat image"
+FLAT, READERS = "flat image", ("auto", "direct", "device", "openslide")
 PLAIN_PYRAMIDS = ("aperio", "generic-tiff", "philips")  # vendors whose tiles lie side by side, as the image does
 
 
@@ -50,6 +51,7 @@ class Slide:
     _source: PixelSource = field(repr=False, compare=False)
     compressed: CompressedTiles | None = field(repr=False, compare=False)
     _own_level: tuple[int, ...] = field(repr=False, compare=False, default=())  # levels that the source would interpolate
+    _closed: threading.Event = field(repr=False, compare=False, default_factory=threading.Event)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -101,7 +103,10 @@ class Slide:
 
     def level(self, index: int) -> Level:
         """The level of the file's own number; pages that are no levels are left out of `levels`."""
-        return next(level for level in self.levels if level.index == index)
+        for level in self.levels:
+            if level.index == index:
+                return level
+        raise SettingsError(f"{self.path}: it has no level {index}, but {', '.join(str(level.index) for level in self.levels)}.")
 
     def read(self, level: Level, x_level: int, y_level: int, width: int, height: int, scale: int = 1) -> tuple[RGB, float]:
         """Pixels of a rectangle given in pixels of `level`, and the share of them that holds no scanned data.
@@ -127,6 +132,8 @@ class Slide:
         self, level: Level, x_level: int, y_level: int, width: int, height: int, scale: int = 1
     ) -> tuple[RGB, NDArray[np.bool_] | None]:
         """The same, and where there is scanned data: bool (height, width), or None where all is. Not averaged yet, if that cannot be had."""
+        if self._closed.is_set():  # its descriptor may be another file's by now
+            raise SettingsError(f"{self.path}: the slide is closed. Open it again.")
         box = (level.index, x_level, y_level, width, height)
         if self.compressed:
             if self.reader == "openslide" and level.index not in self._own_level:
@@ -165,6 +172,8 @@ class Slide:
         ...     slide.thumbnail(256).size
         (250, 217)
         """
+        if longer_px < 1:
+            raise SettingsError(f"longer_px is {longer_px}, expected at least 1.")
         return fromarray(small_picture(self, self.bounds, longer_px)[0])
 
     def _repr_html_(self) -> str:
@@ -180,6 +189,9 @@ class Slide:
         return as_card(rows, self.thumbnail(320))
 
     def close(self) -> None:
+        if self._closed.is_set():
+            return
+        self._closed.set()
         self._source.close()
         if self.compressed:
             self.compressed.close()
@@ -220,6 +232,8 @@ def open_slide(
     ((3000, 2600), (0.5, 0.5), 'metadata (openslide.mpp-x)')
     """
     path = Path(path)
+    if reader not in READERS:
+        raise SettingsError(f"reader is {reader!r}, expected {', '.join(READERS)}.")
     check_file(path)
     source, vendor, properties = _open_source(path)
     tiles = None
@@ -290,12 +304,6 @@ def _open_tiles(
     if 0 not in located:
         return None
     tiles = CompressedTiles(path, located)
-    if compared:
-        for index in set(located) - compared:
-            del located[index]
-        for index in located:
-            tiles.judge_ends(index)
-        return tiles
 
     def read(level: int, x: int, y: int, width: int, height: int) -> RGB | None:
         try:
@@ -306,6 +314,13 @@ def _open_tiles(
 
     agrees = False
     try:
+        if compared:
+            for index in set(located) - compared:
+                del located[index]
+            for index in located:
+                tiles.judge_ends(index)
+            agrees = True
+            return tiles
         agrees = tiles.compare(0, read, exactly=True) is True
         for level in levels[1:] if agrees else ():
             exactly = not _interpolates(source, level)

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pathovit.slides.alter import FAMILIES, STRENGTH, USUAL, alterations, amounts, restained, stain_directions, stain_strengths
+from pathovit.slides.alter import (
+    FAMILIES,
+    STRENGTH,
+    USUAL,
+    alterations,
+    amounts,
+    jpeg,
+    restained,
+    stain_directions,
+    stain_strengths,
+)
 
 
 def stained(haematoxylin: np.ndarray, eosin: np.ndarray, directions: np.ndarray = USUAL) -> np.ndarray:
@@ -75,3 +86,13 @@ def test_stains_are_brought_to_the_ends_of_what_laboratories_do(mixture: tuple[n
         low, high = STRENGTH[("haematoxylin", "eosin")[place]]
         found = stain_strengths(way.change(tiles), directions)[place]
         assert found == pytest.approx(low if way.name.endswith("weak") else high, rel=0.08), way.name
+
+
+def test_jpeg_is_what_scanners_write() -> None:
+    """OpenCV takes blue for the first channel: red would be kept as coarsely as blue is."""
+    chance = np.random.default_rng(0)
+    pink = np.clip(np.array([200, 90, 150]) + chance.normal(0, 30, (64, 64, 3)), 0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pink).save(buffer, "JPEG", quality=40, subsampling=2)
+    true = np.asarray(Image.open(buffer)).astype(int)
+    assert np.abs(np.asarray(jpeg(pink, 40)).astype(int) - true).mean() < 1

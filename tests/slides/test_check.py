@@ -78,7 +78,15 @@ def test_our_own_outputs_are_not_slides(tmp_path: Path) -> None:
     (tmp_path / "a.svs").touch()
     (tmp_path / "out" / "slides" / "a-1").mkdir(parents=True)
     (tmp_path / "out" / "run.json").touch()
-    (tmp_path / "out" / "slides" / "a-1" / "overview.png").touch()
+    for name in (
+        "out/slides/a-1/heatmap.ome.tiff",
+        "out/slides/killed-2/heatmap.ome.tiff",
+        "export/a.seg.dcm",
+        "export/a.sr.dcm",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "out" / "slides" / "a-1" / "slide.json").touch()
     assert [p.name for p in find_slides([tmp_path])] == ["a.svs"]
 
 

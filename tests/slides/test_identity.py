@@ -56,3 +56,11 @@ def test_a_series_is_looked_at_again_where_a_file_of_it_changed(tmp_path: Path) 
     assert slide_files(a) == [a, b]
     dicom(b, "1.2.4", "1.2.99")
     assert slide_files(a) == [a]
+
+
+def test_files_of_no_series_are_each_alone(tmp_path: Path) -> None:
+    """Else two that are damaged would be one slide, and each of them would change the other's identity."""
+    for name in ("a.dcm", "b.dcm"):
+        (tmp_path / name).write_bytes(name.encode() * 99)
+    assert slide_files(tmp_path / "a.dcm") == [tmp_path / "a.dcm"]
+    assert content_sha256(tmp_path / "a.dcm") != content_sha256(tmp_path / "b.dcm")

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openslide
@@ -7,7 +8,8 @@ import pytest
 from made_slides import GRAIN, MPP, PINK, PURPLE, squares_picture, zero_tiles
 from PIL import Image
 
-from pathovit.errors import ResolutionError, SlideOpenError, TileReadError
+import pathovit
+from pathovit.errors import ResolutionError, SettingsError, SlideOpenError, TileReadError
 from pathovit.geometry import XY, Box
 from pathovit.slides.levels import Level
 from pathovit.slides.overview import read_part
@@ -157,3 +159,31 @@ def test_a_sharper_level_stands_in_where_it_belongs(to_look_at: bool) -> None:
     assert not unread.any()
     assert np.abs(picture[400, :, 0] - (np.arange(1000) + 0.5) / 1000 * 255).max() < 2
     assert np.abs(picture[:, 500, 1] - (np.arange(800) + 0.5) / 800 * 255).max() < 2
+
+
+def test_a_closed_slide_is_not_read(squares: Path) -> None:
+    """Its descriptor may be another file's by then."""
+    slide = open_slide(squares)
+    slide.close()
+    slide.close()
+    for read in (lambda: slide.read(slide.levels[0], 0, 0, 64, 64), slide.thumbnail):
+        with pytest.raises(SettingsError, match="the slide is closed"):
+            read()
+
+
+@pytest.mark.parametrize("mpp", ["0.5", "11", b"1", (0.5, 0.5, 0.5), (0.5,), None.__class__, {}, "abc"])
+def test_a_pixel_size_that_is_no_number_is_refused_and_not_taken_apart(mpp: Any, squares: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="expected a number, or two"):
+        open_slide(squares, mpp=mpp)
+    with pytest.raises(SettingsError, match="expected a number"):
+        pathovit.run_folder(squares, tmp_path / "out", mpp=mpp, progress=False)
+
+
+def test_arguments_that_cannot_be_are_named(squares: Path) -> None:
+    with pytest.raises(SettingsError, match="reader is 'fast', expected auto"):
+        open_slide(squares, reader="fast")
+    with open_slide(squares) as slide:
+        with pytest.raises(SettingsError, match="it has no level 9, but 0"):
+            slide.level(9)
+        with pytest.raises(SettingsError, match="longer_px is 0"):
+            slide.thumbnail(0)

@@ -22,7 +22,7 @@ class PixelSource(Protocol):
     sizes: list[tuple[int, int]]
 
     def read(self, level: int, x_level: int, y_level: int, width: int, height: int) -> NDArray[np.uint8]:
-        """RGBA (H, W, 4), straight alpha; beyond the edge alpha is 0. Raises OSError or openslide.OpenSlideError."""
+        """RGBA (H, W, 4), straight alpha; beyond the edge alpha is 0. Raises TileReadError."""
 
     def close(self) -> None: ...
 
@@ -32,9 +32,13 @@ def composite(rgba: NDArray[np.uint8], background: tuple[int, int, int]) -> tupl
     alpha = rgba[..., 3]
     if alpha.min(initial=255) == 255:
         return np.ascontiguousarray(rgba[..., :3]), None
-    weight = alpha[..., None].astype(np.float32) / 255
-    rgb = rgba[..., :3] * weight + np.asarray(background, np.float32) * (1 - weight)
-    return (rgb + 0.5).astype(np.uint8), alpha > 0
+    rgb, part = np.array(rgba[..., :3]), (alpha > 0) & (alpha < 255)
+    rgb[alpha == 0] = background
+    if part.any():  # floats of these pixels alone
+        weight = alpha[part, None].astype(np.float32) / 255
+        mixed = rgba[part][:, :3] * weight + np.asarray(background, np.float32) * (1 - weight)
+        rgb[part] = (mixed + 0.5).astype(np.uint8)
+    return rgb, alpha > 0
 
 
 def without_path(error: BaseException, path: Path) -> str:
