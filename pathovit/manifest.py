@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,7 +65,10 @@ def _row(table: Table, line: int, cells: dict[str, str], patient: str | None) ->
     name = cells[roles["slide"]]
     if not name:
         raise SettingsError(f"{table.path}, line {line}: the slide is missing.")
-    slide, in_folder = _slide_path(table.path.parent, name)
+    try:
+        slide, in_folder = _slide_path(table.path.parent, name)
+    except OSError as error:
+        raise SettingsError(f"{table.path}, line {line}: the slide {name[:60]!r}… is no file name ({error.strerror}).") from error
     sizes = [_pixel_size(table.path, line, role, cells[roles[role]]) for role in ("mpp", "mpp_y") if role in roles]
     mpp = (sizes[0], sizes[-1]) if sizes and sizes[0] is not None and sizes[-1] is not None else None
     if len(sizes) == 2 and (sizes[0] is None) != (sizes[1] is None):
@@ -117,7 +121,9 @@ def _patients(table: Table, say: Say) -> dict[int, str | None]:
     spelled: dict[str, dict[str, int]] = defaultdict(dict)
     for line, cell in known.items():
         if cell is not None:
-            spelled[re.sub(r"^(\d+)\.0+$", r"\1", " ".join(cell.casefold().split()))].setdefault(cell, line)
+            plain = " ".join(unicodedata.normalize("NFKC", cell).casefold().split())
+            key = re.sub(r"^0*(\d+)([.,]0+)?$", r"\1", plain)  # a spreadsheet takes zeros away, and puts some there
+            spelled[key].setdefault(cell, line)
     for ways in spelled.values():
         if len(ways) > 1:
             (a, line_a), (b, line_b) = list(ways.items())[:2]
@@ -130,6 +136,11 @@ def _patients(table: Table, say: Say) -> dict[int, str | None]:
     return known
 
 
+def _loosely(name: str) -> str:
+    """Without suffix and case; an accent is one sign or two, as the file system of a Mac has it."""
+    return unicodedata.normalize("NFC", slide_stem(name)).casefold()
+
+
 class Names:
     """Slides by the names that tables use for them: exactly, or in another case or with another suffix."""
 
@@ -140,14 +151,14 @@ class Names:
         for slide, known in names.items():
             for name in dict.fromkeys(known):
                 self._exact[name].append(slide)
-            for stem in dict.fromkeys(slide_stem(name).casefold() for name in known):
+            for stem in dict.fromkeys(_loosely(name) for name in known):
                 self._loose[stem].append(slide)
 
     def find(self, name: str) -> tuple[list[Path], bool]:
         """Slides of that name, and whether it is theirs to the letter."""
         if found := self._exact.get(name):
             return found, True
-        return self._loose.get(slide_stem(name).casefold(), []), False
+        return self._loose.get(_loosely(name), []), False
 
     def near(self, name: str) -> str:
         """A question that offers the nearest name; nothing if none is near. One that is the same lies elsewhere."""

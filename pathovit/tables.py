@@ -22,19 +22,26 @@ from pathovit.files import read_bytes
 
 Say = Callable[[str], None]
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
-NO_VALUE = ("nan", "na", "n/a", "none", "null", "?")
+# Without case: of programs and of people, then errors of spreadsheets, then what registries write.
+NO_VALUE = ("nan", "na", "n/a", "none", "null", "?", "<na>", "unknown", "#n/a", "#na", "#nv", "#value!", "#wert!", "#ref!",
+            "#bezug!", "#div/0!", "#num!", "#zahl!", "#name?", "--", "'--", "not available", "not reported", "not applicable",
+            "[not available]", "[not applicable]", "[not evaluated]", "[unknown]")  # fmt: skip
 # Our own name of a column first, then those of TCGA, CLAM, STAMP, TRIDENT, QuPath and spreadsheets; all without case,
 # blanks, hyphens and underscores.
 KNOWN = {
     "slide": ("slide", "slideid", "slidename", "slidefile", "slidepath", "filename", "file", "filepath", "path", "image",
               "imageid", "imagename", "imagefile", "wsi", "wsiid", "wsiname"),
     "patient": ("patient", "patientid", "patientcode", "patientno", "patientnr", "patientnumber", "case", "caseid",
-                "subject", "subjectid", "participant", "participantid"),
-    "mpp": ("mpp", "mppx", "micronsperpixel", "micrometresperpixel", "micrometersperpixel", "umperpixel", "umperpx", "umpx"),
+                "subject", "subjectid", "participant", "participantid", "patientbarcode", "bcrpatientbarcode",
+                "participantbarcode", "tcgaparticipantbarcode", "casesubmitterid", "casessubmitterid", "patid", "mrn",
+                "person", "personid", "donor", "donorid", "icgcdonorid"),
+    "mpp": ("mpp", "mppx", "micronsperpixel", "micrometresperpixel", "micrometersperpixel", "umperpixel", "umperpx", "umpx", "umpixel"),
     "mpp_y": ("mppy",),
     "split": ("split", "part", "partition", "subset"),
 }  # fmt: skip
-LIKE_MPP = re.compile(r"^mpp|mpp$|microns?per|^pixelsize|^pixelspacing|^umper")
+LIKE_MPP = re.compile(r"^mpp|mpp$|microns?per|micromet(er|re)s?per|^pixelsize|^pixelspacing|^um(per|px)")
+NUMBERS_LIKE_MPP = re.compile(r"spacing$|^resolution|^physicalsize|^pixel(width|height)")  # where its cells are numbers
+LIKE_PATIENT = re.compile(r"(patient|participant|donor|subject|person).*(id|uuid|barcode|code|key|no|nr|number)$")
 PARTS = {  # of a cohort, in the spellings of the field
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid", "dev", "tune"),
@@ -49,8 +56,8 @@ def part_named(text: str) -> str | None:
 
 
 def plain_name(text: str) -> str:
-    """A column's name without case, blanks and punctuation: `Patient ID` and `patient_id` are one."""
-    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", text).casefold())
+    """A column's name without case, blanks and punctuation: `Patient ID` and `patient_id` are one, and so are `um/px` and `µm/px`."""
+    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", text).casefold()).replace("μ", "u")
 
 
 def number(text: str) -> float | None:
@@ -108,8 +115,8 @@ def read_table(path: Path, say: Say = lambda text: None, asked: Collection[str] 
     text = _text(path)
     lines = text.splitlines(keepends=True)
     first = 1
-    if lines and re.fullmatch(r"sep=.", lines[0].strip(), re.IGNORECASE):  # a line that Excel writes
-        separator, lines, first = lines[0].strip()[4], lines[1:], 2
+    if lines and re.fullmatch(r"sep=.", said := lines[0].strip(" \r\n"), re.IGNORECASE):  # a line that Excel writes
+        separator, lines, first = said[4], lines[1:], 2
     else:
         separator = _separator(next((line for line in lines if line.strip()), ""))
     reader = csv.reader(io.StringIO("".join(lines), newline=""), delimiter=separator, skipinitialspace=True)
@@ -185,6 +192,11 @@ def _roles(
         elif fitting:
             _refuse_two(path, role, fitting, columns, rows)
             roles[role] = fitting[0]
+    if "split" not in roles and "split" not in asked:
+        free = [name for name in columns if plain_name(name) not in asked and name not in roles.values()]
+        if holding := [name for name in free if _is_split(rows, columns.index(name))]:
+            _refuse_two(path, "split", holding, columns, rows)
+            roles["split"] = holding[0]
     said = ", ".join(name or "(no name)" for name in columns)
     if "slide" not in roles:
         raise SettingsError(
@@ -193,7 +205,8 @@ def _roles(
         )
     for name in columns:
         if plain_name(name) not in asked:
-            _refuse_lookalike(path, name, roles)
+            place = columns.index(name)
+            _refuse_lookalike(path, name, roles, [row[place] for _, row in rows if place < len(row) and row[place]])
     for role, name in roles.items():
         if name != role:
             say(f"{path.name}: {SAID[role]} from column {name}")
@@ -206,6 +219,11 @@ SAID = {"slide": "slides", "patient": "patients", "mpp": "um per pixel", "mpp_y"
 def _holds_parts(rows: Sequence[tuple[int, list[str]]], place: int) -> bool:
     known = {*(name for names in PARTS.values() for name in names), *NO_VALUE, ""}
     return all(plain_name(row[place]) in known for _, row in rows if place < len(row))
+
+
+def _is_split(rows: Sequence[tuple[int, list[str]]], place: int) -> bool:
+    """Whether a column says of rows which part they are in, whatever it is called: else its test patients would be learned from."""
+    return _holds_parts(rows, place) and len({part_named(row[place]) for _, row in rows if place < len(row)} - {None}) > 1
 
 
 def _refuse_two(
@@ -221,14 +239,19 @@ def _refuse_two(
         )
 
 
-def _refuse_lookalike(path: Path, name: str, roles: dict[str, str]) -> None:
+def _refuse_lookalike(path: Path, name: str, roles: dict[str, str], cells: Sequence[str]) -> None:
     found = plain_name(name)
+    numbers = bool(cells) and all(number(cell) is not None for cell in cells)
     for role in ("patient", "mpp", "split"):
         if role in roles or found in KNOWN["mpp_y"]:
             continue
         near = difflib.get_close_matches(found, [known for known in KNOWN[role] if len(known) >= 5], n=1, cutoff=LIKENESS)
         near = [known for known in near if known[0] == found[:1]]  # an inpatient is no patient
-        if near or (role == "mpp" and LIKE_MPP.search(found)):
+        like = {
+            "mpp": LIKE_MPP.search(found) or (numbers and NUMBERS_LIKE_MPP.search(found)),
+            "patient": LIKE_PATIENT.search(found),
+        }
+        if near or like.get(role):
             raise SettingsError(f"{path}: column {name!r} looks like `{role}`, and is not. Name it `{role}`, or otherwise.")
     if found in KNOWN["mpp_y"] and "mpp" not in roles:
         raise SettingsError(f"{path}: column {name!r} needs a column `mpp_x` beside it.")

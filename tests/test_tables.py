@@ -7,6 +7,7 @@ import pytest
 from pathovit.errors import SettingsError
 from pathovit.files import slide_stem
 from pathovit.manifest import existing_slide, read_manifest, rows_of_slides
+from pathovit.model.targets import read_target
 from pathovit.tables import number, part_named, spelling
 
 
@@ -202,3 +203,84 @@ def test_a_slide_of_the_same_name_in_another_folder_is_not_asked_back_for(tmp_pa
     table = write(tmp_path / "l.csv", "slide\nb/a.svs\nc/d.svs\n")
     rows_of_slides(read_manifest(table), [tmp_path / "c" / "a.svs", tmp_path / "c" / "d.svs"], table, said.append)
     assert "line 2, a.svs (there is one in another folder)" in said[0]
+
+
+@pytest.mark.parametrize(
+    "column",
+    ["\u00b5m/px", "\u03bcm per pixel", "um/px", "\u00b5m/pixel ", "spacing", "physical_size_x", "resolution", "Pixel width"],
+)
+def test_a_pixel_size_is_taken_or_refused_and_never_passed_over(column: str, tmp_path: Path) -> None:
+    """`pathovit info` itself heads it with a micro sign."""
+    table = write(tmp_path / "l.csv", f"slide,{column}\na.svs,0.4\n")
+    try:
+        (row,) = read_manifest(table)
+        assert row.mpp == (0.4, 0.4)
+    except SettingsError as error:
+        assert "looks like `mpp`" in str(error)
+    words = write(tmp_path / "w.csv", "slide,resolution\na.svs,high\n")
+    assert read_manifest(words)[0].label("resolution") == "high"
+
+
+@pytest.mark.parametrize("column", ["set", "dataset", "Data split", "phase", "fold"])
+def test_parts_are_heeded_whatever_their_column_is_called(column: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    rows = read_manifest(write(tmp_path / "l.csv", f"slide,{column},qc\na,train,valid\nb,Test,valid\nc,,valid\n"), said.append)
+    assert [row.label("split") for row in rows] == ["train", "test", ""]
+    assert said == [f"l.csv: parts from column {column}"]
+    other = read_manifest(write(tmp_path / "o.csv", f"slide,{column}\na,1\nb,2\n"))
+    assert other[0].label("split") is None
+
+
+@pytest.mark.parametrize(
+    "column", ["bcr_patient_barcode", "case_submitter_id", "cases.submitter_id", "TCGA Participant Barcode", "donor_id", "MRN"]
+)
+def test_patients_of_registries_are_known(column: str, tmp_path: Path) -> None:
+    rows = read_manifest(write(tmp_path / "l.csv", f"slide,{column}\na,P1\nb,P1\n"))
+    assert [row.patient for row in rows] == ["P1", "P1"]
+
+
+@pytest.mark.parametrize("column", ["patient_local_id", "hospital patient nr", "participant_uuid"])
+def test_what_looks_like_patients_is_refused(column: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="looks like `patient`"):
+        read_manifest(write(tmp_path / "l.csv", f"slide,{column}\na,P1\nb,P1\n"))
+
+
+@pytest.mark.parametrize(("one", "other"), [("M\u00fcller", "Mu\u0308ller"), ("1", "1,0"), ("007", "7"), ("P 1", "p  1")])
+def test_a_patient_in_two_forms_is_refused(one: str, other: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="look like one"):
+        read_manifest(write(tmp_path / "l.csv", f"slide;patient\na;{one}\nb;{other}\n"))
+
+
+@pytest.mark.parametrize("value", ["#N/A", "#WERT!", "#DIV/0!", "<NA>", "'--", "[Not Available]", "not reported", "Unknown"])
+def test_what_stands_for_nothing_is_no_class(value: str, tmp_path: Path) -> None:
+    rows = read_manifest(write(tmp_path / "l.csv", f"slide,label\na,tumour\nb,normal\nc,{value}\n"))
+    with pytest.raises(SettingsError, match="Line 4: label is"):
+        read_target(rows, ["label"], None, None)
+    signs = read_manifest(write(tmp_path / "s.csv", "slide,label\na,+\nb,-\n"))
+    assert read_target(signs, ["label"], None, None).task == "binary", "of a receptor, say"
+
+
+def test_numbers_with_decimals_are_a_measurement_and_a_slip_among_them_is_named(tmp_path: Path) -> None:
+    comma = "".join(f"s{index};{index},5\n" for index in range(6))
+    assert (
+        read_target(read_manifest(write(tmp_path / "c.csv", f"slide;label\n{comma}")), ["label"], None, None).task == "regression"
+    )
+    whole = "".join(f"s{index},{index % 4}\n" for index in range(8))
+    assert (
+        read_target(read_manifest(write(tmp_path / "w.csv", f"slide,label\n{whole}")), ["label"], None, None).task == "multiclass"
+    )
+    many = "".join(f"s{index},{index}\n" for index in range(30)) + "s31,3x\n"
+    rows = read_manifest(write(tmp_path / "m.csv", f"slide,label\n{many}"))
+    with pytest.raises(SettingsError, match="Line 32: '3x' is no number"):
+        read_target(rows, ["label"], None, None)
+    assert read_target(rows, ["label"], "multiclass", None).task == "multiclass"
+
+
+def test_a_first_line_of_excel_can_name_the_tab(tmp_path: Path) -> None:
+    (row,) = read_manifest(write(tmp_path / "l.csv", "sep=\t\nslide\tpatient\na\tP1\n"))
+    assert row.patient == "P1"
+
+
+def test_a_cell_that_is_no_file_name_is_named_by_its_line(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"line 2: the slide 'aaa.*is no file name"):
+        read_manifest(write(tmp_path / "l.csv", f"path\n{'a' * 300}/b.svs\n"))

@@ -12,7 +12,8 @@ from pathovit.model.targets.kind import Truth
 from pathovit.model.targets.target import KINDS, Target
 from pathovit.tables import NO_VALUE, number, spelling
 
-FEWEST_NUMBERS = 12  # a column with more distinct numbers than this is a measurement, not a set of classes
+FEWEST_NUMBERS = 12  # a column with more distinct numbers than this, or with decimals, is a measurement, not a set of classes
+FEW = 0.2  # share of values that are no numbers, in a column that should be one of numbers
 
 
 def read_target(rows: Sequence[ManifestRow], columns: Sequence[str], task: str | None, positive: str | None) -> Target:
@@ -85,7 +86,18 @@ def _guess(cells: dict[int, tuple[str, ...]], columns: int) -> str:
     values = list(cells.values())
     if columns == 1:
         distinct = {spelling(value[0]) for value in values}
-        if len(distinct) > FEWEST_NUMBERS and all(number(text) is not None for text in distinct):
+        numbers = {text for text in distinct if number(text) is not None}
+        if len(distinct) > FEWEST_NUMBERS and 0 < len(distinct - numbers) <= len(distinct) * FEW:
+            line, odd = next((line, value[0]) for line, value in cells.items() if number(value[0]) is None)
+            raise SettingsError(
+                f"Line {line}: {odd!r} is no number, and nearly all others in its column are. Mend it, or leave the cell empty; "
+                "if they are classes after all: --task multiclass."
+            )
+        if (
+            numbers == distinct
+            and len(distinct) > 2
+            and (len(distinct) > FEWEST_NUMBERS or any("." in text for text in distinct))
+        ):
             return "regression"
         return "binary" if len(distinct) <= 2 else "multiclass"
     flags = [{spelling(value[i]) for value in values} <= {"0", "1"} for i in range(columns)]
