@@ -22,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from pathovit.errors import SettingsError, SlideError
-from pathovit.files import file_sha256, write_atomically
+from pathovit.files import file_sha256, slide_stem, write_atomically
 from pathovit.outputs.fingerprints import Note, path_key
 from pathovit.outputs.names import PRIVATE, Names
 from pathovit.outputs.records import DONE, FeaturesRecord, Outcome, RecordError, SlideRecord
@@ -189,6 +189,21 @@ class OutFolder:
     def name_of(self, known_as: str) -> str:
         """Name of the file behind the id of a slide or a file; empty where it is not known."""
         return _names(self, _changed(self.path / PRIVATE), _changed(self.path / "slides"))[1].get(known_as, "")
+
+    def called_as(self) -> dict[str, list[str]]:
+        """Whatever a stored slide may be called, by slide_id: also by the names of links to its file, and of copies."""
+        found = {
+            record.slide_id: [record.slide_id, self.called(record).name]
+            for record in map(SlideFolder.record, self.slides())
+            if record
+        }
+        for about in self.names().files.values():
+            if about.slide_id in found:
+                found[about.slide_id] += [about.name, *(Path(other).name for other in about.also)]
+        for outcome in self.outcomes():
+            if outcome.twin and outcome.slide_id in found:
+                found[outcome.slide_id].append(self.name_of(outcome.file) or outcome.file)
+        return {known: list(dict.fromkeys([*names, *map(slide_stem, names)])) for known, names in found.items()}
 
     def slides(self) -> list[SlideFolder]:
         """In order of slide_id; links are not followed."""

@@ -35,6 +35,7 @@ class GivenFile:
     patient: str = ""
     slide_id: str = ""  # as far as it is known
     earlier: tuple[str, ...] = ()  # slide_ids of what it held before
+    also: tuple[str, ...] = ()  # other paths, through links, by which it was given
 
     @property
     def name(self) -> str:
@@ -61,7 +62,7 @@ class Names:
         try:
             found = read_sealed(folder / PRIVATE)
             files = {name: GivenFile(**about) for name, about in found["files"].items()}
-            files = {name: replace(about, earlier=tuple(about.earlier)) for name, about in files.items()}
+            files = {name: replace(about, earlier=tuple(about.earlier), also=tuple(about.also)) for name, about in files.items()}
             return cls(str(found["key"]), files, dict(found["patients"]), dict(found["runs"]))
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             return cls()
@@ -117,9 +118,11 @@ class Names:
         known = self.file_id(path)
         before = self.files.get(known, GivenFile(""))
         earlier = dict.fromkeys([*before.earlier, before.slide_id])
+        also = dict.fromkeys([*before.also, before.path])
         self.files[known] = GivenFile(
-            str(path), patient or before.patient, slide_id, tuple(old for old in earlier if old not in ("", slide_id))
-        )
+            str(path), patient or before.patient, slide_id, tuple(old for old in earlier if old not in ("", slide_id)),
+            tuple(other for other in also if other not in ("", str(path))),
+        )  # fmt: skip
         return known
 
     def _digest(self, kind: str, name: str) -> str:

@@ -280,8 +280,12 @@ class Drive:
 
     def _planned(self, state: SlideState, plan: SlidePlan | Twin) -> None:
         if isinstance(plan, Twin):
-            state.twin_of = next(s for s in state.like(self.states) if s.plan and s.plan.slide_id == plan.slide_id)
-            state.stage, state.skipped, state.twin_id = "done", True, plan.slide_id
+            first = next(s for s in state.like(self.states) if s.plan and s.plan.slide_id == plan.slide_id)
+            if what := _two_owners(state.job, first.job):
+                said = f"it is the same slide as {first.job.path}, byte for byte, and the manifest has two {what} for it. Mend its rows."
+                state.fail(SlideError(state.job.path, said, Code.SAME_SLIDE))
+                return
+            state.twin_of, state.stage, state.skipped, state.twin_id = first, "done", True, plan.slide_id
             return
         if state.handed_out:  # from here on it waits behind others, which is no time that it takes
             state.looked_at_s, state.handed_out = time.monotonic() - state.handed_out, 0.0
@@ -312,6 +316,12 @@ class Drive:
                 date.today().isoformat(), state.code,
             )  # fmt: skip
         self.work.out.settle(state.job.path, state.slide_id, outcome)
+
+
+def _two_owners(job: SlideJob, first: SlideJob) -> str:
+    """What a table says otherwise of the same slide given twice: one of its rows is wrong, and would be learned from."""
+    given = {"patients": (job.patient, first.patient), "labels": (job.label, first.label)}
+    return next((what for what, (a, b) in given.items() if a and b and a != b), "")
 
 
 def _in_short(record: SlideRecord) -> SlideRecord:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pathovit.errors import NoSlidesError, SettingsError
 from pathovit.files import open_text, slide_stem
+from pathovit.manifest import Names
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.folder import OutFolder, SlideFolder
 from pathovit.outputs.records import SlideRecord
@@ -121,7 +122,9 @@ def _slide_at(path: Path, slide: str | None) -> tuple[OutFolder, SlideFolder, Sl
     if not records:
         raise NoSlidesError(f"{path}: there is no slide in it. Make some with: pathovit embed SLIDES --out {path}")
     names = [(folder, record, str(out.called(record)) if record else folder.slide_id) for folder, record in records]
-    wanted = [one for one in names if slide is None or slide in (one[0].slide_id, one[2], slide_stem(one[2]))]
+    called = {out.slide(known).path: others for known, others in out.called_as().items()}
+    fitting = {at.name for at in Names(called).find(slide)[0]} if slide else set()
+    wanted = [one for one in names if slide is None or one[0].slide_id in fitting | {slide}]
     if len(wanted) == 1:
         return out, wanted[0][0], wanted[0][1]
     there = ", ".join(name for _, _, name in names[:5]) + (" ..." if len(names) > 5 else "")
@@ -133,4 +136,8 @@ def _slide_at(path: Path, slide: str | None) -> tuple[OutFolder, SlideFolder, Sl
         raise SettingsError(
             f"{path}: {len(wanted)} slides are called {slide!r}. Use the id of one: {', '.join(one[0].slide_id for one in wanted)}"
         )
+    for outcome in out.outcomes():
+        file = out.name_of(outcome.file) or outcome.file
+        if slide in (file, slide_stem(file)):
+            raise NoSlidesError(f"{path}: {file} failed, and has no features: {outcome.reason}")
     raise NoSlidesError(f"{path}: there is no slide {slide!r} in it, but {there}")

@@ -242,13 +242,8 @@ def _is_imported(folder: Path) -> bool:
 
 
 def _stored_names(out: OutFolder) -> dict[Path, list[str]]:
-    """What each slide with features may be called: by its slide_id, its file name, its stem."""
-    records = {folder.path: folder.record() for folder in out.slides()}
-    return {
-        path: [record.slide_id, out.called(record).name, slide_stem(out.called(record).name)]
-        for path, record in records.items()
-        if record is not None
-    }
+    """What each slide with features may be called: by its slide_id, names of its file, their stems."""
+    return {out.slide(slide_id).path: names for slide_id, names in out.called_as().items()}
 
 
 def _shared_cap(caps: Sequence[tuple[ManifestRow, int | None, int]]) -> int | None:

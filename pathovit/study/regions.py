@@ -22,7 +22,6 @@ from shapely.affinity import translate
 from shapely.geometry.base import BaseGeometry
 
 from pathovit.errors import SettingsError
-from pathovit.files import slide_stem
 from pathovit.geometry import XY
 from pathovit.manifest import Names, one_spelling, some
 from pathovit.outputs.features import SlideFeatures
@@ -207,8 +206,7 @@ def find_regions(paths: Sequence[Path], out: OutFolder, say: Say) -> dict[str, l
     ------
     SettingsError : no file; most of a folder, or a file that was named, of no slide with features; a name that two slides have
     """
-    records = {folder.path: record for folder in out.slides() if (record := folder.record())}
-    known = {at: [r.slide_id, out.called(r).name, slide_stem(out.called(r).name)] for at, r in records.items()}
+    known = {out.slide(slide_id).path: names for slide_id, names in out.called_as().items()}
     return {
         at.name: found for at, found in regions_of(paths, known, f"has no features in {out.path}", "with features", say).items()
     }
@@ -229,6 +227,8 @@ def regions_of(
     SettingsError : as `find_regions`
     """
     named = [path for path in paths if not path.is_dir()]
+    if gone := [path for path in named if not path.exists()]:
+        raise SettingsError(f"{gone[0]}: no such file of regions.")
     files = [*named, *(file for path in paths if path.is_dir() for file in files_in(path))]
     others: list[str] = []  # why each of them is left out
     if not files:
