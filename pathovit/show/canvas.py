@@ -55,21 +55,23 @@ def save(figure: Any, path: Path) -> None:
 
 
 def draw_map(
-    values: NDArray[np.float32], extent: tuple[float, float, float, float], name: str, high: float | None, axes: Axes | None
-) -> Axes:
+    values: NDArray[np.float32], extent: tuple[float, float, float, float], name: str, high: float | None, axes: Axes | None,
+    outside: str = "",
+) -> Axes:  # fmt: skip
     """A layer of a map on axes of the user's own, in the user's own style; a new figure where there are none.
 
     Parameters
     ----------
     extent : left, right, bottom, top in millimetres
     high : end of the scale; None for the highest value
+    outside : why its scores mean nothing, and get no colour
     """
     if axes is None:
         from matplotlib import pyplot
 
         axes = pyplot.subplots(layout="constrained")[1]
-    drawn = axes.imshow(values, cmap="cividis", vmin=0, vmax=high, extent=extent, interpolation="nearest")
+    drawn = axes.imshow(values, cmap="Greys" if outside else "cividis", vmin=0, vmax=high, extent=extent, interpolation="nearest")
     axes.figure.colorbar(drawn, ax=axes, label=name)
     axes.set(xlabel="mm", ylabel="mm")
-    axes.set_title(RESEARCH_USE, fontsize="x-small")
+    axes.set_title(f"{outside}\n{RESEARCH_USE}" if outside else RESEARCH_USE, fontsize="x-small")
     return axes

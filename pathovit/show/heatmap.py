@@ -43,11 +43,13 @@ class Heatmap:
     origin: tuple[float, float]  # level-0 pixels
     cell_l0: XY
     mpp: XY  # um per level-0 pixel
+    outside: str = ""  # what is said of a slide that the model was not made for: its scores mean nothing, and get no colour
 
     @classmethod
     def from_tiles(
-        cls, stored: SlideFeatures, layers: dict[str, NDArray[np.float32]], untaught: NDArray[np.bool_] | None = None
-    ) -> Heatmap:
+        cls, stored: SlideFeatures, layers: dict[str, NDArray[np.float32]], untaught: NDArray[np.bool_] | None = None,
+        outside: str = "",
+    ) -> Heatmap:  # fmt: skip
         """Lay tile values (N,) on the lattice; where tiles overlap, a cell is the mean of the tiles over it."""
         origin = stored.grid.origin
         stride = stored.grid.stride_l0
@@ -58,16 +60,17 @@ class Heatmap:
         nothing = np.isnan(drawn[0])
         unread = _covered(stored.unread, place, reach, (rows, columns)) & nothing
         strange = _covered(untaught, place, reach, (rows, columns)) & ~nothing if untaught is not None else np.zeros_like(nothing)
-        return cls(tuple(layers), drawn, unread, strange, (float(origin[0]), float(origin[1])), stride, stored.mpp)
+        return cls(tuple(layers), drawn, unread, strange, (float(origin[0]), float(origin[1])), stride, stored.mpp, outside)
 
     @classmethod
-    def from_layers(cls, stored: SlideFeatures, names: Sequence[str], layers: NDArray[np.float32]) -> Heatmap:
+    def from_layers(cls, stored: SlideFeatures, names: Sequence[str], layers: NDArray[np.float32], outside: str = "") -> Heatmap:
         """As it was written: layers (L, rows, columns), "unread" among them. What a taught model did not know is not among them."""
         known = dict(zip(names, layers, strict=True))
         unread = known.pop("unread") > 0
         x, y = stored.grid.origin
         values = np.stack(list(known.values()))
-        return cls(tuple(known), values, unread, np.zeros_like(unread), (float(x), float(y)), stored.grid.stride_l0, stored.mpp)
+        taught = np.zeros_like(unread)
+        return cls(tuple(known), values, unread, taught, (float(x), float(y)), stored.grid.stride_l0, stored.mpp, outside)
 
     def plot(self, layer: str | None = None, ax: Axes | None = None) -> Axes:
         """Draw a layer with matplotlib, in millimetres of the slide.
@@ -96,7 +99,8 @@ class Heatmap:
         (left, top), (width, height) = np.asarray(self.origin) * self.mpp / 1000, np.asarray(self.cell_um) / 1000
         rows, columns = values.shape
         extent = (left, left + columns * width, top + rows * height, top)
-        return draw_map(values, extent, name, 1.0 if name.startswith(SCORE) else None, ax)
+        high = 1.0 if name.startswith(SCORE) else None
+        return draw_map(values, extent, name, high, ax, self.outside if name.startswith(SCORE) else "")
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
@@ -112,7 +116,7 @@ class Heatmap:
             "shown": f"{self.names[0]}, dark: {high:.3g}",
             "highest": f"{np.nanmax(values, initial=0):.3f}",
             "read": f"{read.sum():,} cells; {self.unread.sum():,} could not be",
-            "": RESEARCH_USE,
+            "": f"{self.outside}. {RESEARCH_USE}" if self.outside else RESEARCH_USE,
         }
         return as_card(rows, shown)
 

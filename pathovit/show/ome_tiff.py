@@ -15,6 +15,7 @@ from pathovit import RESEARCH_USE
 from pathovit.errors import StoreError
 from pathovit.files import open_patiently, write_atomically
 from pathovit.show.heatmap import Heatmap
+from pathovit.text import plain
 
 TILE_PX = 256
 SMALLEST_PX = 32  # the pyramid ends when the longer side is below twice this
@@ -39,7 +40,7 @@ def write_ome_tiff(path: Path, heatmap: Heatmap, trial: str = "") -> None:
         "PhysicalSizeXUnit": "µm",
         "PhysicalSizeY": height_um,
         "PhysicalSizeYUnit": "µm",
-        "Channel": {"Name": names},
+        "Channel": {"Name": [plain(name) for name in names]},  # XML takes no control characters
         "Plane": {
             "PositionX": [heatmap.origin[0] * heatmap.mpp[0]] * layers,
             "PositionXUnit": ["µm"] * layers,

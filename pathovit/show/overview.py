@@ -57,7 +57,7 @@ def score_layers(stored: SlideFeatures, prediction: SlidePrediction) -> Heatmap:
     """Evidence first, one layer per class; attention and novelty are layers of their own."""
     layers = {f"{SCORE}{name}": prediction.tile_scores[:, i] for i, name in enumerate(prediction.score_names)}
     layers |= {"attention": prediction.attention, "novelty": prediction.tile_novelty}
-    return Heatmap.from_tiles(stored, layers, prediction.untaught)
+    return Heatmap.from_tiles(stored, layers, prediction.untaught, prediction.headline if prediction.strange else "")
 
 
 def leading_class(prediction: SlidePrediction) -> int:
@@ -82,9 +82,12 @@ def draw_products(
         if layer.floor is None
         else {}
     )
+    marked = {"Unread": stored.unread, "Not taught": prediction.untaught}
+    if prediction.strange:  # programs that know no more than this file must not show a finding
+        marked["Outside what the model was made for"], name = stored.ok, f"{name} (outside)"
     write_geojson(
         folder, stored, scores, {"Attention": prediction.attention, "Novelty": prediction.tile_novelty}, name,
-        regions=regions, marked={"Unread": stored.unread, "Not taught": prediction.untaught}, max_tiles=wanted.max_geojson_tiles,
+        regions=regions, marked=marked, max_tiles=wanted.max_geojson_tiles,
         colours=colours,
     )  # fmt: skip
     score = f"tile score: {layer.names[0]} ({prediction.scale_note})" if layer.floor is not None else "taken for"
@@ -107,7 +110,9 @@ def paints_all_classes(prediction: SlidePrediction) -> bool:
 
 
 def found_regions(stored: SlideFeatures, prediction: SlidePrediction, hot_score: float) -> list[Area]:
-    """Regions at or above the threshold; of a taught model with many classes, what is taken for each."""
+    """Regions at or above the threshold; of a taught model with many classes, what is taken for each; none of a slide outside."""
+    if prediction.strange:
+        return []
     scores = np.where(prediction.untaught[:, None], np.float32("nan"), prediction.tile_scores)
     if paints_all_classes(prediction):
         taken = np.where(np.isfinite(scores[:, 0]), np.nan_to_num(scores).argmax(1), -1)
@@ -175,6 +180,8 @@ def compose(
     title, footer = _words(about, heatmap, layer, said, width - 2 * MARGIN)
     top = MARGIN + len(title) * LINE + MARGIN // 2
     tall = sum(_height(row) for row in rows) + GAP * (len(rows) - 1)
+    if layer.floor is None:  # every class is named
+        tall = max(tall, (len(layer.names) + 1) * (CHIP_PX + 8))
     sheet = Image.new("RGB", (width, top + tall + MARGIN + len(footer) * LINE), WHITE)
     draw = ImageDraw.Draw(sheet)
     for number, (line, px) in enumerate(title):
@@ -216,7 +223,8 @@ def _rows(views: Sequence[View]) -> list[list[View]]:
         shown = shown_at(views[0], max(1, round(WIDE_PX * height / width)))
         return [[shown], [shown]]
     tall = round(TALL_PX if len(views) == 1 else max(LEAST_TALL_PX, TALL_PX / len(views) ** 0.5))
-    shown_views = [shown_at(view, tall) for view in views]
+    highest = [round(WIDE_PX * view.picture.shape[0] / view.picture.shape[1]) if len(views) > 1 else tall for view in views]
+    shown_views = [shown_at(view, max(1, min(tall, most))) for view, most in zip(views, highest, strict=True)]
     return [[view, view] for view in shown_views]
 
 

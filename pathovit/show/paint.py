@@ -6,6 +6,7 @@ and blue of H&E also to eyes that confuse red and green; an answer that should n
 
 from __future__ import annotations
 
+import cmath
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ Cell = TypeVar("Cell", np.float32, np.bool_)
 GOLD, BLUE, TEAL, VERMILION, OLIVE, INDIGO, GREY = (22, 75), (8, -55), (-38, -8), (55, 45), (-18, 50), (40, -65), (0, 0)
 COLOURS = (GOLD, BLUE, TEAL, VERMILION, OLIVE, INDIGO, (62, -10), (-20, -35), (-52, 42), (20, 32), (28, -28), (-28, 14))
 WEIGHTS = 0.45, 0.85
+PALER, TURN = 0.8, 0.26  # of more classes than there are colours: times as strong, and by how much (radians), each dozen
 PALE = 0.6  # of full colour, at the threshold
 # Over what nothing is known of, in pixels of the view
 STRIPES = np.add.outer(np.arange(8), np.arange(8)) % 8 < 2
@@ -55,7 +57,13 @@ class Layer:
         return np.asarray(np.isfinite(self.strength))
 
     def colour(self, which: int) -> tuple[int, int]:
-        return GREY if self.muted else COLOURS[which % len(COLOURS)]
+        """Beyond the dozen, the same ones turned and paler: no two classes have one colour."""
+        if self.muted:
+            return GREY
+        turn, place = divmod(which, len(COLOURS))
+        a, b = COLOURS[place]
+        turned = complex(a, b) * cmath.rect(PALER**turn, TURN * turn)
+        return (a, b) if turn == 0 else (round(turned.real), round(turned.imag))
 
 
 def paint(view: View, heatmap: Heatmap, layer: Layer) -> RGB:

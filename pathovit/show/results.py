@@ -101,11 +101,12 @@ def load_heatmap(path: Path | str, slide: str | None = None) -> Heatmap:
     >>> heatmap.names
     ('score: tumour', 'attention', 'novelty')
     """
-    out, folder, _ = _slide_at(Path(path).absolute(), slide)
+    out, folder, record = _slide_at(Path(path).absolute(), slide)
     if not (folder.path / "heatmap.ome.tiff").is_file():
         raise NoSlidesError(f"{folder.path}: there is no map of it. Draw one with: pathovit heatmap SLIDE --out {out.path}")
     names, layers = read_ome_tiff(folder.path / "heatmap.ome.tiff")
-    return Heatmap.from_layers(load_features(folder.path), names, layers)
+    answer = record.prediction if record else None
+    return Heatmap.from_layers(load_features(folder.path), names, layers, answer.headline if answer and answer.strange else "")
 
 
 def _slide_at(path: Path, slide: str | None) -> tuple[OutFolder, SlideFolder, SlideRecord | None]:

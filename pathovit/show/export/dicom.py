@@ -25,6 +25,7 @@ from pathovit.files import put_whole
 from pathovit.show.export.slides import ExportedSlide, lacks_map
 from pathovit.show.heatmap import SCORE
 from pathovit.slides.identity import slide_files
+from pathovit.text import counted
 
 if TYPE_CHECKING:
     import highdicom as hd
@@ -114,7 +115,7 @@ def _width(level: Dataset) -> int:
 def _segmentation(slide: ExportedSlide, source: _Source) -> hd.seg.Segmentation:
     import highdicom as hd
 
-    level, classes = source.coarsest, {name: layer for name, layer in slide.drawn.items() if name.startswith(SCORE)}
+    level, classes = source.coarsest, {name: layer for name, layer in slide.drawn.items() if SCORE in name}
     width, height = _width(level), int(level.TotalPixelMatrixRows)
     together = int(np.ceil((width * height / MOST_PIXELS) ** 0.5))
     columns, rows = (max(1, side // together) for side in (width, height))
@@ -128,7 +129,7 @@ def _segmentation(slide: ExportedSlide, source: _Source) -> hd.seg.Segmentation:
         for layer in (*classes.values(), slide.drawn["unread"])
     )
     known = [np.where(np.isfinite(one), np.maximum(one, 1 / 255), 0) for one in scores]
-    names = [name.removeprefix(SCORE) for name in classes]
+    names = [name.replace(SCORE, "") for name in classes]
     told = hd.AlgorithmIdentificationSequence("pathovit", _concept("slide transformer"), pathovit.__version__)
     segments = [
         hd.seg.SegmentDescription(number, label[:64], _concept("tile score"), _concept(label), "AUTOMATIC", told)
@@ -180,10 +181,13 @@ def _report(slide: ExportedSlide, source: _Source) -> hd.sr.Comprehensive3DSR:
         )
     ]
     for number, region in enumerate(slide.regions):
-        outline = np.asarray(region.shape.exterior.coords)
+        outline, holes = np.asarray(region.shape.exterior.coords), len(region.shape.interiors)
+        called = f"{region.name} {number + 1}"
+        if holes:  # a polygon of DICOM has one line; what is measured is without them
+            called += f", and {counted(holes, 'hole')} in it that the outline does not show"
         groups.append(
             hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
-                hd.sr.TrackingIdentifier(_uid(slide, f"region {number}"), f"{region.name} {number + 1}"),
+                hd.sr.TrackingIdentifier(_uid(slide, f"region {number}"), called),
                 hd.sr.ImageRegion3D("POLYGON", source.millimetres(outline), source.finest.FrameOfReferenceUID),
                 finding_type=_concept(region.name),
                 algorithm_id=told,

@@ -75,13 +75,15 @@ def _high(layer: NDArray[np.float32]) -> float:
 def _regions(slide: ExportedSlide, shape: tuple[int, int]) -> tuple[NDArray[np.uint8], dict[int, str]]:
     """Cells (rows, columns) whose centre lies in a region, as numbers of classes, and their names; 0 is none."""
     grid = slide.features.grid
-    rows, columns = np.indices(shape)
-    x, y = ((place + 0.5) * grid.stride_l0[axis] + grid.origin[axis] for axis, place in enumerate((columns, rows)))
+    x, y = ((np.arange(shape[1 - axis]) + 0.5) * grid.stride_l0[axis] + grid.origin[axis] for axis in (0, 1))
     legend = {name: value for value, name in enumerate(sorted({region.name for region in slide.regions}), 1)}
     cells = np.zeros(shape, np.uint8)
     for region in slide.regions:
         prepare(region.shape)
-        cells[contains_xy(region.shape, x, y)] = legend[region.name]
+        left, top, right, bottom = region.shape.bounds
+        across, down = slice(*np.searchsorted(x, (left, right))), slice(*np.searchsorted(y, (top, bottom)))  # else of all cells
+        inside = contains_xy(region.shape, *np.meshgrid(x[across], y[down]))
+        cells[down, across][inside] = legend[region.name]
     return cells, {value: name for name, value in legend.items()}
 
 

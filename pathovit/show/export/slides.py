@@ -17,7 +17,7 @@ from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.records import SlideRecord
 from pathovit.outputs.store import FeatureStore
-from pathovit.show.heatmap import values_of_tiles
+from pathovit.show.heatmap import SCORE, values_of_tiles
 from pathovit.show.ome_tiff import read_ome_tiff
 from pathovit.show.qupath import Annotation, read_annotations
 
@@ -57,7 +57,14 @@ class ExportedSlide:
         if not self.map.is_file():
             return {}
         names, layers = read_ome_tiff(self.map)
+        if self.is_outside:  # other programs would show them as scores
+            names = tuple(f"outside the model, {name}" if name.startswith(SCORE) else name for name in names)
         return dict(zip(names, layers, strict=True))
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether the model was not made for it, so that its scores mean nothing."""
+        return self.record.prediction is not None and self.record.prediction.strange
 
     @cached_property
     def regions(self) -> list[Annotation]:

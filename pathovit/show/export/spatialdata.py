@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from shapely import STRtree, box, centroid
 
 from pathovit import RESEARCH_USE
@@ -43,7 +44,12 @@ def write_spatialdata(folder: Path, slide: ExportedSlide) -> None:
     tile, piece = STRtree(pieces).query(centroid(squares), predicate="intersects")
     of_piece = np.zeros(len(read), np.int64)
     of_piece[tile] = piece
-    measured = {re.sub(r"[^\w.-]+", "_", name): values for name, values in slide.measured.items()}  # what its names may hold
+    measured: dict[str, NDArray[np.float32]] = {}
+    for name, values in slide.measured.items():
+        key = stem = re.sub(r"[^\w.-]+", "_", name)  # what its names may hold
+        while key in measured:  # `ER +` and `ER ?` are two
+            key = f"{stem}_{len(measured)}"
+        measured[key] = values
     table = stored.to_anndata(measured)
     table.obs = table.obs.assign(tile_id=read, library_id=pd.Categorical([TILES] * len(read)))
     shapes = {

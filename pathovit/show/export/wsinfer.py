@@ -136,6 +136,13 @@ def fit_head(slides: Sequence[ExportedSlide]) -> tuple[Head, list[SlideError]]:
     made_by: Values = {}
     for known in slides:
         slide = replace(known)
+        if slide.is_outside:
+            failed.append(
+                SlideError(
+                    slide.out.called(slide.record), "it is outside what the model was made for: nothing is learned from its map."
+                )
+            )
+            continue
         try:
             scores = {name.removeprefix(SCORE): values for name, values in slide.measured.items() if name.startswith(SCORE)}
         except SlideError as error:
@@ -159,7 +166,9 @@ def fit_head(slides: Sequence[ExportedSlide]) -> tuple[Head, list[SlideError]]:
         wanted.append(_logits(np.stack([values[read] for values in scores.values()], 1)))
     classes = made_by.get("classes", ())
     if not features:
-        raise SettingsError("--to wsinfer: no slide here has a map. Make one with: pathovit run SLIDES")
+        raise SettingsError(
+            "--to wsinfer: no slide here has a map of a model that was made for it. Make one with: pathovit run SLIDES, or pathovit teach"
+        )
     groups = np.repeat(np.arange(len(features)), [len(part) for part in features])
     if len(features) == 1:
         groups = np.arange(len(features[0])) * FOLDS // len(features[0])  # of one slide: bands of rows, apart from each other
