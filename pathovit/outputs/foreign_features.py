@@ -8,6 +8,7 @@ AtlasPatch   a group `features` of several encoders, coords of five columns; all
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +29,9 @@ MOST_TILES, MOST_DIM = 5_000_000, 65_536
 MOST_GROWTH = 1000  # of what a file claims to hold, by its size
 FILTERS = {1, 2, 3, 4, 5, 6, 32000}  # that come with HDF5, and lzf: others are libraries from anywhere
 NOMINAL = "nominal magnification"
+USUAL_MPP = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # of the objectives that CLAM's users speak of
+MOST = 0.98  # share of gaps
+LIKE_ASKED = 0.15  # by which tiles may differ from what was asked for: scanners' objectives of 40 are 0.22 to 0.27 um
 Attributes = Mapping[str, Any]
 
 
@@ -46,11 +50,17 @@ class ForeignFeatures:
     mpp_source: str
     size: tuple[int, int]  # of level 0; as far as tiles reach, where it is not said
     size_known: bool
+    asked_mpp: float | None = (
+        None  # um per pixel of a tile, as the encoder's user asked for it; whole level-0 pixels do not give that
+    )
+    tiles: int | None = None  # of the slide, where only some were taken, for a trial
     remarks: tuple[str, ...] = ()  # what must be said of it
 
     @property
     def tile_mpp(self) -> float:
-        return self.tile_l0 * self.mpp[0] / self.tile_px
+        """What was asked for, where it is known: so slides of scanners that differ by a little can be learned from together."""
+        found = self.tile_l0 * self.mpp[0] / self.tile_px
+        return self.asked_mpp if self.asked_mpp and abs(found / self.asked_mpp - 1) < LIKE_ASKED else found
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,7 @@ def read_foreign(path: Path, asked: Asked) -> ForeignFeatures:
                 if fits(file):
                     opened = _Open(path, file, program, asked)
                     found = read(opened)
-                    return replace(found, remarks=tuple(opened.remarks))
+                    return replace(found, remarks=tuple(opened.remarks), tiles=opened.tiles())
     except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
         if isinstance(error, StoreError | SettingsError):
             raise
@@ -128,6 +138,13 @@ class _Open:
         if not np.isfinite(coords).all():
             raise StoreError(self.path, "some of its positions are no numbers.")
         return values, coords
+
+    def tiles(self) -> int | None:
+        """Of the slide, as we noted it where only some of them were taken."""
+        about = [self.file.attrs, *(one.attrs for one in self.file.values())]
+        noted = next((str(attrs["trial"]) for attrs in about if attrs.get("trial")), "")
+        found = re.search(r"of ([\d,]+) tiles", noted)
+        return int(found[1].replace(",", "")) if found else None
 
     def mpp(self, attributes: Attributes) -> tuple[XY, str]:
         """um per level-0 pixel, and where that is from: what was given, what is stated, or the objective."""
@@ -199,9 +216,12 @@ def _of_pixels(
     xy = np.rint(coords[:, :2]).astype(np.int64)
     stride = stride_of(xy, tile_l0 * (1 - overlap / tile_px))
     known = min(size) > 0
+    power = float(about.get("target_magnification", 0))
+    wanted = float(about.get("target_mpp", 0)) or (10 / power if power > 0 else None)
     return ForeignFeatures(
-        open.program, encoder, features, xy, tile_px, tile_l0, stride, mpp, source, size if known else _reach(xy, tile_l0), known
-    )
+        open.program, encoder, features, xy, tile_px, tile_l0, stride, mpp, source, size if known else _reach(xy, tile_l0), known,
+        wanted,
+    )  # fmt: skip
 
 
 def _clam(open: _Open) -> ForeignFeatures:
@@ -214,17 +234,25 @@ def _clam(open: _Open) -> ForeignFeatures:
             f"{open.path.name}: CLAM stores no pixel size. Give it with --mpp, or the column mpp of a --manifest."
         )
     mpp, source = open.mpp(about)
-    level, tile_px = int(about.get("patch_level", 0)), round(_positive(open, about, "patch_size"))
+    level, side = int(about.get("patch_level", 0)), round(_positive(open, about, "patch_size"))
     downsample = np.asarray(about.get("downsample", about.get("custom_downsample", 0 if level else 1)), np.float64).ravel()
     if not downsample.size or downsample[0] < 1:
         raise StoreError(open.path, f"its tiles are of level {level}, and how much smaller that is is not said.")
-    tile_l0 = tile_px * float(downsample[0])
+    tile_l0 = side * float(downsample[0])
+    tile_px = round(float(about.get("target_px", side)))  # ours: CLAM's own are pixels of a level
     xy = np.rint(coords[:, :2]).astype(np.int64)
     size = np.asarray(about["level_dim"]).ravel() * downsample[0] if "level_dim" in about else np.zeros(2)
     known = bool(size.min() > 0)
     whole = (round(float(size[0])), round(float(size[1]))) if known else _reach(xy, tile_l0)
     encoder = open.encoder(None, IN_TRIDENT, open.file["features"].attrs)
-    return ForeignFeatures("CLAM", encoder, features, xy, tile_px, tile_l0, stride_of(xy, tile_l0), mpp, source, whole, known)
+    asked = (
+        float(about["target_mpp"])
+        if "target_mpp" in about
+        else min(USUAL_MPP, key=lambda usual: abs(tile_l0 * mpp[0] / tile_px / usual - 1))
+    )
+    return ForeignFeatures(
+        "CLAM", encoder, features, xy, tile_px, tile_l0, stride_of(xy, tile_l0), mpp, source, whole, known, asked
+    )
 
 
 def _clam_patches(open: _Open) -> Attributes:
@@ -260,8 +288,9 @@ def _stamp(open: _Open) -> ForeignFeatures:
     encoder = open.encoder(about.get("extractor", ""), IN_STAMP, about)
     source = "STAMP (tile_size_um by tile_size_px: pixels of tiles, not of the slide)"
     return ForeignFeatures(
-        "STAMP", encoder, features, xy, tile_px, tile_px, stride_of(xy, tile_px), (mpp, mpp), source, _reach(xy, tile_px), False
-    )
+        "STAMP", encoder, features, xy, tile_px, tile_px, stride_of(xy, tile_px), (mpp, mpp), source, _reach(xy, tile_px), False,
+        float(about["target_mpp"]) if "target_mpp" in about else None,
+    )  # fmt: skip
 
 
 def _atlaspatch(open: _Open) -> ForeignFeatures:
@@ -277,7 +306,7 @@ def _atlaspatch(open: _Open) -> ForeignFeatures:
 
 
 def stride_of(xy: NDArray[np.int64], otherwise: float) -> float:
-    """Distance of neighbouring tiles: the most frequent gap within rows and columns; `otherwise`, where no two are in one."""
+    """Distance of neighbouring tiles: the most frequent gap within rows and columns; `otherwise`, where no two are in one, or all gaps are multiples of it: tiles are missing between them."""
     gaps = []
     for axis in (0, 1):
         order = np.lexsort((xy[:, axis], xy[:, 1 - axis]))
@@ -286,9 +315,11 @@ def stride_of(xy: NDArray[np.int64], otherwise: float) -> float:
     found = np.concatenate(gaps)
     if not found.size:
         return otherwise
+    times = np.maximum(np.rint(found / otherwise), 1)
+    if (np.abs(found - times * otherwise) <= 1 + times / 2).mean() > MOST:  # corners are rounded, and sides of tiles
+        return float(found.sum() / times.sum())
     values, counts = np.unique(found, return_counts=True)
-    likeliest = float(values[counts.argmax()])
-    return otherwise if abs(likeliest - otherwise) <= 1 else likeliest  # corners are rounded
+    return float(values[counts.argmax()])
 
 
 def _reach(xy: NDArray[np.int64], tile_l0: float) -> tuple[int, int]:

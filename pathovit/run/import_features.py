@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from pathovit.errors import NoSlidesError, SettingsError, SlideError, StoreError
 from pathovit.files import file_sha256, slide_stem
 from pathovit.geometry import XY, Box
 from pathovit.manifest import ManifestRow, read_manifest, rows_of_slides
-from pathovit.outputs.features import FeatureAttributes, TileVerdict
+from pathovit.outputs.features import FeatureAttributes, TileVerdict, trial_of
 from pathovit.outputs.folder import OutFolder, SlideFolder
 from pathovit.outputs.foreign_features import NOMINAL, Asked, ForeignFeatures, read_foreign
 from pathovit.outputs.inventory import holding
@@ -38,6 +39,7 @@ from pathovit.tables import Say
 from pathovit.text import counted
 
 LARGEST_FLOAT16 = 65_000.0
+OF_FEATURES, GRID = ("features_", "h5_files"), re.compile(r"\d+x_\d+px_\d+px_overlap")  # folders of CLAM and TRIDENT
 OTHER_FOLDERS = ("patches", "slide_features")  # of these programs, which hold no features of tiles
 
 
@@ -170,6 +172,7 @@ def _files(given: Sequence[Path]) -> list[Path]:
             raise NoSlidesError(f"{path}: there is no such file or folder.")
         inside = [path] if path.is_file() else [one for one in sorted(path.rglob("*.h5")) if not one.name.startswith(".")]
         found |= dict.fromkeys(one for one in inside if one == path or not one.parent.name.startswith(OTHER_FOLDERS))
+    _refuse_twice(list(found))
     if not found:
         pt = any(next(path.rglob("*.pt"), None) for path in given if path.is_dir())
         raise NoSlidesError(
@@ -177,6 +180,19 @@ def _files(given: Sequence[Path]) -> list[Path]:
             + (" CLAM's .pt files hold no positions: give the folder h5_files beside them." if pt else "")
         )
     return list(found)
+
+
+def _refuse_twice(files: Sequence[Path]) -> None:
+    """Features of one slide by several encoders, or for several programs, side by side: they would be several slides."""
+    there: dict[tuple[Path, str], Path] = {}
+    for file in files:
+        if file.parent.name.startswith(OF_FEATURES):
+            at = next(one for one in file.parents if not one.name.startswith(OF_FEATURES) and not GRID.fullmatch(one.name))
+            other = there.setdefault((at, file.name), file)
+            if other != file:
+                raise SettingsError(
+                    f"{other} and {file} are of one slide. Give the folder of one of them: {other.parent}, or {file.parent}."
+                )
 
 
 def _rows(files: Sequence[Path], manifest: Path, say: Say) -> Mapping[Path, ManifestRow]:
@@ -241,7 +257,7 @@ def _put(out: OutFolder, given: _Given, found: ForeignFeatures, settings: Settin
     spec = TileSpec(found.tile_px, round(found.tile_mpp, 6), max(1, round(found.tile_px * found.stride_l0 / found.tile_l0)))
     grid = TileGrid(
         spec, xy, np.ones(len(xy), np.float32), (found.tile_l0,) * 2, (found.stride_l0,) * 2, (int(xy[:, 0].min()), int(xy[:, 1].min())),
-        0, (round(found.tile_l0),) * 2, 1, 1.0, len(xy),
+        0, (round(found.tile_l0),) * 2, 1, 1.0, max(len(xy), found.tiles or 0),
     )  # fmt: skip
     encoder = {
         "encoder": found.encoder,
@@ -253,7 +269,7 @@ def _put(out: OutFolder, given: _Given, found: ForeignFeatures, settings: Settin
     recipe = EmbedRecipe(
         {
             "slide_sha256": given.sha256, "mpp": list(found.mpp), "reader": IMPORTED, "tissue": {"program": found.program},
-            "tiles": asdict(spec), "encoder": encoder, "embed": {"chunk_tiles": settings.embed.chunk_tiles, "max_tiles": None}, "steps": {},
+            "tiles": asdict(spec), "encoder": encoder, "embed": {"chunk_tiles": settings.embed.chunk_tiles, "max_tiles": len(xy) if found.tiles else None}, "steps": {},
         }
     )  # fmt: skip
     attributes = FeatureAttributes(
@@ -281,7 +297,7 @@ def _put(out: OutFolder, given: _Given, found: ForeignFeatures, settings: Settin
         survey=Survey(float(len(xy) * (found.stride_l0 * found.mpp[0] / 1000) ** 2), len(xy), remarks=tuple(remarks)),
         patient=given.patient, label=given.label, verdict=SlideVerdict.DEGRADED if degraded else SlideVerdict.OK,
         reason="; ".join([*([f"{counts.unread} of {counts.all} tiles could not be read"] if counts.unread else []), *remarks]),
-        trial="", tiles=counts, prediction=None, heatmap_check=None, seconds=sealed.seconds, recipe=recipe,
+        trial=trial_of(len(xy), found.tiles) if found.tiles else "", tiles=counts, prediction=None, heatmap_check=None, seconds=sealed.seconds, recipe=recipe,
         finish_recipe=finish_recipe(settings, None, given.patient, given.label), versions=versions(),
     )  # fmt: skip
     out.slide(known).write(record, [])

@@ -58,7 +58,7 @@ def test_what_is_exported_comes_back_where_it_was(to: str, finished: Path, tmp_p
         before, after = pathovit.load_features(finished, stem), pathovit.load_features(tmp_path / "in", stem)
         assert np.array_equal(after.features, before.features)
         assert after.recipe.encoder["encoder"] == "reference"
-        assert after.grid.spec.tile_px == (192 if to == "clam" else 96), "CLAM knows tiles as they are read"
+        assert after.grid.spec.tile_px == 96
         assert np.abs(after.centres_um() - before.centres_um()).max() < 0.5
         assert after.pitch_um == pytest.approx(before.pitch_um, rel=1e-3)
         if to != "stamp":  # whose frame is that of tiles
@@ -294,7 +294,9 @@ def test_the_distance_of_tiles_is_measured_also_on_several_grids() -> None:
     assert stride_of(lattice(step=128), 256) == 128
     assert stride_of(np.concatenate([lattice(), lattice() + (3001, 77)]), 999) == SIDE
     assert stride_of(np.array([[0, 0]]), 256) == 256
-    assert stride_of(np.rint(lattice() * 1.0007).astype(np.int64), 256.18) == 256.18, "corners are rounded"
+    assert stride_of(np.rint(lattice() * 1.0007).astype(np.int64), 256.18) == pytest.approx(256.18, abs=0.01), (
+        "corners are rounded"
+    )
 
 
 def test_a_model_learns_from_what_was_taken_over(cohort: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from pathovit.encoders.pretrain.backbone import Backbone, width_of
 from pathovit.errors import SettingsError
 
 COVERED, PLACE_PX = 0.6, 16  # share of the image, and side of what is covered together
+DECODER = 256
 PROTOTYPES, HIDDEN, BOTTLENECK = 2048, 512, 128
 STUDENT_TEMPERATURE, TEACHER_TEMPERATURE, CENTRE_MOMENTUM = 0.1, 0.05, 0.9
 LOCAL_VIEWS = 2
@@ -134,7 +135,11 @@ class Mae(Method):
                 f"--method mae: tiles of {backbone.side} px are no whole places of {self.stride} px, which this network sees. "
                 f"Use --tile-px {backbone.side // self.stride * self.stride or self.stride}."
             )
-        self.head = nn.Conv2d(width, 3 * self.stride**2, 1)
+        # What is particular to pixels is made here, and not in the features: without these layers they become nothing else.
+        layers: list[nn.Module] = [nn.Conv2d(width, DECODER, 1)]
+        for _ in range(2):
+            layers += [nn.GroupNorm(1, DECODER), nn.Conv2d(DECODER, DECODER, 3, padding=1), nn.GELU()]
+        self.head = nn.Sequential(*layers, nn.Conv2d(DECODER, 3 * self.stride**2, 1))
 
     def forward(self, images: Tensor, *given: Tensor) -> Tensor:
         """Loss of images (B, 3, H, W): of pixels that were covered, with the mean colour of the image."""

@@ -74,6 +74,8 @@ def write_clam(folder: Path, slide: ExportedSlide) -> None:
                 "wsi_name": slide.name,
                 "mpp_x": stored.mpp[0],
                 "mpp_y": stored.mpp[1],
+                "target_mpp": stored.grid.spec.mpp,
+                "target_px": stored.grid.spec.tile_px,
             }
         )
     buffer = io.BytesIO()
@@ -95,6 +97,7 @@ def write_stamp(folder: Path, slide: ExportedSlide) -> None:
                 "unit": "um",
                 "tile_size_um": stored.tile_l0[0] * stored.mpp[0],
                 "tile_size_px": spec.tile_px,
+                "target_mpp": spec.mpp,
                 "code_hash": f"pathovit-{__version__}",
                 "feat_type": "tile",
                 "trial": stored.trial,
