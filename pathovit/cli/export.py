@@ -44,12 +44,13 @@ def export(
     for error in done.failed:
         options.note(str(error))
     for why, left in done.left_out.items():
-        options.note(f"left out {counted(len(left), 'slide')} ({some(left)}): {why}")
+        called = [out.name_of(slide_id) or slide_id for slide_id in left]
+        options.note(f"left out {counted(len(left), 'slide')} ({some(called)}): {why}")
     for remark in done.remarks:
         options.note(remark)
     if not done.written:
         sys.stderr.write("Nothing was written.\n")
-        sys.exit(3 if damaged or done.failed else 0)
+        sys.exit(3)
     which = "" if FORMATS[to].whole else f"; {MAPPING} says which is which"
     sys.stderr.write(f"{counted(done.written, 'slide')} written to {target}, for {FORMATS[to].readers}{which}.\n")
     if damaged or done.failed:

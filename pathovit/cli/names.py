@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +30,8 @@ def names(
         raise SettingsError(
             f"{folder}: there is no {PRIVATE} here. Results of --keep-names tell names themselves; others need that file."
         )
+    if not os.access(folder / PRIVATE, os.R_OK):
+        raise SettingsError(f"{folder / PRIVATE}: you may not read it: it is for its owner alone.")
     Names.read(folder)  # raises, where it is damaged
     found = OutFolder(folder).names()
     patients = {name: known for known, name in found.patients.items()}

@@ -16,7 +16,7 @@ from pathovit.errors import NoSlidesError, SettingsError
 from pathovit.machine import threads_for, wait_passively
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.records import RecordError
-from pathovit.outputs.runs import RUN, last_run
+from pathovit.outputs.runs import RUN, all_runs, last_run
 from pathovit.run.progress import Steps
 from pathovit.settings import Settings, on_this_machine, settings_from_dict
 
@@ -70,10 +70,11 @@ def predict(
 
 
 def last_settings(out: Path) -> Settings:
-    """The settings of the last run into a folder, as far as they hold for another one here."""
+    """The settings of the last run into a folder that did anything there, as far as they hold for another one here."""
     try:
         folder = OutFolder(out)
-        record = last_run(folder).with_names(folder.names())
+        last = last_run(folder)
+        record = next((run for run in all_runs(folder) if run.did_something), last).with_names(folder.names())
     except RecordError as error:
         raise NoSlidesError(f"{out}: no run was made into it ({error}). Use `pathovit run`.") from error
     return on_this_machine(settings_from_dict(dict(record.settings), f"{out / RUN}"))

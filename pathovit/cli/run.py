@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -151,10 +152,10 @@ def _say_goodbye(result: RunResult) -> None:
         )
     if (out.path / PRIVATE).is_file():
         say(
-            f"Names:        {out.path / PRIVATE} (for you alone: results speak of ids; pathovit names {out.path}, or --keep-names)\n"
+            f"Names:        {out.path / PRIVATE} (for you alone: results speak of ids; pathovit names {quote(str(out.path))}, or --keep-names)\n"
         )
     if any(state.done for state in states):
-        say(f"Review:       pathovit review {out.path}\n")
+        say(f"Review:       pathovit review {quote(str(out.path))}\n")
     if result.record.demonstration and any(state.done for state in states):
         say(f"\n{TRAIN_HINT}\n")
 

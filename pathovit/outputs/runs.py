@@ -124,6 +124,11 @@ class RunRecord:
                 step_versions=dict(found["step_versions"]),
             )
 
+    @property
+    def did_something(self) -> bool:
+        """Not a run of which every slide was refused, nor a call that was; one that was killed may have."""
+        return not self.error and (not self.outcomes or any(outcome.stage == "done" for outcome in self.outcomes))
+
     def without_names(self, names: Names) -> RunRecord:
         """The record as it is stored: what was given is noted among the names."""
         paths = {f"{table}.{name}": value for table, name in PATHS if (value := self.settings[table][name]) not in OF_NOBODY}

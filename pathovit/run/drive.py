@@ -25,7 +25,7 @@ from pathovit.outputs.records import Outcome, SlideRecord
 from pathovit.reasons import EXPLAINED, Code
 from pathovit.run.dask_cluster import Death, death_of, open_client, slots_of
 from pathovit.run.plan import SlideJob, SlidePlan, Twin, recognise_slide
-from pathovit.run.schedule import SLOTS, Free, SlideState, Step, next_step, reason_of
+from pathovit.run.schedule import SLOTS, Free, SlideState, Step, next_step, reason_of, two_owners
 from pathovit.run.worker import TOPIC, Failed, Message, Ok, Work, in_worker
 from pathovit.slides.check import check_kind
 from pathovit.text import counted
@@ -281,7 +281,7 @@ class Drive:
     def _planned(self, state: SlideState, plan: SlidePlan | Twin) -> None:
         if isinstance(plan, Twin):
             first = next(s for s in state.like(self.states) if s.plan and s.plan.slide_id == plan.slide_id)
-            if what := _two_owners(state.job, first.job):
+            if what := two_owners(state.job, first.job):
                 said = f"it is the same slide as {first.job.path}, byte for byte, and the manifest has two {what} for it. Mend its rows."
                 state.fail(SlideError(state.job.path, said, Code.SAME_SLIDE))
                 return
@@ -310,18 +310,14 @@ class Drive:
         if self.leases.joined:
             self.leases.give_back(state.lease)
         outcome = None
-        if state.error is not None or state.twin_of is not None:
+        if state.code != Code.OTHER_RECIPE and (
+            state.error is not None or state.twin_of is not None
+        ):  # what lies there stays true
             outcome = Outcome(
                 state.job.called, state.told.splitlines()[0], state.slide_id, state.twin_of is not None, state.job.patient,
                 date.today().isoformat(), state.code,
             )  # fmt: skip
         self.work.out.settle(state.job.path, state.slide_id, outcome)
-
-
-def _two_owners(job: SlideJob, first: SlideJob) -> str:
-    """What a table says otherwise of the same slide given twice: one of its rows is wrong, and would be learned from."""
-    given = {"patients": (job.patient, first.patient), "labels": (job.label, first.label)}
-    return next((what for what, (a, b) in given.items() if a and b and a != b), "")
 
 
 def _in_short(record: SlideRecord) -> SlideRecord:

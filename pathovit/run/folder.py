@@ -243,7 +243,7 @@ def _names(out: OutFolder, settings: Settings, say: Say) -> Names | None:
     if settings.run.keep_names:
         return None
     if Names.are_closed(out.path):
-        say(f"{PRIVATE} is another user's: what the ids of this run stand for is noted nowhere")
+        say(f"{PRIVATE} cannot be written by you: what the ids of this run stand for is noted nowhere")
     return Names.read(out.path)
 
 

@@ -202,3 +202,9 @@ def next_step(
         state.stage = "finishing"
         return state, Step("finish", worker.finish, (state.plan, work), {"other": 1}), at
     return None
+
+
+def two_owners(job: SlideJob, first: SlideJob) -> str:
+    """What a table says otherwise of the same slide given twice: one of its rows is wrong, and would be learned from."""
+    given = {"patients": (job.patient, first.patient), "labels": (job.label, first.label)}
+    return next((what for what, (a, b) in given.items() if a and b and a != b), "")

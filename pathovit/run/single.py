@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pathovit.errors import SettingsError
+from pathovit.errors import PathovitError, SettingsError
 from pathovit.model.card import REFERENCE, require_evidence
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.inventory import writing
 from pathovit.outputs.names import Names
+from pathovit.outputs.runs import RunLog, RunRecord, SlideOutcome
+from pathovit.run.folder import show_results
 from pathovit.run.jobs import told
 from pathovit.run.plan import SlideJob, SlidePlan, plan_slide, with_mpp
 from pathovit.settings import Settings, as_settings
@@ -33,7 +36,7 @@ def analyse_slide(
 ) -> tuple[SlidePrediction, Heatmap]:
     """Carry one slide: file -> Slide -> TissueMask -> TileGrid -> SlideFeatures -> SlidePrediction -> Heatmap.
 
-    The same steps as `pathovit run`, in this process, with the same files under `out`.
+    The same steps as `pathovit run`, in this process, with the same files under `out`: table, report and record of the call, too.
 
     Parameters
     ----------
@@ -63,6 +66,7 @@ def analyse_slide(
 
     settings, folder = as_settings(settings), OutFolder(Path(out))
     if isinstance(model, Path | str):
+        settings = replace(settings, heatmap=replace(settings.heatmap, model=str(model)))
         model = load_model(model)
     require_evidence(model.card, model.name)
     if encoder is None and settings.embed.encoder != REFERENCE:
@@ -80,21 +84,43 @@ def analyse_slide(
         encoder = load_encoder(
             str(encoder), embed.weights, settings.run.device, embed.precision, settings.tiles.tile_px, embed.engine
         )
+    began = time.monotonic()
     with writing(folder.path):
         names = None if settings.run.keep_names else Names.read(folder.path)
         (job,) = told([with_mpp(SlideJob(Path(path).absolute()), mpp)], names)
-        plan = plan_slide(job, folder, settings, encoder, model, overwrite=False)
-        assert isinstance(plan, SlidePlan), "no slide was given before"
-        if not plan.embedded:
-            with make_embedder(encoder, settings) as embedder:
-                for part in range(plan.parts(settings.embed.part_tiles)):
-                    embed_part(plan, part, folder, settings, embedder, lambda tiles: None)
-        if plan.done is None:
-            finish_slide(plan, folder, settings, model)
+        log = RunLog(folder, _asked(job, settings, encoder, model), names)
+        try:
+            plan = plan_slide(job, folder, settings, encoder, model, overwrite=False)
+            assert isinstance(plan, SlidePlan), "no slide was given before"
+            if not plan.embedded:
+                with make_embedder(encoder, settings) as embedder:
+                    for part in range(plan.parts(settings.embed.part_tiles)):
+                        embed_part(plan, part, folder, settings, embedder, lambda tiles: None)
+            if plan.done is None:
+                finish_slide(plan, folder, settings, model)
+        except PathovitError as error:
+            log.refuse(error)
+            raise
         folder.settle(job.path, plan.slide_id, None)  # that a run failed on it before is over
         if names is not None:
             names.note(job.path, None, plan.slide_id)
             names.write(folder.path)
         stored = plan.store(folder).read()
+        outcome = SlideOutcome(job.called, "done", plan.slide_id, "", "")
+        show_results(folder, log.end(0, time.monotonic() - began, (outcome,)))
     prediction = model.predict(stored, settings.answer.error_rate)
     return prediction, score_layers(stored, prediction)
+
+
+def _asked(job: SlideJob, settings: Settings, encoder: Encoder, model: SlideModel) -> RunRecord:
+    settings = replace(settings, embed=replace(settings.embed, encoder=encoder.name))
+    return RunRecord(
+        command=("analyse_slide",),
+        started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        settings=settings.to_dict(),
+        weights_sha256=encoder.weights_sha256,
+        model=settings.heatmap.model,
+        model_sha256=model.sha256,
+        demonstration=model.card.demonstration,
+        slides=(job.file_id or str(job.path),),
+    )

@@ -114,5 +114,7 @@ def said_of_few(cohort: Cohort, parts: Parts, crossed: Crossed | None) -> list[s
         error = 1 - BY_CHANCE ** (1 / len(bags))
         said.append(
             text + f"without a single error among them, {error:.0%} of all patients may still be answered wrongly (95 % limit)."
+            if target.is_classification
+            else text + "so few say little of others; the intervals show how little."
         )
     return said

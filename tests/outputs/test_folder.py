@@ -211,7 +211,7 @@ def test_only_what_no_slide_can_get_past_ends_a_run(squares: Path, tmp_path: Pat
     step: Any = type("Step", (), {"name": "start"})()
     driving._take(state, step, Failed(StoreError(squares, "another recipe")))
     assert (state.stage, state.reason) == ("failed", "another recipe")
-    with pytest.raises(SettingsError):
+    with pytest.raises(SettingsError, match="no such device"):
         driving._take(state, step, Failed(SettingsError("no such device")))
 
 

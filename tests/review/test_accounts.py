@@ -73,12 +73,12 @@ def test_damaged_accounts_are_refused(tmp_path: Path, content: str) -> None:
 
 
 def test_wrong_roles_names_and_assignments_are_refused() -> None:
-    for wrong in (
-        lambda: Readers().added("A", "boss"),
-        lambda: Readers().added(" ", "reader"),
-        lambda: Readers().assigned("some"),
+    for wrong, said in (
+        (lambda: Readers().added("A", "boss"), "boss"),
+        (lambda: Readers().added(" ", "reader"), "name"),
+        (lambda: Readers().assigned("some"), "some"),
     ):
-        with pytest.raises(SettingsError):
+        with pytest.raises(SettingsError, match=said):
             wrong()
     with pytest.raises(SettingsError, match="there are A"):
         Readers().added("A", "reader")[0].without("B")

@@ -51,6 +51,7 @@ def test_a_run_leaves_a_tissue_map_of_every_slide(out: Path) -> None:
 
 def test_nothing_is_drawn_again_and_no_letter_changes_when_nothing_is_new(out: Path) -> None:
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (out / "tissue").glob("*.jpg")}
+    assert len(before) == 3
     first = areas(out)
     with pytest.MonkeyPatch.context() as patch:  # a folder of thousands is not read for nothing
         patch.setattr(FeatureStore, "read", lambda store: pytest.fail(f"{store.path} is read again"))

@@ -180,7 +180,9 @@ def test_ome_zarr_is_valid_and_lies_where_the_tiles_are(
 def test_ome_zarr_is_what_the_models_of_its_specification_say(version: str, finished: Path, tmp_path: Path) -> None:
     models = pytest.importorskip("ome_zarr_models")
     assert call(finished, "--to", "ome-zarr" if version == "0.5" else "ome-zarr-0.4", "--folder", tmp_path).exit_code == 0
-    for path in tmp_path.glob("*.ome.zarr"):
+    paths = list(tmp_path.glob("*.ome.zarr"))
+    assert len(paths) == 3
+    for path in paths:
         image = models.open_ome_zarr(zarr.open_group(path, mode="r"))
         assert type(image).__name__ == "Image"
         assert image.ome_zarr_version == version

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathovit.show.export.slides import ExportedSlide, lacks_map, named
 from pathovit.show.export.spatialdata import write_spatialdata
 from pathovit.show.export.tiles import write_anndata, write_csv, write_parquet
 from pathovit.show.export.wsinfer import write_wsinfer
+from pathovit.text import counted
 
 MAPPING = "slides.csv"
 MOST_ROUNDED = 0.15  # of a resolution, when it is called by an objective
@@ -78,6 +80,7 @@ def export(
     """
     if to not in FORMATS:
         raise SettingsError(f"--to {to!r} is unknown. Use {', '.join(FORMATS)}.")
+    _refuse_other_tables(folder / MAPPING)
     records, _ = out.finished()
     fit, left_out = [], defaultdict(list)
     at_hand = files_at_hand(out) if FORMATS[to].of_files else {}
@@ -105,8 +108,30 @@ def export(
         written.append(_row(slide, naming))
         remarks |= set(_remarks(FORMATS[to], slide))
     if written:
-        write_atomically(folder / MAPPING, csv_table(list(written[0]), written))
+        earlier = _earlier(folder / MAPPING, list(written[0]), {str(row["name"]) for row in written})
+        if earlier:
+            remarks.add(
+                f"{folder} holds {counted(len(earlier), 'slide')} of an earlier export, too, which readers of a whole folder take along"
+            )
+        write_atomically(folder / MAPPING, csv_table(list(written[0]), [*earlier, *written]))
     return Exported(len(written), tuple(failed), left_out, tuple(sorted(remarks)))
+
+
+def _earlier(path: Path, columns: Sequence[str], names: Collection[str]) -> list[Mapping[str, object]]:
+    """Rows of an export that was made into the same folder before, of files that were not written again."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [{name: row.get(name) or "" for name in columns} for row in csv.DictReader(file)]
+    return [row for row in rows if row["name"] not in names and row["name"].removeprefix("'") not in names]
+
+
+def _refuse_other_tables(path: Path) -> None:
+    """Before anything is written: a table of somebody else would be overwritten."""
+    if path.is_file():
+        with path.open(encoding="utf-8", errors="replace") as file:
+            if not file.readline().startswith("name,slide_id,"):
+                raise SettingsError(f"{path}: it is not of an export. Choose another --folder.")
 
 
 def _remarks(format: Format, slide: ExportedSlide) -> list[str]:
