@@ -157,9 +157,15 @@ def write_atomically(path: Path, content: bytes, private: bool = False) -> None:
         tried_again(lambda: _put_in_place(path, content, 0o600 if private else 0o666))
 
 
+def _beside(path: Path) -> Path:
+    """A temporary name, in the same folder; of a name that is as long as names can be, its end."""
+    end = os.fsencode(path.name)[-120:].decode("utf-8", "ignore")
+    return path.with_name(f".{end}.{uuid.uuid4().hex[:8]}.partial")
+
+
 def _put_in_place(path: Path, content: bytes, mode: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    temporary = _beside(path)
     try:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(content)
@@ -176,7 +182,7 @@ def put_whole(path: Path) -> Iterator[Path]:
     """A place to write a file or folder at, for libraries that do it themselves; it gets its name when all is written, else nothing stays."""
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+        temporary = _beside(path)
         try:
             yield temporary
             for written in (temporary, *temporary.rglob("*")):

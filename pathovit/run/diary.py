@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pathovit import __version__
+from pathovit.errors import SettingsError
 from pathovit.files import storage_errors
 from pathovit.outputs.names import LOG
 from pathovit.run.progress import outcome
@@ -37,8 +38,10 @@ class Diary:
             return
         lines = [plain(line) for line in text.splitlines()] or [""]
         whole = "\n    ".join([f"{time.strftime('%Y-%m-%d %H:%M:%S')} [{os.getpid()}] {lines[0]}", *lines[1:]])
+        if self._path.is_symlink():  # of a folder that somebody gave: what it leads to is not written to
+            raise SettingsError(f"{self._path} is a link, and is not followed. Remove it.")
         with storage_errors(self._path):
-            handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             try:
                 os.write(handle, f"{whole}\n".encode("utf-8", "replace"))
             finally:

@@ -14,6 +14,7 @@ from pathovit.outputs.lease import lease
 from pathovit.outputs.recipe import EmbedRecipe
 from pathovit.outputs.records import RecordError, SlideRecord, TopTile
 from pathovit.outputs.store import FeatureStore
+from pathovit.run.diary import Diary
 from pathovit.slides.tiling import TileGrid
 
 TILES, DIM = 40, 3  # chunks of 16, 16 and 8
@@ -221,6 +222,22 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="is a link, and is not followed"), lease(tmp_path / "out"):
         pass
     assert (tmp_path / "victim.txt").read_text() == "precious"
+
+
+def test_a_log_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim.txt").write_text("precious")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "log.private.txt").symlink_to("../victim.txt")
+    with pytest.raises(SettingsError, match="is a link, and is not followed"):
+        Diary(tmp_path / "out", ["run"])
+    assert (tmp_path / "victim.txt").read_text() == "precious"
+
+
+def test_a_file_of_the_longest_name_is_written(tmp_path: Path) -> None:
+    for name in ("x" * 250 + ".csv", "\u00e9" * 125 + ".csv"):
+        write_atomically(tmp_path / name, b"whole")
+        assert (tmp_path / name).read_bytes() == b"whole"
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize("name", ["/proc/nowhere/out", "x" * 300, "a\x01/../" + "y" * 300])

@@ -18,7 +18,7 @@ from pathovit.encoders.pretrain.augment import altered, through, views, windows
 from pathovit.encoders.pretrain.backbone import Backbone, width_of
 from pathovit.errors import SettingsError
 
-COVERED, PLACE_PX = 0.6, 16  # share of the image, and side of what is covered together
+COVERED, PLACE_PX = 0.3, 16  # share of the image, and side of what is covered together
 DECODER = 256
 PROTOTYPES, HIDDEN, BOTTLENECK = 2048, 512, 128
 STUDENT_TEMPERATURE, TEACHER_TEMPERATURE, CENTRE_MOMENTUM = 0.1, 0.05, 0.9
