@@ -81,3 +81,16 @@ def test_objectives_that_differ_by_scanner_are_one_and_others_are_not(tmp_path: 
     assert found == {0.5}
     assert pathovit.load_features(tmp_path / "in", "c").grid.spec.mpp == 1.0
     assert pathovit.load_features(tmp_path / "in", "a").pitch_um == pytest.approx(512 * 0.2265)
+
+
+def test_damaged_features_are_mended_by_the_import_and_not_by_a_run(finished: Path, tmp_path: Path) -> None:
+    assert call("export", finished, "--to", "trident", "--folder", tmp_path / "f").exit_code == 0
+    assert call("import", tmp_path / "f", "--out", tmp_path / "in").exit_code == 0
+    folder = OutFolder(tmp_path / "in").slides()[0]
+    torn = folder.features / "features" / "c" / "0" / "0"
+    torn.write_bytes(torn.read_bytes()[:-1] + b"?")
+    said = call("verify", tmp_path / "in", "--repair")
+    assert "Mend it with: pathovit import FILE" in said.stderr, "no slide could be run for it"
+    mended = call("import", tmp_path / "f", "--out", tmp_path / "in")
+    assert "what lay there had features.zarr/features/c/0/0 missing or changed" in mended.stderr
+    assert call("verify", tmp_path / "in").exit_code == 0

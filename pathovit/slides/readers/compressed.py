@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from pathovit.errors import PASSING, TileReadError, io_error
 from pathovit.files import open_patiently, read_at, tried_again
 from pathovit.slides.readers import RGB, openjpeg
+from pathovit.slides.readers.jpeg_head import ADOBE, jpeg_head
 
 JPEG, JPEG_2000 = 7, (33003, 33005, 34712)
 LOSSLESS: dict[int, Callable[[bytes], bytes | bytearray]] = {  # by TIFF's number of the compression
@@ -41,8 +42,6 @@ LIKENESS = 0.6  # correlation of the same tile read by OpenSlide, which may move
 RGB_PAGE = 2  # TIFF's photometric tag
 SCALES = (1, 2, 4, 8)
 KEPT_BYTES = 64 * 2**20  # of decoded tiles: neighbours share them
-# Says whether the three components are RGB or YCbCr; many scanners leave it to TIFF's photometric tag.
-ADOBE = {2: b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00", 6: b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x01"}
 
 
 @dataclass(frozen=True)
@@ -348,8 +347,3 @@ def _tiled_level(page: tifffile.TiffPage, size: tuple[int, int]) -> TiledLevel:
         predicted=page.predictor == 2,
         head=jpeg_head(page) if is_jpeg else b"",
     )
-
-
-def jpeg_head(page: tifffile.TiffPage) -> bytes:
-    """What stands before a tile's or strip's own bytes, less its start-of-image: shared tables and colour transform."""
-    return (page.jpegtables or b"\xff\xd8\xff\xd9")[:-2] + ADOBE[page.photometric]

@@ -17,7 +17,8 @@ from pathovit.files import open_patiently
 from pathovit.reasons import Code
 from pathovit.slides.check import parsing
 from pathovit.slides.readers import CUT_OFF, RGB, composite, without_path
-from pathovit.slides.readers.compressed import ADOBE, JPEG, JPEG_2000, CompressedTiles, TiledLevel, jpeg_head, locate_tiles
+from pathovit.slides.readers.compressed import JPEG, JPEG_2000, CompressedTiles, TiledLevel, locate_tiles
+from pathovit.slides.readers.jpeg_head import ADOBE, jpeg_head
 
 if TYPE_CHECKING:
     import tifffile
