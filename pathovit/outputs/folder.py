@@ -34,6 +34,7 @@ from pathovit.slides.identity import FileState, content_sha256, file_state, requ
 LOOKED_AT_BYTES = 64 * 2**20  # of a finished slide that is given again
 GEOJSON = ("heatmap.geojson", "heatmap.geojson.gz")  # of a slide there is one of them
 MAPS = ("heatmap.ome.tiff", *GEOJSON, "overview.png")
+ANEW = "journal/anew"  # all features are being made again, perhaps under an answer that stays true
 PRODUCTS = (*MAPS, "top_tiles", "views")  # made of features by finishing
 
 
@@ -108,7 +109,7 @@ class SlideFolder:
             return FeaturesRecord.from_json(read_sealed(self.path / "features.json"))
         except (OSError, ValueError):  # missing or damaged: then the other one may serve
             record = self.record()
-        if record is None or (self.path / "journal").is_dir():  # features are being made again under an answer that stays true
+        if record is None or (self.path / ANEW).exists():
             return None
         inside = f"{self.features.name}/"
         files = {name.removeprefix(inside): digest for name, digest in record.products.items() if name.startswith(inside)}
@@ -207,8 +208,7 @@ class OutFolder:
 
     def slides(self) -> list[SlideFolder]:
         """In order of slide_id; links are not followed."""
-        folders = (self.path / "slides").glob("*")
-        return [SlideFolder(path) for path in sorted(folders) if path.is_dir() and not path.is_symlink()]
+        return [SlideFolder(path) for path in sorted((self.path / "slides").glob("*")) if path.is_dir() and not path.is_symlink()]
 
     def embedded(self) -> list[SlideRecord]:
         """Records of all slides whose features are whole, also where drawing was interrupted."""
@@ -248,6 +248,11 @@ class OutFolder:
         note = Note.read(self._noted(path))
         return note.sha256 if note else None
 
+    def has_answer(self, path: Path) -> bool:
+        """Whether the slide that was embedded from this path is finished."""
+        digest = self.embedded_from(path)
+        return bool(digest and (record := self.slide(self.known_as(digest, "")).record()) and record.finish_recipe)
+
     def unchanged(self, path: Path) -> str | None:
         """Digest of the slide that was embedded from this path, if the file is still there as it was then."""
         note = Note.read(self._noted(path))
@@ -258,7 +263,7 @@ class OutFolder:
 
     def superseded(self) -> set[str]:
         """Digests of slides whose file has other content now: an answer for them is an older one of the same file."""
-        notes = [note for path in (self.path / ".fingerprints").glob("*.json") if (note := Note.read(path))]
+        notes = list(filter(None, map(Note.read, (self.path / ".fingerprints").glob("*.json"))))
         return {old for note in notes for old in note.before} - {note.sha256 for note in notes}
 
     def _noted(self, path: Path) -> Path:
@@ -300,11 +305,11 @@ class OutFolder:
 
     def begin_replacing(self, key: str) -> bool:
         """Begin to replace features for a call that is known by `key`; True if the same has replaced some before, and did not end."""
-        here = self.path / ".replaced"
-        if not (here / key).is_dir():
-            shutil.rmtree(here, ignore_errors=True)
-            (here / key).mkdir(parents=True)
-        return any((here / key).iterdir())
+        here = self.path / ".replaced" / key
+        if not here.is_dir():
+            self.end_replacing()
+            here.mkdir(parents=True)
+        return any(here.iterdir())
 
     def is_replaced(self, slide_id: str) -> bool:
         return any((key / slide_id).exists() for key in (self.path / ".replaced").glob("*"))
@@ -322,7 +327,7 @@ def _failed_from(out: OutFolder, changed: int) -> Mapping[str, list[Path]]:
     """Outcomes that lie there by slide_id: one listing serves for all slides that end well."""
     found: dict[str, list[Path]] = {}
     for place, outcome in out._outcomes():
-        if not outcome.twin:
+        if outcome.slide_id and not outcome.twin:  # of others it is not known which slide they are
             found.setdefault(outcome.slide_id, []).append(place)
     return found
 

@@ -23,7 +23,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Journal:
-    path: Path  # a folder; where it is, features are being made
+    path: Path  # a folder; where it is, some features are being made
 
     def add(self, entry: Entry) -> None:
         line = json.dumps({"chunk": entry.chunk, "sha256": entry.sha256, "span": entry.span})

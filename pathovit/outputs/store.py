@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathovit.errors import StoreError
-from pathovit.files import file_sha256, fsync, storage_errors, tried_again
+from pathovit.files import file_sha256, fsync, storage_errors, tried_again, write_atomically
 from pathovit.outputs.features import FeatureAttributes, SlideFeatures, TileVerdict
-from pathovit.outputs.folder import SlideFolder
+from pathovit.outputs.folder import ANEW, SlideFolder
 from pathovit.outputs.foreign import ARRAYS, refuse_foreign
 from pathovit.outputs.journal import Entry, Journal, Span, covered_s
 from pathovit.outputs.recipe import EmbedRecipe
@@ -87,7 +87,7 @@ class FeatureStore:
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self.folder.forget(forget)
-            self._journal.path.mkdir()  # no older record vouches for what is made now
+            write_atomically(self.folder.path / ANEW, b"")  # no older record vouches for what is made now
             known = attributes.to_attributes(self.folder.slide_id) | grid.to_attributes()
             tried_again(lambda: self._lay_out(grid, dim, chunk_tiles, known, tissue, dtype))
 

@@ -282,6 +282,7 @@ class Drive:
         if isinstance(plan, Twin):
             first = next(s for s in state.like(self.states) if s.plan and s.plan.slide_id == plan.slide_id)
             if what := two_owners(state.job, first.job):
+                state.around += (first.job.path,)
                 said = f"it is the same slide as {first.job.path}, byte for byte, and the manifest has two {what} for it. Mend its rows."
                 state.fail(SlideError(state.job.path, said, Code.SAME_SLIDE))
                 return
@@ -309,10 +310,10 @@ class Drive:
             return
         if self.leases.joined:
             self.leases.give_back(state.lease)
+        if state.code == Code.OTHER_RECIPE and self.work.out.has_answer(state.job.path):  # which stays true
+            return
         outcome = None
-        if state.code != Code.OTHER_RECIPE and (
-            state.error is not None or state.twin_of is not None
-        ):  # what lies there stays true
+        if state.error is not None or state.twin_of is not None:
             outcome = Outcome(
                 state.job.called, state.told.splitlines()[0], state.slide_id, state.twin_of is not None, state.job.patient,
                 date.today().isoformat(), state.code,

@@ -140,5 +140,5 @@ def _slide_at(path: Path, slide: str | None) -> tuple[OutFolder, SlideFolder, Sl
     for outcome in out.outcomes():
         file = out.name_of(outcome.file) or outcome.file
         if slide in (file, slide_stem(file)):
-            raise NoSlidesError(f"{path}: {file} failed, and has no features: {outcome.reason}")
+            raise NoSlidesError(f"{path}: {file} failed: {outcome.reason}")
     raise NoSlidesError(f"{path}: there is no slide {slide!r} in it, but {there}")

@@ -24,7 +24,7 @@ from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.names import Names
 from pathovit.outputs.records import Outcome
 from pathovit.outputs.runs import RunRecord
-from pathovit.outputs.sealed import read_sealed
+from pathovit.outputs.sealed import read_sealed, write_sealed
 from pathovit.run.folder import exit_code
 from pathovit.run.plan import SlideJob, Twin, plan_slide
 from pathovit.run.schedule import SlideState
@@ -284,3 +284,23 @@ def test_outcomes_are_read_once_and_again_where_they_changed(tmp_path: Path, mon
     assert len(reads) == 1
     out.settle(tmp_path / "a.svs", "", replace(failed, reason="it is gone"))
     assert [outcome.reason for outcome in out.outcomes()] == ["it is gone"]
+
+
+def test_an_old_record_vouches_for_chunks_while_one_is_mended_and_for_none_while_all_are_made_anew(
+    squares: Path, tmp_path: Path, encoder: CountingEncoder
+) -> None:
+    out = OutFolder(tmp_path / "out")
+    plan = run_one(squares, out, encoder)
+    store, folder = plan.store(out), out.slide(plan.slide_id)
+    (folder.path / "features.json").unlink()  # as a version of long ago had it
+    record = read_sealed(folder.path / "slide.json")
+    record["products"] = {name: digest for name, digest in record["products"].items() if name != "features.json"}
+    write_sealed(folder.path / "slide.json", record)
+    before = store.committed()
+    assert len(before) > 1
+    kept = store.read()
+    store.write_chunk(0, kept.features[:8], kept.verdict[:8])
+    assert store.committed() == before
+    store.create(store.grid(), kept.features.shape[1], 8, store.attributes(), store.tissue(), forget=False)
+    assert folder.features_record() is None
+    assert store.committed() == set()

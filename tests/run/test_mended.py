@@ -186,3 +186,23 @@ def test_a_run_that_was_refused_changes_nothing_of_what_lies_there(finished: Pat
     after = pathovit.load_results(out)
     assert after["answer"].tolist() == before["answer"].tolist()
     assert call("heatmap", *slides, "--out", out, "--hot-score", 0.9).exit_code == 0
+
+
+def test_a_slide_refused_for_its_settings_takes_no_other_failure_along(slides: list[Path], tmp_path: Path) -> None:
+    """Of a refused slide it is not known which one it is; nor is it of a file that could not be opened."""
+    out, empty = tmp_path / "out", tmp_path / "zero.svs"
+    empty.touch()
+    assert call("embed", slides[0], empty, "--out", out, *FEW).exit_code == 3
+    done = call("embed", slides[0], "--out", out, "--max-tiles", 5)
+    assert done.exit_code == 3
+    assert "made by another recipe" in done.stderr
+    found = pathovit.load_results(out)
+    assert sorted(found["verdict"]) == ["failed", "ok"], "what lies there stays true, and zero.svs has failed"
+
+
+def test_a_slide_without_an_answer_that_is_refused_for_its_settings_has_failed(slides: list[Path], tmp_path: Path) -> None:
+    out = OutFolder(tmp_path / "out")
+    assert call("embed", slides[0], "--out", out.path, *FEW).exit_code == 0
+    (OutFolder(out.path).slides()[0].path / "slide.json").unlink()
+    assert call("embed", slides[0], "--out", out.path, "--max-tiles", 5).exit_code == 3
+    assert [outcome.code for outcome in out.outcomes()] == [Code.OTHER_RECIPE]

@@ -81,7 +81,7 @@ def test_a_slide_that_failed_is_said_to_have_failed(slides: list[Path], tmp_path
     (tmp_path / "zero.svs").touch()
     out = tmp_path / "out"
     assert call("embed", tmp_path / "zero.svs", slides[0], "--out", out, *FEW).exit_code == 3
-    with pytest.raises(NoSlidesError, match="zero.svs failed, and has no features: the file is empty"):
+    with pytest.raises(NoSlidesError, match="zero.svs failed: the file is empty"):
         pathovit.load_features(out, "zero.svs")
     with pytest.raises(SettingsError, match="no such file of regions"):
         find_regions_of(out, tmp_path / "nothere.geojson")
@@ -104,6 +104,9 @@ def test_one_slide_of_two_patients_is_refused(column: str, said: str, slides: li
     assert done.exit_code == 3
     assert f"the manifest has {said} for it" in done.stderr
     assert len(pathovit.load_results(out)) == 2
+    told = [path for path in out.rglob("*") if path.suffix in (".json", ".csv", ".html") and ".private" not in path.name]
+    assert len(told) > 5
+    assert not [path for path in told if "X.svs" in path.read_text() or "Y.svs" in path.read_text()]
     assert pathovit.load_results(out)["verdict"].tolist().count("failed") == 1
     table.write_text(f"slide,{column}\nX.svs,P1\nY.svs,P1\n")
     assert call("embed", "--manifest", table, "--out", out, *FEW).exit_code == 0
