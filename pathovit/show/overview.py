@@ -19,7 +19,7 @@ from pathovit.settings import HeatmapSettings
 from pathovit.show.heatmap import SCORE, Heatmap
 from pathovit.show.ome_tiff import write_ome_tiff
 from pathovit.show.paint import Layer, legend_colour, paint
-from pathovit.show.qupath import Area, dissolve, write_geojson
+from pathovit.show.qupath import OUTSIDE, UNREAD, UNTAUGHT, Area, dissolve, write_geojson
 from pathovit.show.sheet import (
     BLACK,
     DARK,
@@ -82,9 +82,9 @@ def draw_products(
         if layer.floor is None
         else {}
     )
-    marked = {"Unread": stored.unread, "Not taught": prediction.untaught}
+    marked = {UNREAD: stored.unread, UNTAUGHT: prediction.untaught}
     if prediction.strange:  # programs that know no more than this file must not show a finding
-        marked["Outside what the model was made for"], name = stored.ok, f"{name} (outside)"
+        marked[OUTSIDE], name = stored.ok, f"{name} (outside)"
     write_geojson(
         folder, stored, scores, {"Attention": prediction.attention, "Novelty": prediction.tile_novelty}, name,
         regions=regions, marked=marked, max_tiles=wanted.max_geojson_tiles,

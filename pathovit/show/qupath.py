@@ -35,6 +35,7 @@ from pathovit.outputs.folder import GEOJSON
 
 Feature: TypeAlias = dict[str, object]  # of GeoJSON
 MADE_BY = "pathovit review"  # of painted tiles
+UNREAD, UNTAUGHT, OUTSIDE = MARKED = ("Unread", "Not taught", "Outside what the model was made for")  # areas without an answer
 HOT_COLOUR, UNREAD_COLOUR = [200, 30, 30], [120, 120, 120]
 IS_REGION = b'"objectType": "annotation"'  # in a line
 LARGE_BYTES = 5_000_000  # above which it is compressed

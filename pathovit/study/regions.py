@@ -26,7 +26,7 @@ from pathovit.geometry import XY
 from pathovit.manifest import Names, one_spelling, some
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.folder import OutFolder
-from pathovit.show.qupath import offset, tile_squares
+from pathovit.show.qupath import MARKED, offset, tile_squares
 from pathovit.slides.outlines import Outline, files_in, read_outlines, stem_of
 from pathovit.tables import Say, spelling
 from pathovit.text import counted
@@ -186,7 +186,7 @@ def read_regions(path: Path, say: Say) -> list[Region]:
 
 
 def _is_ours(drawn: Outline) -> bool:
-    return drawn.name in ("Unread", "Not taught") or all(key in drawn.measured for key in OURS)
+    return drawn.name in MARKED or all(key in drawn.measured for key in OURS)
 
 
 def in_view(regions: Sequence[Region], bounds: XY) -> list[Region]:

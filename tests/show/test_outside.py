@@ -18,8 +18,10 @@ from typer.testing import CliRunner, Result
 import pathovit
 from pathovit.cli import commands as _registered  # noqa: F401
 from pathovit.cli.app import app
+from pathovit.errors import SettingsError
 from pathovit.model.slide_model import load_model, save_model
 from pathovit.outputs.folder import OutFolder
+from pathovit.study.regions import read_regions
 
 KEYS = ("config", "weights_sha256")
 
@@ -52,6 +54,8 @@ def test_qupath_is_shown_no_tumour(outside: Path) -> None:
         measured = {name for one in found for name in one["properties"].get("measurements", {})}
         assert "Score: tumour (outside)" in measured
         assert "Score: tumour" not in measured
+        with pytest.raises(SettingsError, match="no region with a class"):
+            read_regions(folder.path / "heatmap.geojson", lambda said: None)
 
 
 def test_a_plot_has_no_colour_and_says_why(outside: Path) -> None:

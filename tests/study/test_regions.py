@@ -16,6 +16,7 @@ from pathovit.errors import SettingsError
 from pathovit.geometry import Box
 from pathovit.outputs.features import SlideFeatures, TileVerdict
 from pathovit.outputs.folder import OutFolder
+from pathovit.show.qupath import MARKED
 from pathovit.study.regions import Meaning, Region, find_regions, label_tiles, read_regions, tiles_in
 
 SIDE = 100  # of a tile, level-0 pixels
@@ -185,13 +186,13 @@ def test_what_a_model_drew_and_what_has_no_class_teaches_nothing(tmp_path: Path)
     path = write(
         tmp_path / "s.geojson",
         feature("tumour", square(0, 0, 100, 100), measurements={"Mean score": 0.9, "Highest score": 0.9, "Area mm^2": 1.0}),
-        feature("Not taught", square(0, 0, 100, 100)),
+        *(feature(name, square(0, 0, 100, 100)) for name in MARKED),
         feature(None, square(0, 0, 100, 100)),
         feature(None, square(0, 0, 100, 100), objectType="tile"),
         feature("tumour", square(0, 0, 100, 100)),
     )
-    assert [region.number for region in read_regions(path, said.append)] == [5]
-    assert said == ["s.geojson: 1 regions without a class are left out", "s.geojson: 2 regions that a model drew are left out"]
+    assert [region.number for region in read_regions(path, said.append)] == [7]
+    assert said == ["s.geojson: 1 regions without a class are left out", "s.geojson: 4 regions that a model drew are left out"]
 
 
 @pytest.mark.parametrize(

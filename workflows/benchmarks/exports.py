@@ -27,7 +27,7 @@ from pathovit.outputs.folder import OutFolder
 from pathovit.settings import Settings
 from pathovit.show.export.formats import FORMATS, export
 from pathovit.show.export.slides import named
-from pathovit.show.qupath import dissolve, write_geojson
+from pathovit.show.qupath import UNREAD, dissolve, write_geojson
 
 
 def measure(out: Path, to: str, folder: Path, grid: int | None, told: Connection) -> None:
@@ -53,7 +53,7 @@ def draw_geojson(out: OutFolder, folder: Path, grid: int | None) -> None:
         scores = next(iter(measured.values()))
         hot = dissolve(stored, scores >= 0.5, "tumour", scores)
         write_geojson(
-            folder, stored, scores, dict(measured), "tumour", regions=hot, marked={"Unread": stored.unread},
+            folder, stored, scores, dict(measured), "tumour", regions=hot, marked={UNREAD: stored.unread},
             max_tiles=Settings().heatmap.max_geojson_tiles,
         )  # fmt: skip
 
