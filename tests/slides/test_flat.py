@@ -141,3 +141,12 @@ def test_a_progressive_jpeg_is_read(tmp_path: Path) -> None:
     Image.fromarray(tissue()).save(buffer, "JPEG", progressive=True)
     (tmp_path / "a.jpg").write_bytes(buffer.getvalue())
     assert read_all(tmp_path / "a.jpg").shape == (SIDE, SIDE, 3)
+
+
+def test_strips_of_each_colour_for_itself_are_put_together(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    planes = np.moveaxis(tissue(), 2, 0)
+    tifffile.imwrite(path, planes, photometric="rgb", planarconfig="separate", compression="jpeg", rowsperstrip=64)
+    found = read_all(path)
+    assert np.abs(found.astype(int) - tissue()).max() < 40
+    assert (found.max(2) - found.min(2)).mean() > 20, "not grey"

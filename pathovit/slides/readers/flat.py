@@ -136,7 +136,7 @@ def _load_tiff(path: Path) -> tuple[NDArray[np.uint8], Boxes]:
 
     with open_patiently(path) as file, tifffile.TiffFile(file) as tiff:
         page = _main_page(tiff)
-        _refuse_huge(path, page.imagewidth, page.imagelength)
+        _refuse_huge(path, page.imagewidth, page.imagelength, PX_BYTES if page.samplesperpixel == 3 else PX_BYTES_COPIED)
         components = page.compression == JPEG_2000[0] or (page.photometric == YCBCR and page.compression not in (JPEG, OLD_JPEG))
         if page.photometric not in PLAIN_PHOTOMETRICS or components:  # which decoders of JPEG alone make RGB of
             colours = "YCBCR" if components else page.photometric.name
@@ -146,7 +146,8 @@ def _load_tiff(path: Path) -> tuple[NDArray[np.uint8], Boxes]:
         turned = int(page.tags["Orientation"].value) if "Orientation" in page.tags else 1
         if 0 in located and turned in (0, 1):
             return _load_strictly(path, located[0])
-        if page.compression == JPEG and not page.is_tiled and page.photometric in ADOBE and turned in (0, 1):
+        whole = page.samplesperpixel == 3 and page.planarconfig != SEPARATE  # strips of all colours together
+        if page.compression == JPEG and not page.is_tiled and page.photometric in ADOBE and turned in (0, 1) and whole:
             return _load_strips(page, file)
         pixels = np.asarray(page.asarray())
         if pixels.ndim == 3 and page.planarconfig == SEPARATE:  # (3, H, W): each colour for itself
@@ -193,12 +194,14 @@ def _straight(path: Path, pixels: NDArray[np.uint8], extra: Sequence[int]) -> ND
         )
     if kind != 1:
         return pixels
-    colours = np.minimum(pixels[..., :3].astype(np.uint32) * 255 // np.maximum(alpha, 1), 255)
-    return np.concatenate([colours.astype(np.uint8), alpha], 2)
+    for top in range(0, len(pixels), BAND_ROWS):
+        band = pixels[top : top + BAND_ROWS]
+        band[..., :3] = np.minimum(band[..., :3].astype(np.uint16) * 255 // np.maximum(band[..., 3:], 1), 255)
+    return pixels
 
 
 def _load_strictly(path: Path, tiled: TiledLevel) -> tuple[RGB, Boxes]:
-    """All tiles of a JPEG 2000 file, and those that their decoder complains of."""
+    """All tiles of a file of JPEG or JPEG 2000 ones, and those that their decoder complains of."""
     tiles = CompressedTiles(path, {0: tiled})
     pixels = np.full((tiled.size[1], tiled.size[0], 3), 255, np.uint8)
     damaged = []
