@@ -13,7 +13,7 @@ from pathlib import Path, PureWindowsPath
 from pathovit.errors import SettingsError
 from pathovit.files import FLAT_SUFFIXES, SLIDE_SUFFIXES, slide_stem
 from pathovit.geometry import XY
-from pathovit.tables import NO_VALUE, PARTS, Say, Table, number, part_named, plain_name, read_table, spelling
+from pathovit.tables import NO_VALUE, PARTS, Say, Table, are_split, number, part_named, plain_name, read_table, spelling
 
 SHOWN = 5  # names that a message gives
 
@@ -58,6 +58,12 @@ def read_manifest(path: Path, say: Say = lambda text: None, asked: Collection[st
             raise SettingsError(f"{path}, line {row.line}: {row.slide.name} was named in line {seen[row.slide]} already.")
         seen[row.slide] = row.line
     return rows
+
+
+def rival_splits(rows: Sequence[ManifestRow]) -> list[str]:
+    """Columns that each say which part a row is in, where none of them was taken for the split."""
+    names = dict.fromkeys(name for row in rows for name, _ in row.labels)
+    return [] if "split" in names else [name for name in names if are_split([row.label(name) or "" for row in rows])]
 
 
 def _row(table: Table, line: int, cells: dict[str, str], patient: str | None) -> ManifestRow:

@@ -40,14 +40,16 @@ KNOWN = {
     "split": ("split", "part", "partition", "subset"),
 }  # fmt: skip
 LIKE_MPP = re.compile(r"^mpp|mpp$|microns?per|micromet(er|re)s?per|^pixelsize|^pixelspacing|^um(per|px)")
-NUMBERS_LIKE_MPP = re.compile(r"spacing$|^resolution|^physicalsize|^pixel(width|height)")  # where its cells are numbers
-LIKE_PATIENT = re.compile(r"(patient|participant|donor|subject|person).*(id|uuid|barcode|code|key|no|nr|number)$")
+NUMBERS_LIKE_MPP = re.compile(r"^(image|slide)?spacing|^resolution|^physicalsize|^pixel(width|height)")  # where cells are numbers
+LIKE_PATIENT = re.compile(  # in words, as `word_by_word` has them
+    r"\b(patients?|participant|donor|subject|person)\b.*\b(id|uuid|barcode|code|key|no|nr|number)$"
+)
 PARTS = {  # of a cohort, in the spellings of the field
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid", "dev", "tune"),
     "test": ("test", "testing", "holdout"),
 }
-LIKENESS = 0.84  # of two names, as difflib counts it: a slip of the finger, not another word
+LIKENESS, MOST_SLIPS = 0.84, 2  # of two names, as difflib counts it, and letters too many: slips of the finger, not another word
 
 
 def part_named(text: str) -> str | None:
@@ -58,6 +60,12 @@ def part_named(text: str) -> str | None:
 def plain_name(text: str) -> str:
     """A column's name without case, blanks and punctuation: `Patient ID` and `patient_id` are one, and so are `um/px` and `µm/px`."""
     return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", text).casefold()).replace("μ", "u")
+
+
+def word_by_word(text: str) -> str:
+    """A column's name in words: `PatientUUID`, `patient_uuid` and `patient.UUID` are `patient uuid`; `patient_covid` stays two others."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", unicodedata.normalize("NFKC", text))
+    return re.sub(r"[\W_]+", " ", words).casefold().strip()
 
 
 def number(text: str) -> float | None:
@@ -186,7 +194,7 @@ def _roles(
     for role, known in KNOWN.items():
         fitting = [name for name in columns if plain_name(name) in known and plain_name(name) not in asked]
         if role == "split":  # `part` may also be a part of the specimen
-            fitting = [name for name in fitting if name == role or _holds_parts(rows, columns.index(name))]
+            fitting = [name for name in fitting if name == role or _are_parts(_cells(rows, columns.index(name)))]
         if role in fitting:  # our own name
             roles[role] = role
         elif fitting:
@@ -194,8 +202,8 @@ def _roles(
             roles[role] = fitting[0]
     if "split" not in roles and "split" not in asked:
         free = [name for name in columns if plain_name(name) not in asked and name not in roles.values()]
-        if holding := [name for name in free if _is_split(rows, columns.index(name))]:
-            _refuse_two(path, "split", holding, columns, rows)
+        holding = [name for name in free if are_split(_cells(rows, columns.index(name)))]
+        if len(holding) == 1:  # of several it is not known which one counts: what needs one refuses that
             roles["split"] = holding[0]
     said = ", ".join(name or "(no name)" for name in columns)
     if "slide" not in roles:
@@ -205,8 +213,7 @@ def _roles(
         )
     for name in columns:
         if plain_name(name) not in asked:
-            place = columns.index(name)
-            _refuse_lookalike(path, name, roles, [row[place] for _, row in rows if place < len(row) and row[place]])
+            _refuse_lookalike(path, name, roles, list(filter(None, _cells(rows, columns.index(name)))))
     for role, name in roles.items():
         if name != role:
             say(f"{path.name}: {SAID[role]} from column {name}")
@@ -216,14 +223,17 @@ def _roles(
 SAID = {"slide": "slides", "patient": "patients", "mpp": "um per pixel", "mpp_y": "um per pixel in y", "split": "parts"}
 
 
-def _holds_parts(rows: Sequence[tuple[int, list[str]]], place: int) -> bool:
-    known = {*(name for names in PARTS.values() for name in names), *NO_VALUE, ""}
-    return all(plain_name(row[place]) in known for _, row in rows if place < len(row))
+def _cells(rows: Sequence[tuple[int, list[str]]], place: int) -> list[str]:
+    return [row[place] for _, row in rows if place < len(row)]
 
 
-def _is_split(rows: Sequence[tuple[int, list[str]]], place: int) -> bool:
+def _are_parts(cells: Collection[str]) -> bool:
+    return all(part_named(cell) or not cell or cell.casefold() in NO_VALUE for cell in cells)
+
+
+def are_split(cells: Collection[str]) -> bool:
     """Whether a column says of rows which part they are in, whatever it is called: else its test patients would be learned from."""
-    return _holds_parts(rows, place) and len({part_named(row[place]) for _, row in rows if place < len(row)} - {None}) > 1
+    return _are_parts(cells) and len(set(map(part_named, cells)) - {None}) > 1
 
 
 def _refuse_two(
@@ -246,10 +256,11 @@ def _refuse_lookalike(path: Path, name: str, roles: dict[str, str], cells: Seque
         if role in roles or found in KNOWN["mpp_y"]:
             continue
         near = difflib.get_close_matches(found, [known for known in KNOWN[role] if len(known) >= 5], n=1, cutoff=LIKENESS)
-        near = [known for known in near if known[0] == found[:1]]  # an inpatient is no patient
+        # An inpatient is no patient, and covid of a patient is no id.
+        near = [known for known in near if known[0] == found[:1] and abs(len(known) - len(found)) <= MOST_SLIPS]
         like = {
             "mpp": LIKE_MPP.search(found) or (numbers and NUMBERS_LIKE_MPP.search(found)),
-            "patient": LIKE_PATIENT.search(found),
+            "patient": LIKE_PATIENT.search(word_by_word(name)),
         }
         if near or like.get(role):
             raise SettingsError(f"{path}: column {name!r} looks like `{role}`, and is not. Name it `{role}`, or otherwise.")

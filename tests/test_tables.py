@@ -6,7 +6,7 @@ import pytest
 
 from pathovit.errors import SettingsError
 from pathovit.files import slide_stem
-from pathovit.manifest import existing_slide, read_manifest, rows_of_slides
+from pathovit.manifest import existing_slide, read_manifest, rival_splits, rows_of_slides
 from pathovit.model.targets import read_target
 from pathovit.tables import number, part_named, spelling
 
@@ -284,3 +284,23 @@ def test_a_first_line_of_excel_can_name_the_tab(tmp_path: Path) -> None:
 def test_a_cell_that_is_no_file_name_is_named_by_its_line(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"line 2: the slide 'aaa.*is no file name"):
         read_manifest(write(tmp_path / "l.csv", f"path\n{'a' * 300}/b.svs\n"))
+
+
+@pytest.mark.parametrize("column", ["patient_covid", "PatientAvoid", "subject_thyroid", "personal note", "tumour_spacing"])
+def test_words_that_hold_others_are_no_known_columns(column: str, tmp_path: Path) -> None:
+    (row,) = read_manifest(write(tmp_path / "l.csv", f"slide,{column}\na.svs,0.25\n"))
+    assert (row.patient, row.mpp, row.label(column)) == (None, None, "0.25")
+
+
+@pytest.mark.parametrize("column", ["PatientUUID", "patient.number", "Subject no"])
+def test_words_are_known_however_they_are_joined(column: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="looks like `patient`"):
+        read_manifest(write(tmp_path / "l.csv", f"slide,{column}\na.svs,1\n"))
+
+
+def test_of_several_columns_of_parts_none_is_taken(tmp_path: Path) -> None:
+    text = "slide,fold_0,fold_1,qc\na,train,test,valid\nb,test,train,valid\n"
+    rows = read_manifest(write(tmp_path / "l.csv", text))
+    assert [row.label("split") for row in rows] == [None, None]
+    assert rival_splits(rows) == ["fold_0", "fold_1"]
+    assert rival_splits(read_manifest(write(tmp_path / "s.csv", text.replace("qc", "split").replace("valid", "train")))) == []

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pathovit.errors import SettingsError
 from pathovit.files import slide_stem
-from pathovit.manifest import SHOWN, ManifestRow, Names, some
+from pathovit.manifest import SHOWN, ManifestRow, Names, rival_splits, some
 from pathovit.model.aggregator import WINDOW
 from pathovit.model.targets import Target, Truth, read_truth
 from pathovit.outputs.features import SlideFeatures
@@ -66,6 +66,7 @@ class Cohort:
     recipe: Values
     fixed: dict[str, str]  # patient -> part, where the table says it
     unlabelled: tuple[Bag, ...] = ()  # known by their regions alone: they can teach, and cannot judge
+    rival_splits: tuple[str, ...] = ()  # columns of the table that each name parts, and none of them was taken
     key: str = ""  # under which ids stand for patients where its features lie; empty where there are none
 
     def without(self, held_out: Sequence[Bag]) -> Cohort:
@@ -146,7 +147,8 @@ def load_cohort(
     if trial:
         say(f"these features are a trial: at most {trial} tiles of each slide (--max-tiles); so is a model of them")
     labelled, unlabelled = (tuple(bag for bag in bags if bag.is_labelled == wanted) for wanted in (True, False))
-    return Cohort(labelled, target, {**shape, "max_tiles": trial}, _fixed_parts(by_patient), unlabelled, key_of(features))
+    fixed, rivals = _fixed_parts(by_patient), tuple(rival_splits(rows))
+    return Cohort(labelled, target, {**shape, "max_tiles": trial}, fixed, unlabelled, rivals, key_of(features))
 
 
 def _marked(bag: Bag, of_slides: Sequence[Marks | None], drawn: Drawn) -> Bag:

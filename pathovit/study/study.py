@@ -65,6 +65,11 @@ def train_model(
     ------
     SettingsError : too few patients for the parts
     """
+    if cohort.rival_splits and not folds:
+        raise SettingsError(
+            f"The columns {' and '.join(cohort.rival_splits)} each say which part a slide is in. Name the one that counts `split`, "
+            "or have --folds make others."
+        )
     if folds is None:
         folds = USUAL_FOLDS if len(cohort.bags) < FEW_PATIENTS and not cohort.fixed else 0
         if folds:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_cohort import ONCE, study, table, write_slide, write_table
+from typer.testing import CliRunner
 
 from pathovit.cli import app, commands  # noqa: F401  # registers them
 from pathovit.cli.train import _forget_folds
@@ -130,3 +131,28 @@ def test_an_overwrite_that_was_interrupted_goes_on_with_its_folds(tmp_path: Path
     (tmp_path / "model.json").unlink()
     _forget_folds(tmp_path)
     assert (folds / "1").is_dir(), "the first training was interrupted: there is nothing to replace"
+
+
+def test_of_two_columns_of_parts_one_has_to_be_named(cohort: Path, tmp_path: Path) -> None:
+    rows = [
+        {**row, "fold_0": "train" if at % 2 else "test", "fold_1": "test" if at % 2 else "train"}
+        for at, row in enumerate(table(cohort))
+    ]
+    path = write_table(tmp_path / "l.csv", rows)
+    words = [
+        "train",
+        str(path),
+        "--features",
+        str(cohort / "features"),
+        "--model",
+        str(tmp_path / "m"),
+        "--kind",
+        "mean",
+        "--epochs",
+        "1",
+    ]
+    refused = CliRunner().invoke(app, words)
+    assert "The columns fold_0 and fold_1 each say which part a slide is in" in str(refused.exception)
+    assert CliRunner().invoke(app, [*words, "--folds", "2"]).exit_code == 0
+    judged = ["evaluate", str(tmp_path / "m"), str(path), "--features", str(cohort / "features"), "--out", str(tmp_path / "e")]
+    assert CliRunner().invoke(app, judged).exit_code == 0
