@@ -30,7 +30,7 @@ MOST_GROWTH = 1000  # of what a file claims to hold, by its size
 FILTERS = {1, 2, 3, 4, 5, 6, 32000}  # that come with HDF5, and lzf: others are libraries from anywhere
 NOMINAL = "nominal magnification"
 USUAL_MPP = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # of the objectives that CLAM's users speak of
-MOST = 0.98  # share of gaps
+MOST, FEW_GAPS = 0.98, 10  # share of gaps; fewer can be anything
 LIKE_ASKED = 0.15  # by which tiles may differ from what was asked for: scanners' objectives of 40 are 0.22 to 0.27 um
 Attributes = Mapping[str, Any]
 
@@ -317,7 +317,9 @@ def stride_of(xy: NDArray[np.int64], otherwise: float) -> float:
         return otherwise
     times = np.maximum(np.rint(found / otherwise), 1)
     if (np.abs(found - times * otherwise) <= 1 + times / 2).mean() > MOST:  # corners are rounded, and sides of tiles
-        return float(found.sum() / times.sum())
+        room = times.min()  # a grid with room between its tiles has gaps of two, four and six sides, and none of one or three
+        apart = room if len(found) >= FEW_GAPS and (times % room == 0).mean() > MOST else 1
+        return float(found.sum() / times.sum() * apart)
     values, counts = np.unique(found, return_counts=True)
     return float(values[counts.argmax()])
 

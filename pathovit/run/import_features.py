@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathovit.encoders.elsewhere import IN_TRIDENT, our_name
+from pathovit.encoders.records import RECORDS
 from pathovit.errors import NoSlidesError, SettingsError, SlideError, StoreError
 from pathovit.files import file_sha256, slide_stem
 from pathovit.geometry import XY, Box
@@ -39,7 +40,7 @@ from pathovit.tables import Say
 from pathovit.text import counted
 
 LARGEST_FLOAT16 = 65_000.0
-OF_FEATURES, GRID = ("features_", "h5_files"), re.compile(r"\d+x_\d+px_\d+px_overlap")  # folders of CLAM and TRIDENT
+OF_FEATURES, GRID = "features_", re.compile(r"h5_files|\d+x_\d+px_\d+px_overlap")  # folders of CLAM and TRIDENT
 OTHER_FOLDERS = ("patches", "slide_features")  # of these programs, which hold no features of tiles
 
 
@@ -167,12 +168,15 @@ def _damage(slide: SlideFolder, record: SlideRecord) -> str:
 
 def _files(given: Sequence[Path]) -> list[Path]:
     found: dict[Path, None] = {}
+    among: dict[Path, None] = {}  # others in a folder: what is named is meant
     for path in given:
         if not path.exists():
             raise NoSlidesError(f"{path}: there is no such file or folder.")
         inside = [path] if path.is_file() else [one for one in sorted(path.rglob("*.h5")) if not one.name.startswith(".")]
-        found |= dict.fromkeys(one for one in inside if one == path or not one.parent.name.startswith(OTHER_FOLDERS))
-    _refuse_twice(list(found))
+        inside = [one for one in inside if one == path or not one.parent.name.startswith(OTHER_FOLDERS)]
+        found |= dict.fromkeys(inside)
+        among |= dict.fromkeys(one for one in inside if one != path)
+    _refuse_twice(list(among))
     if not found:
         pt = any(next(path.rglob("*.pt"), None) for path in given if path.is_dir())
         raise NoSlidesError(
@@ -186,13 +190,21 @@ def _refuse_twice(files: Sequence[Path]) -> None:
     """Features of one slide by several encoders, or for several programs, side by side: they would be several slides."""
     there: dict[tuple[Path, str], Path] = {}
     for file in files:
-        if file.parent.name.startswith(OF_FEATURES):
-            at = next(one for one in file.parents if not one.name.startswith(OF_FEATURES) and not GRID.fullmatch(one.name))
+        if _is_of_layout(file.parent):
+            at = next(one for one in file.parents if not _is_of_layout(one))
             other = there.setdefault((at, file.name), file)
             if other != file:
                 raise SettingsError(
-                    f"{other} and {file} are of one slide. Give the folder of one of them: {other.parent}, or {file.parent}."
+                    f"{other} and {file} have one name, and would be two slides. Give the folder of one of them: {other.parent}, or "
+                    f"{file.parent}."
                 )
+
+
+def _is_of_layout(folder: Path) -> bool:
+    """Whether a folder says how features were made, and not of which slides: TRIDENT's of an encoder or a resolution, and CLAM's."""
+    encoder = our_name(folder.name.removeprefix(OF_FEATURES), IN_TRIDENT).partition(":")[0]
+    is_encoders = folder.name.startswith(OF_FEATURES) and (encoder in RECORDS or GRID.fullmatch(folder.parent.name))
+    return bool(is_encoders or GRID.fullmatch(folder.name))
 
 
 def _rows(files: Sequence[Path], manifest: Path, say: Say) -> Mapping[Path, ManifestRow]:

@@ -292,6 +292,10 @@ def test_features_of_slides_are_passed_over_and_folders_of_runs_are_refused(fini
 
 def test_the_distance_of_tiles_is_measured_also_on_several_grids() -> None:
     assert stride_of(lattice(step=128), 256) == 128
+    assert stride_of(lattice(step=512), 256) == 512, "room between tiles"
+    holes = lattice(9, 9)[np.random.default_rng(0).permutation(81)[:30]]
+    assert stride_of(holes, SIDE) == SIDE
+    assert stride_of(holes * 2, SIDE) == 2 * SIDE
     assert stride_of(np.concatenate([lattice(), lattice() + (3001, 77)]), 999) == SIDE
     assert stride_of(np.array([[0, 0]]), 256) == 256
     assert stride_of(np.rint(lattice() * 1.0007).astype(np.int64), 256.18) == pytest.approx(256.18, abs=0.01), (

@@ -56,7 +56,7 @@ def test_a_trial_stays_a_trial_and_its_tiles_lie_where_they_lay(to: str, slides:
 
 def test_one_slide_for_two_programs_is_not_two_slides(finished: Path, tmp_path: Path) -> None:
     assert call("export", finished, "--to", "h5", "--folder", tmp_path / "f").exit_code == 0
-    with pytest.raises(SettingsError, match="are of one slide. Give the folder of one of them"):
+    with pytest.raises(SettingsError, match="have one name, and would be two slides. Give the folder of one of them"):
         import_features([tmp_path / "f"], tmp_path / "in")
     (features,) = (tmp_path / "f").rglob("features_*")
     assert import_features([features], tmp_path / "in").imported == 3
@@ -94,3 +94,31 @@ def test_damaged_features_are_mended_by_the_import_and_not_by_a_run(finished: Pa
     mended = call("import", tmp_path / "f", "--out", tmp_path / "in")
     assert "what lay there had features.zarr/features/c/0/0 missing or changed" in mended.stderr
     assert call("verify", tmp_path / "in").exit_code == 0
+
+
+def test_names_of_two_sites_are_two_slides_and_those_of_two_encoders_are_one(tmp_path: Path) -> None:
+    def write(name: str, seed: int, step: int = 512) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(path, "w") as file:
+            file["features"] = np.random.default_rng(seed).normal(size=(12, 8)).astype(np.float32)
+            xy = np.stack(np.meshgrid(np.arange(4), np.arange(3)), -1).reshape(-1, 2) * step
+            about = {"patch_size": 256, "patch_size_level0": 512, "level0_magnification": 40, "target_magnification": 20}
+            file.create_dataset("coords", data=xy).attrs.update(about | {"overlap": 0, "encoder": "resnet50"})
+            file["features"].attrs["encoder"] = "resnet50"
+        return path
+
+    write("sites/features_siteA/S1.h5", 1)
+    write("sites/features_siteB/S1.h5", 2)
+    assert import_features([tmp_path / "sites"], tmp_path / "a").imported == 2
+    for folder in (
+        "one/features_uni_v1",
+        "one/features_resnet50",
+        "two/20x_256px_0px_overlap/features_x",
+        "two/10x_512px_0px_overlap/features_x",
+    ):
+        write(f"{folder}/S1.h5", sum(folder.encode()))
+    for folder in ("one", "two"):
+        with pytest.raises(SettingsError, match="have one name, and would be two slides"):
+            import_features([tmp_path / folder], tmp_path / "b")
+    assert import_features(sorted((tmp_path / "two").rglob("*.h5")), tmp_path / "b").imported == 2, "each was named"
