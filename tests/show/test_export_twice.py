@@ -25,6 +25,10 @@ def test_a_second_export_into_a_folder_keeps_what_the_table_says_of_the_first(fi
     assert {f"{row['name'].removeprefix(chr(39))}.csv" for row in rows} == {path.name for path in folder.glob("*.csv")} - {
         "slides.csv"
     }
+    saved = (folder / "slides.csv").read_bytes()
+    (folder / "slides.csv").write_bytes(b"\xef\xbb\xbf" + saved)  # by Excel
+    export(OutFolder(finished), "csv", folder)
+    assert sorted((folder / "slides.csv").read_bytes().splitlines()) == sorted(saved.splitlines())
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "slides.csv").write_text("slide,label\na,b\n")
     with pytest.raises(SettingsError, match="it is not of an export"):

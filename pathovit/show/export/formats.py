@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -80,7 +81,8 @@ def export(
     """
     if to not in FORMATS:
         raise SettingsError(f"--to {to!r} is unknown. Use {', '.join(FORMATS)}.")
-    _refuse_other_tables(folder / MAPPING)
+    if FORMATS[to].whole is None:
+        _refuse_other_tables(folder / MAPPING)
     records, _ = out.finished()
     fit, left_out = [], defaultdict(list)
     at_hand = files_at_hand(out) if FORMATS[to].of_files else {}
@@ -121,17 +123,20 @@ def _earlier(path: Path, columns: Sequence[str], names: Collection[str]) -> list
     """Rows of an export that was made into the same folder before, of files that were not written again."""
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [{name: row.get(name) or "" for name in columns} for row in csv.DictReader(file)]
+    table = csv.DictReader(io.StringIO(_text(path), newline=""))
+    rows = [{name: row.get(name) or "" for name in columns} for row in table]
     return [row for row in rows if row["name"] not in names and row["name"].removeprefix("'") not in names]
 
 
 def _refuse_other_tables(path: Path) -> None:
     """Before anything is written: a table of somebody else would be overwritten."""
-    if path.is_file():
-        with path.open(encoding="utf-8", errors="replace") as file:
-            if not file.readline().startswith("name,slide_id,"):
-                raise SettingsError(f"{path}: it is not of an export. Choose another --folder.")
+    if path.is_file() and not _text(path).startswith("name,slide_id,"):
+        raise SettingsError(f"{path}: it is not of an export. Choose another --folder.")
+
+
+def _text(path: Path) -> str:
+    """As we wrote it, or a spreadsheet saved it."""
+    return path.read_bytes().decode("utf-8-sig", "replace")
 
 
 def _remarks(format: Format, slide: ExportedSlide) -> list[str]:
