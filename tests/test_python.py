@@ -26,6 +26,8 @@ from pathovit.model.own_kinds import _REGISTERED
 from pathovit.model.slide_model import load_model, save_model
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.lease import lease
+from pathovit.outputs.runs import last_run
+from pathovit.run.single import FROM_PYTHON
 from pathovit.settings import AggregatorConfig, settings_from_dict
 
 PUBLIC = sorted(name for name in pathovit.__all__ if not isinstance(getattr(pathovit, name), str))
@@ -224,3 +226,23 @@ def test_an_aggregator_of_ones_own_is_given_what_it_was_trained_on() -> None:
     model = dataclasses.replace(load_model("reference"), network=Exact(AggregatorConfig(4, 1, kind="exact")))
     seen = model.look(torch.zeros(5, 4, dtype=torch.float16), 10.0 + torch.rand(5, 2, dtype=torch.float64), 96.0)
     assert seen.evidence.shape == (5, 1)
+
+
+def test_what_draws_a_map_anew_is_the_model_that_drew_it(slides: list[Path], tmp_path: Path) -> None:
+    few, model = {"embed": {"max_tiles": 6}}, pathovit.load_model("reference")
+    card = dataclasses.replace(
+        model.card, values={k: v for k, v in model.card.values.items() if k not in ("config", "weights_sha256", "calibration")}
+    )
+    own = save_model(
+        tmp_path / "own",
+        dataclasses.replace(model, calibration=dataclasses.replace(model.calibration, temperature=2.0), card=card),
+    )
+    known = {
+        "object": (model, few, "reference"),
+        "folder": (own, few | {"heatmap": {"model": str(tmp_path / "own")}}, str(tmp_path / "own")),
+    }
+    for name, (given, settings, leads_to) in (known | {"lost": (own, few, FROM_PYTHON)}).items():
+        out = pathovit.OutFolder(tmp_path / name)
+        pathovit.analyse_slide(slides[0], model=given, out=out.path, settings=settings)
+        assert last_run(out).with_names(out.names()).model == leads_to
+        assert last_run(out).model_sha256 == given.sha256

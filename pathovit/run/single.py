@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pathovit.errors import PathovitError, SettingsError
-from pathovit.model.card import REFERENCE, require_evidence
+from pathovit.errors import PathovitError, SettingsError, WeightsError
+from pathovit.model.card import REFERENCE, model_digest, read_card, require_evidence
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.inventory import writing
 from pathovit.outputs.names import Names
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pathovit.encoders.encoder import Encoder
     from pathovit.model.prediction import SlidePrediction
     from pathovit.model.slide_model import SlideModel
+
+FROM_PYTHON = "(a model given from Python)"
 
 
 def analyse_slide(
@@ -68,6 +70,8 @@ def analyse_slide(
     if isinstance(model, Path | str):
         settings = replace(settings, heatmap=replace(settings.heatmap, model=str(model)))
         model = load_model(model)
+    else:
+        settings = replace(settings, heatmap=replace(settings.heatmap, model=_where_it_lies(model, settings.heatmap.model)))
     require_evidence(model.card, model.name)
     if encoder is None and settings.embed.encoder != REFERENCE:
         encoder = settings.embed.encoder
@@ -110,6 +114,17 @@ def analyse_slide(
         show_results(folder, log.end(0, time.monotonic() - began, (outcome,)))
     prediction = model.predict(stored, settings.answer.error_rate)
     return prediction, score_layers(stored, prediction)
+
+
+def _where_it_lies(model: SlideModel, asked: str) -> str:
+    """What leads to a loaded model again, for who draws the heatmap anew; a name of nothing, where it is only at hand here."""
+    for known in (asked, model.name):
+        try:
+            if known and model_digest(read_card(known)[1]) == model.sha256:
+                return known
+        except WeightsError:  # no folder, or another one now
+            continue
+    return FROM_PYTHON
 
 
 def _asked(job: SlideJob, settings: Settings, encoder: Encoder, model: SlideModel) -> RunRecord:
