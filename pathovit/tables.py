@@ -120,7 +120,7 @@ def read_table(path: Path, say: Say = lambda text: None, asked: Collection[str] 
     SettingsError : missing file, no column of slides, two columns of one kind, one that looks like a known one, a row with
         another number of cells; the line is named
     """
-    text = _text(path)
+    text = table_text(path)
     lines = text.splitlines(keepends=True)
     first = 1
     if lines and re.fullmatch(r"sep=.", said := lines[0].strip(" \r\n"), re.IGNORECASE):  # a line that Excel writes
@@ -152,7 +152,8 @@ def read_table(path: Path, say: Say = lambda text: None, asked: Collection[str] 
     return Table(path, columns, roles, tuple(rows))
 
 
-def _text(path: Path) -> str:
+def table_text(path: Path) -> str:
+    """What a file of text holds. Raises SettingsError for a spreadsheet, or an encoding that is not known."""
     try:
         content = read_bytes(path)
     except OSError as error:

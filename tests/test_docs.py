@@ -132,10 +132,19 @@ def bench(tmp_path: Path, maker: ModuleType) -> Path:
         maker.make_slide(tmp_path / "made", maker.SampleSpec(name="S09", seed=9, size=(3000, 2600), tumour_fraction=0.3)),
         tmp_path / "more",
     )
-    with (tmp_path / "labels.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    others = []
+    for index in (11, 12):
+        share = 0.3 if index % 2 else 0.0
+        made = maker.make_slide(
+            tmp_path / "others", maker.SampleSpec(name=f"S{index}", seed=index, size=(3000, 2600), tumour_fraction=share)
+        )
+        made.with_suffix(".geojson").unlink(missing_ok=True)
+        others.append({"slide": made.name, "patient": f"P{index}", "label": "tumour" if share else "normal"})
+    for name, table in (("labels.csv", rows), ("others.csv", others)):
+        with (tmp_path / name).open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(table[0]))
+            writer.writeheader()
+            writer.writerows(table)
     return tmp_path
 
 

@@ -19,6 +19,7 @@ from pathovit.files import read_bytes
 from pathovit.machine import wait_passively
 from pathovit.model.judged import SAID, Abstention, Metrics, OfSize, Pooling
 from pathovit.run.progress import Steps
+from pathovit.text import counted
 
 Labels = Annotated[
     Path,
@@ -191,11 +192,20 @@ def evaluate(
         sys.stderr.write(f"  {one}\n")
     if found.abstention:
         sys.stderr.write(f"  {found.abstention}\n")
+    for remark in found.remarks:
+        options.note(remark)
     if found.patients_it_learned_from:
+        test = split is None and "test" in cohort.fixed.values()
         sys.stderr.write(
-            f"pathovit: the model learned from {found.patients_it_learned_from} of these patients; its figures on them say little. Use --split test.\n"
+            f"pathovit: the model learned from {found.patients_it_learned_from} of these patients; its figures on them say little. "
+            + ("Use --split test.\n" if test else f"What it knows of others stands in {Path(model) / 'MODEL_CARD.md'}.\n")
         )
-    elif found.patients_known_by != "names and slides":
+    if found.patients_named_alike:
+        options.note(
+            f"{counted(found.patients_named_alike, 'patient')} of other slides are called like some that the model learned from; if they "
+            "are these, figures on them say little"
+        )
+    if not (found.patients_it_learned_from or found.patients_named_alike) and found.patients_known_by != "names and slides":
         options.note(f"whether the model learned from these patients was looked up by {found.patients_known_by}")
     sys.stderr.write(f"Pictures and predictions: {out}\n")
 
@@ -222,10 +232,19 @@ def compare(
                 raise
             raise SettingsError(f"{folder}: not a folder that `pathovit evaluate` wrote ({error}).") from error
     found = compare_answers(answers[0], answers[1])
-    if all((folder / "localisation.csv").is_file() for folder in (a, b)):
+    learned = [int(card.get("patients_it_learned_from", 0)) for card in cards]
+    for card, count in zip(cards, learned, strict=True):
+        for remark in card.get("remarks", ()):
+            options.note(f"{card['model']}: {remark}")
+        if count:
+            options.note(
+                f"{card['model']} learned from {counted(count, 'patient')} of those that it is compared on: it may only know them by heart"
+            )
+    if all(card["localisation"] for card in cards):
         found |= compare_maps(read_maps(a / "localisation.csv"), read_maps(b / "localisation.csv"))
     if as_json:
-        typer.echo(json.dumps({name: asdict(line) for name, line in found.items()}, indent=1))
+        shown: dict[str, object] = {name: asdict(line) for name, line in found.items()}
+        typer.echo(json.dumps(shown | {"patients_learned_from": dict(zip("ab", learned, strict=True))}, indent=1))
         return
     typer.echo(f"{next(iter(found.values())).patients} patients; a = {cards[0]['model']}, b = {cards[1]['model']}")
     for name, line in found.items():

@@ -38,7 +38,8 @@ def describe_taught(model: ModelCard) -> str:
 def say_taught(taught: Values) -> str:
     """What it was taught on."""
     tiles = ", ".join(f"{name} {count}" for name, count in taught["tiles"].items())
-    slides, patients = counted(taught["slides"], "slide"), counted(taught["patients"], "patient")
+    slides = counted(taught["slides"], "slide")
+    patients = counted(taught["patients"], "patient") if taught["patients"] else "of patients that are not known"
     return f"Taught on {sum(taught['tiles'].values())} painted tiles ({tiles}) of {slides}, {patients}."
 
 

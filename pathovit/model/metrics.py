@@ -55,6 +55,13 @@ def concordance(truth: NDArray[np.float32], risk: Floats) -> float:
         return float("nan")
 
 
+def comparable(truth: NDArray[np.float32]) -> int:
+    """Pairs of patients of whom it is known who had the event first; `truth` (n, 2) time and event."""
+    time, event = truth[:, 0], truth[:, 1] == 1
+    later = (time > time[:, None]) | ((time == time[:, None]) & ~event)
+    return int((later & event[:, None]).sum())
+
+
 def lifelines(module: str) -> Any:
     """The survival library, or how to get it."""
     import importlib

@@ -26,7 +26,7 @@ from pathovit.model.prediction import Answered, SlidePrediction
 from pathovit.model.targets import Target
 from pathovit.model.taught import TaughtHead
 from pathovit.outputs.features import SlideFeatures
-from pathovit.outputs.recipe import EmbedRecipe, differing
+from pathovit.outputs.recipe import EmbedRecipe, Values, differing
 from pathovit.outputs.records import A_MAP, OUTSIDE, UNSURE
 from pathovit.settings import AnswerSettings
 
@@ -73,7 +73,11 @@ class SlideModel:
 
     def remarks(self, stored: SlideFeatures) -> list[str]:
         """What must be said of an answer for features that were made otherwise than those the model learned from."""
-        learned, given = self.card.shaping, stored.shaping()
+        return self.remarks_on(stored.shaping())
+
+    def remarks_on(self, given: Values) -> list[str]:
+        """The same of what shaped features."""
+        learned = self.card.shaping
         other = [
             f"{part}.{line}" for part in ("tissue", "tiles") for line in differing(learned.get(part, {}), given.get(part, {}))
         ]

@@ -61,6 +61,7 @@ class Moved:
     change: float  # of the probability of the class called at first; for a taught model, of the share of tissue taken for it
     map_correlation: float | None  # Spearman, of tile scores at the same places; None where all are the same
     map_crossed: float  # share of tiles that crossed score 0.5
+    is_number: bool = False  # a measurement or a risk, which moves and does not flip
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Robustness:
 
 def summary(moved: Sequence[Moved]) -> dict[str, float | int | None]:
     """Shares of answers that flipped and were lost, of those that there were (None without any); means of how far maps moved."""
-    answered = [one for one in moved if one.answer_as_it_is not in NO_ANSWER]
+    answered = [one for one in moved if one.answer_as_it_is not in NO_ANSWER and not one.is_number]
     return {
         "answers": len(answered),
         "flipped": _mean([one.flipped for one in answered]),
@@ -301,6 +302,7 @@ def _compare(name: str, way: Alteration, first: Look, base: SlidePrediction, alt
     away, nearest = cKDTree(altered.centres).query(first.centres, distance_upper_bound=reach)
     both = np.isfinite(away)
     before, after = base.tile_scores[both, column], found.tile_scores[nearest[both], column]
+    is_number = not base.target.is_classification
     constant = len(before) < 3 or np.ptp(before) == 0 or np.ptp(after) == 0
     return Moved(
         slide=name,
@@ -308,7 +310,8 @@ def _compare(name: str, way: Alteration, first: Look, base: SlidePrediction, alt
         family=way.family,
         answer=found.answer,
         answer_as_it_is=base.answer,
-        flipped=base.answer not in NO_ANSWER and found.answer not in NO_ANSWER and found.answer != base.answer,
+        is_number=is_number,
+        flipped=not is_number and base.answer not in NO_ANSWER and found.answer not in NO_ANSWER and found.answer != base.answer,
         lost=base.answer not in NO_ANSWER and found.answer in NO_ANSWER,
         change=round(_number(found, base) - _number(base, base), 4),
         map_correlation=None if constant else round(float(spearmanr(before, after).statistic), 4),

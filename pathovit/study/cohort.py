@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pathovit.errors import SettingsError
 from pathovit.files import slide_stem
-from pathovit.manifest import SHOWN, ManifestRow, Names, rival_splits, some
+from pathovit.manifest import SHOWN, ManifestRow, Names, one_spelling, rival_splits, some
 from pathovit.model.aggregator import WINDOW
 from pathovit.model.targets import Target, Truth, read_truth
 from pathovit.outputs.features import SlideFeatures
@@ -27,7 +27,8 @@ from pathovit.outputs.recipe import Values, differing
 from pathovit.outputs.store import FeatureStore
 from pathovit.slides.identity import content_sha256
 from pathovit.study.marks import Drawn, Marks
-from pathovit.tables import Say
+from pathovit.tables import NO_VALUE, Say, spelling
+from pathovit.text import counted
 
 GAP_WINDOWS = 100  # empty windows between the slides of one patient: none spans two slides, and all keep their own anchor
 
@@ -46,6 +47,7 @@ class Bag:
     pitch_um: float
     truth: Truth  # not a number where the table has no label
     group: str  # site, or whatever must not be in two parts; the patient, if nothing was named
+    stored: tuple[str, ...] = ()  # digest of the features of each slide, as they lie on disk
     marks: Tensor | None = None  # (N, C) of tiles in regions: 1 of the class, 0 not, not a number where nobody says
 
     @property
@@ -100,17 +102,30 @@ def load_cohort(
     truth = read_truth(rows, target)
     drawn = Drawn.read(regions, out, target, say) if regions else None
     folders = find_features(rows if drawn else [row for row in rows if row.line in truth], out, say, truth)
-    rows = [
-        row for row in rows if row.line in truth or (drawn and row.line in folders and folders[row.line].name in drawn.regions)
-    ]
+    given, rows = (
+        rows,
+        [row for row in rows if row.line in truth or (drawn and row.line in folders and folders[row.line].name in drawn.regions)],
+    )
     if drawn:
         drawn.require_listed([folders[row.line].name for row in rows], say)
     if not any(row.patient for row in rows):
         columns = ", ".join(["slide", *(name for name, _ in rows[0].labels)])
         say(f"no column of patients (found: {columns}): every slide counts as a patient of its own")
+    if left := [row for row in given if row.line not in {one.line for one in rows}]:
+        known_of = {row.patient for row in rows if row.patient}
+        theirs = sum(row.patient in known_of for row in left)
+        say(
+            f"{counted(len(left), 'row')} without a label are left out"
+            + (
+                f"; {theirs} of them are of patients who have one on another row: give it to all rows that it holds for"
+                if theirs
+                else ""
+            )
+        )
     by_patient: dict[str, list[ManifestRow]] = {}
     for row, patient in zip(rows, _patient_names(rows, folders), strict=True):
         by_patient.setdefault(patient, []).append(row)
+    sites = _sites(rows, group, say) if group else {}
     taken: dict[Path, int] = {}
     shape: Values = {}  # what the first slide shares with all others
     caps: list[tuple[ManifestRow, int | None, int]] = []
@@ -119,12 +134,12 @@ def load_cohort(
     for patient, members in sorted(by_patient.items()):
         known = [row for row in members if row.line in truth]
         label = _shared(patient, known, "label", [tuple(truth[row.line].tolist()) for row in known]) if known else None
-        site = _shared(patient, members, group, [row.label(group) for row in members]) if group else patient
+        site = _shared(patient, members, group, [sites.get(row.label(group) or "", "") for row in members]) if group else patient
         if not site:
             raise SettingsError(
                 f"Line {members[0].line}: the table has no {group!r} for it. Give one to every row, or leave out --group."
             )
-        slides, marks = [], []
+        slides, marks, stored = [], [], []
         for row in members:
             folder = folders[row.line]
             if taken.setdefault(folder, row.line) != row.line:
@@ -138,10 +153,12 @@ def load_cohort(
             _refuse_other_shaping(like, shape, slide, row)
             caps.append((row, slide.cap, len(slide.verdict)))
             slides.append(slide)
+            stored.append(_digest_of(out.slide(folder.name)))
             marks.append(drawn.marks(slide, say) if drawn else None)
             read += 1
             on_slide(read, len(rows))
         bag = make_bag(patient, slides, unknown if label is None else np.array(label, np.float32), site)
+        bag = replace(bag, stored=tuple(stored))
         bags.append(_marked(bag, marks, drawn) if drawn else bag)
     trial = _shared_cap(caps)
     if trial:
@@ -168,6 +185,21 @@ def _patient_names(rows: Sequence[ManifestRow], folders: dict[int, Path]) -> lis
     taken.update({row.patient for row in rows if row.patient})
     stems = [slide_stem(row.slide.name) for row in rows]
     return [row.patient or (stem if taken[stem] == 1 else folders[row.line].name) for row, stem in zip(rows, stems, strict=True)]
+
+
+def _digest_of(slide: SlideFolder) -> str:
+    sealed = slide.features_record()
+    return hashlib.sha256(json.dumps(sorted(sealed.files.items()) if sealed else None).encode()).hexdigest()
+
+
+def _sites(rows: Sequence[ManifestRow], column: str, say: Say) -> dict[str, str]:
+    """One spelling for every cell of a column of groups, so that a site in two spellings is not in two parts; of cells that name one."""
+    cells = [cell for row in rows if (cell := row.label(column) or "") and cell.casefold() not in NO_VALUE]
+    chosen = one_spelling(cells)
+    found = {cell: chosen[spelling(cell)] for cell in cells}
+    if others := sorted(cell for cell, one in found.items() if cell != one):
+        say(f"column {column}: {', '.join(f'{cell!r} is taken for {found[cell]!r}' for cell in others[:SHOWN])}")
+    return found
 
 
 def _shared(patient: str, members: Sequence[ManifestRow], what: str, values: Sequence[Any]) -> Any:
@@ -294,10 +326,12 @@ def make_bag(patient: str, slides: Sequence[SlideFeatures], truth: Truth, group:
 
 
 def cohort_digest(bags: Sequence[Bag]) -> str:
-    """SHA-256 of patients, slides, truth and marks: what a model was trained on."""
+    """SHA-256 of patients, slides with their features, truth and marks: what a model was trained on."""
     lines = []
     for bag in bags:
         marks = [] if bag.marks is None else [hashlib.sha256(bag.marks.numpy().tobytes()).hexdigest()]
-        lines.append(json.dumps([bag.patient, bag.truth.tolist(), sorted(bag.slides), *marks]))
+        lines.append(
+            json.dumps([bag.patient, bag.truth.tolist(), sorted(zip(bag.slides, bag.stored or bag.slides, strict=True)), *marks])
+        )
     lines.sort()
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -37,7 +37,8 @@ class Evaluation:
     model_sha256: str
     target: Target
     patients: int
-    patients_it_learned_from: int
+    patients_it_learned_from: int  # with a slide that it learned from
+    patients_named_alike: int  # others, who are called like one that it learned from
     patients_known_by: str  # names and slides; slides, where the model came without names
     metrics: Metrics
     sizes: tuple[OfSize, ...]
@@ -46,6 +47,7 @@ class Evaluation:
     localisation: Metrics | None
     strange: int
     trial: bool
+    remarks: tuple[str, ...]  # what must be said of these figures
     versions: Mapping[str, str]
 
     def to_json(self) -> dict[str, object]:
@@ -53,7 +55,10 @@ class Evaluation:
             "research_use": RESEARCH_USE,
             **{name: getattr(self, name) for name in ("model", "model_sha256")},
             "target": asdict(self.target),
-            **{name: getattr(self, name) for name in ("patients", "patients_it_learned_from", "patients_known_by")},
+            **{
+                name: getattr(self, name)
+                for name in ("patients", "patients_it_learned_from", "patients_named_alike", "patients_known_by", "remarks")
+            },
             "metrics": self.metrics.to_json(),
             "by_size": [asdict(one) for one in self.sizes],
             "abstention": self.abstention and self.abstention.to_json(),
@@ -88,7 +93,8 @@ def evaluate_model(
     on_step("answering patients", 0, len(bags))
     answers = answer(model, bags)
     on_step("metrics with their intervals", 0, len(bags))
-    seen, known_by = _seen_before(Path(folder))
+    slides, patients, known_by = _seen_before(Path(folder))
+    learned = [any(slide[-12:] in slides for slide in bag.slides) for bag in bags]
     marked = [bag for bag in (*bags, *others) if bag.marks is not None]
     on_step("judging maps", 0, len(marked))
     maps = judge_maps(model, marked)
@@ -97,7 +103,8 @@ def evaluate_model(
         model_sha256=model.sha256,
         target=model.target,
         patients=len(bags),
-        patients_it_learned_from=sum(bool(seen & {bag.patient, *(slide[-12:] for slide in bag.slides)}) for bag in bags),
+        patients_it_learned_from=sum(learned),
+        patients_named_alike=sum(bag.patient in patients and not known for bag, known in zip(bags, learned, strict=True)),
         patients_known_by=known_by,
         metrics=evaluate(answers, seed),
         sizes=by_size(answers, "this table", seed),
@@ -106,6 +113,7 @@ def evaluate_model(
         localisation=localisation(maps, seed),
         strange=int((answers.novelty > 1).sum()),
         trial=bool(cohort.recipe["max_tiles"]),
+        remarks=tuple(model.remarks_on(cohort.recipe)),
         versions=versions(),
     )
     names = None if keep_names else Names.beside(out, cohort.key, key_of(model_folder))
@@ -118,20 +126,23 @@ def evaluate_model(
         maps_picture(
             out / "localisation.png", model, marked, f"{model.name}, {counted(len(marked), 'patient')} with regions", tell
         )
+    else:  # of a model that was judged before
+        for stale in ("localisation.csv", "localisation.png"):
+            (out / stale).unlink(missing_ok=True)
     if names:
         names.write(out)
     write_atomically(out / "evaluation.json", to_json(found.to_json()))
     return found
 
 
-def _seen_before(folder: Path) -> tuple[set[str], str]:
+def _seen_before(folder: Path) -> tuple[set[str], set[str], str]:
     """Slides (by the digits of their content) and patients that a model was fitted or calibrated on, and by what they can be known."""
     path = read_card(folder)[0] / "split.csv"
     if not path.is_file():
-        return set(), "nothing: the model came without split.csv"
+        return set(), set(), "nothing: the model came without split.csv"
     with open_text(path) as file:
         rows = [row for row in csv.DictReader(file) if row["split"] != "test"]
     names = Names.read(path.parent)
     patients = {names.patient_of(row["patient"]) for row in rows}
     untold = any(PATIENT_ID.fullmatch(patient) for patient in patients)
-    return {row["slide_id"][-12:] for row in rows} | patients, "slides" if untold else "names and slides"
+    return {row["slide_id"][-12:] for row in rows}, patients, "slides" if untold else "names and slides"

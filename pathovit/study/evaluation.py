@@ -38,10 +38,12 @@ class Answers:
     values: Floats  # (n, classes) probabilities; (n, 1) measurements or risks
     novelty: Floats = field(default_factory=lambda: np.empty(0))  # (n,) of the strangest slide; above 1: unlike the cohort
     tiles: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))  # (n,) that were looked at
+    fold: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))  # (n,) whose model answered; empty if one did
 
     def rows(self, chosen: NDArray[np.int64]) -> Answers:
         """The answers of some patients, repeats allowed."""
-        return Answers(self.target, self.patients, self.truth[chosen], self.values[chosen])
+        fold = self.fold[chosen] if len(self.fold) else self.fold
+        return Answers(self.target, self.patients, self.truth[chosen], self.values[chosen], fold=fold)
 
     def one_vs_rest(self) -> list[tuple[str, NDArray[np.int64], Floats]]:
         """(name, truth (n,), probability (n,)) of each class that has an answer of its own."""
@@ -49,6 +51,8 @@ class Answers:
 
     def metric(self, name: str) -> float:
         """A metric of these patients; not a number where it is not defined."""
+        if len(self.fold):
+            return self.target.kind.over_folds(name, self.truth, self.values, self.fold)
         return self.target.kind.metric(name)(self.truth, self.values)
 
 

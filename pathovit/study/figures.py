@@ -136,7 +136,7 @@ def robustness_picture(path: Path, names: Sequence[str], moved: Mapping[str, Seq
         axes.axvline(0, color=FAINT, linewidth=0.8)
         axes.set(xlabel=label, yticks=range(len(names)), yticklabels=names if column == 0 else [])
         axes.invert_yaxis()
-    panels[0].set_xlim(-1.02, 1.02)
+    panels[0].set_xlim(*np.array([-1.02, 1.02]) * max(1.0, *(abs(one[0]) for found in moved.values() for one in found), 0.0))
     panels[1].set_xlim(-0.02, 1.02)
     save(figure, path)
 

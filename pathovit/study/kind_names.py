@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pathovit.errors import SettingsError
-from pathovit.files import csv_table, open_text, write_atomically
+from pathovit.files import csv_table, write_atomically
+from pathovit.tables import SEPARATORS, table_text
 
 NAMES = "names.csv"
 
@@ -17,16 +18,20 @@ def read_names(folder: Path) -> dict[str, str]:
 
     Raises
     ------
-    SettingsError : no such table
+    SettingsError : no such table, or none that can be read
     """
     path = folder / NAMES
     if not path.is_file():
         return {}
-    with open_text(path, "utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+    lines = table_text(path).splitlines(keepends=True)
+    separator = max(SEPARATORS, key=lines[0].count) if lines else ","
+    try:
+        rows = list(csv.DictReader(lines, delimiter=separator))
+    except csv.Error as error:
+        raise SettingsError(f"{path}: not a table of text ({error}). Mend it, or remove it: it is written anew.") from error
     if rows and not {"kind", "name"} <= {*rows[0]}:
         raise SettingsError(f"{path}: it has no columns kind and name. Put them back, or remove the file: it is written anew.")
-    return {row["kind"].strip(): (row["name"] or "").strip() for row in rows if (row["name"] or "").strip()}
+    return {(row["kind"] or "").strip(): (row["name"] or "").strip() for row in rows if (row["name"] or "").strip()}
 
 
 def write_names(folder: Path, letters: Sequence[str], names: Mapping[str, str]) -> None:

@@ -118,13 +118,17 @@ class TissueKinds:
         return np.where(distance <= 1, kind, NONE), distance
 
     def grown(self, added: Sequence[SlideFeatures], seed: int = 0) -> TissueKinds:
-        """With kinds of their own for what is like none of them on slides that were added; the others stay as they are."""
+        """With kinds of their own for what is like none of them on slides that were added; the others stay as they are.
+
+        Features that were made otherwise have no place among them: `tell` refuses these slides.
+        """
         most = max(1, min(TILES_A_SLIDE, TILES // max(1, len(added))))
         names: list[str] = []
         parts: list[Floats] = []
         for stored in added:
             names.append(stored.slide_id)
-            parts.append(_some(self.seen(stored)[stored.ok], most))
+            if not differing(self.shaping, stored.shaping()):
+                parts.append(_some(self.seen(stored)[stored.ok], most))
         slides = tuple(sorted({*self.slides, *names}))
         sample = np.concatenate(parts) if parts else self.centres[:0]
         far = sample[_nearest(sample, self.centres)[1] > self.limit]

@@ -27,7 +27,7 @@ class Lesson:
 
     stored: SlideFeatures
     labels: TileLabels
-    patient: str  # the slide, where no patient is known
+    patient: str | None  # where it is known
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def read_lessons(
         record = folder.record()
         assert record is not None, "regions are matched to slides with a record"
         stored = FeatureStore(folder, out.called(record)).read()
-        lessons.append(Lesson(stored, label_tiles(stored, regions, meaning, say), record.patient or slide_id))
+        lessons.append(Lesson(stored, label_tiles(stored, regions, meaning, say), record.patient))
         on_slide(len(lessons), len(drawn))
     return Lessons(tuple(lessons), meaning.classes)
 
@@ -83,7 +83,8 @@ def _lessons_of_kinds(out: OutFolder, folder: Path, positive: str | None, say: S
         if tiles.astype(bool).any():
             slides.append(stored)
             labels[record.slide_id] = list(tiles)
-            patients[record.slide_id] = record.patient or record.slide_id
+            if record.patient:
+                patients[record.slide_id] = record.patient
     say(
         f"taught on the tiles that are most like their kind, so that figures on these flatter: {', '.join(f'{letter} ({name})' for letter, name in sorted(kinds.names.items()))}"
     )
@@ -100,7 +101,7 @@ def lessons_of(
 
     Parameters
     ----------
-    patients : by slide_id; a slide without one is a patient of its own
+    patients : by slide_id; where one is not given, nothing is said of patients
 
     Raises
     ------
@@ -123,7 +124,5 @@ def lessons_of(
         allowed = np.stack([given == name for name in classes], 1)
         labelled = allowed.any(1) & stored.ok
         allowed[~labelled] = True
-        lessons.append(
-            Lesson(stored, TileLabels(allowed, np.where(labelled, 0, NOTHING)), (patients or {}).get(slide_id, slide_id))
-        )
+        lessons.append(Lesson(stored, TileLabels(allowed, np.where(labelled, 0, NOTHING)), (patients or {}).get(slide_id)))
     return Lessons(tuple(lessons), classes)

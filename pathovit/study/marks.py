@@ -17,13 +17,32 @@ from pathovit.manifest import some
 from pathovit.model.targets import Target
 from pathovit.model.targets.binary import Binary
 from pathovit.model.targets.classes import Classes
+from pathovit.model.targets.multilabel import Multilabel
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.folder import OutFolder
-from pathovit.study.regions import Meaning, Region, find_regions, label_tiles
+from pathovit.study.regions import NO_NAME, Meaning, Region, find_regions, label_tiles
 from pathovit.tables import Say
 from pathovit.text import counted
 
 Marks = NDArray[np.float32]
+
+
+def _one_by_one(meaning: Meaning) -> list[Meaning]:
+    """The same for every class alone, of classes that do not exclude each other: other tissue, and the class."""
+    return [
+        Meaning((NO_NAME, name), {key: _alone(means, place) for key, means in meaning.allowed.items()})
+        for place, name in enumerate(meaning.classes[1:], start=1)
+    ]
+
+
+def _alone(means: tuple[bool, ...], place: int) -> tuple[bool, bool]:
+    """What a name allows of one class: another class says nothing of it."""
+    others = any(mean for other, mean in enumerate(means) if other != place)
+    return (others, True) if means[place] else (True, not means[0])
+
+
+def _unsaid(text: str) -> None:
+    """It was said of the first label."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +77,13 @@ class Drawn:
         regions = self.regions.get(stored.slide_id)
         if regions is None:
             return None
+        if isinstance(self.target.kind, Multilabel):  # a tile can be of several
+            known = [
+                label_tiles(stored, regions, one, say if not place else _unsaid)
+                for place, one in enumerate(_one_by_one(self.meaning))
+            ]
+            each = np.stack([one.allowed[stored.ok] for one in known], 1)  # (n, C, 2) not of it, of it
+            return np.where(each.all(2), np.nan, each[..., 1]).astype(np.float32)
         allowed = label_tiles(stored, regions, self.meaning, say).allowed[stored.ok]
         of_class = allowed[:, 1:]  # the first is tissue of no class
         sure = of_class & (allowed.sum(1) == 1)[:, None]

@@ -133,7 +133,7 @@ def cross_validate(
         if settings.kind != "mean":
             plain.append(answer(_plain_pooling(cohort, parts, settings, here), parts["test"]))
     pooled = _joined(found)
-    write_atomically(folder / "folds" / "predictions.csv", answers_csv(pooled, tell))
+    write_atomically(folder / "folds" / "predictions.csv", answers_csv(pooled, tell, {"fold": pooled.fold.tolist()}))
     metrics = evaluate(pooled, settings.seed)
     evaluation_picture(folder / "folds" / "evaluation.png", pooled, metrics, f"{folds}-fold cross-validation")
     beside = against_pooling(pooled, _joined(plain), settings.seed) if plain else None
@@ -145,7 +145,7 @@ def _joined(parts: Sequence[Answers]) -> Answers:
     return Answers(
         parts[0].target, tuple(name for a in parts for name in a.patients), np.concatenate([a.truth for a in parts]),
         np.concatenate([a.values for a in parts]), np.concatenate([a.novelty for a in parts]),
-        np.concatenate([a.tiles for a in parts]),
+        np.concatenate([a.tiles for a in parts]), np.repeat(np.arange(1, len(parts) + 1), [len(a.truth) for a in parts]),
     )  # fmt: skip
 
 

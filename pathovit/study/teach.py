@@ -147,7 +147,8 @@ def learn(given: Lessons) -> SlideModel:
             raise SettingsError(
                 f"Class {name!r} has {count} painted tiles; {LEAST_TILES} are needed at least, and 20 are better."
             )
-    left_out = _leave_out(paint, spread, target.outputs)
+    patients_known = all(lesson.patient for lesson in lessons)
+    left_out = _leave_out(paint, spread, target.outputs, patients_known)
     calibration = _calibrate(paint, left_out, target)
     network = _network(paint, spread, left_out, target)
     encoder, tiles = first.recipe.encoder, first.recipe.tiles
@@ -165,7 +166,7 @@ def learn(given: Lessons) -> SlideModel:
         "taught": {
             "tiles": counts,
             "slides": len(lessons),
-            "patients": len(np.unique(paint.patient)),
+            "patients": len(np.unique(paint.patient)) if patients_known else None,
             "left_out": [asdict(_judge(paint, one, target)) for one in left_out],
         },
     }
@@ -184,7 +185,8 @@ def _require_alike(features: Sequence[SlideFeatures]) -> None:
 
 def _gather(lessons: Sequence[Lesson]) -> tuple[Paint, Spread]:
     """Painted tiles of all slides, and the spread of all their tiles."""
-    patients = {name: number for number, name in enumerate(dict.fromkeys(lesson.patient for lesson in lessons))}
+    called = [lesson.patient or lesson.stored.slide_id for lesson in lessons]
+    patients = {name: number for number, name in enumerate(dict.fromkeys(called))}
     found, samples = [], []
     every = max(1, sum(len(lesson.stored.xy) for lesson in lessons) // SPREAD_TILES)
     for number, lesson in enumerate(lessons):
@@ -199,7 +201,7 @@ def _gather(lessons: Sequence[Lesson]) -> tuple[Paint, Spread]:
         count = len(painted)
         found.append(
             Paint(
-                here, lesson.labels.allowed[ok][painted], place, np.full(count, number), np.full(count, patients[lesson.patient])
+                here, lesson.labels.allowed[ok][painted], place, np.full(count, number), np.full(count, patients[called[number]])
             )
         )
     sample = np.concatenate(samples)
@@ -258,13 +260,15 @@ def _said(paint: Paint, rows: Whole, w: NDArray[np.float64], b: NDArray[np.float
     return np.asarray(np.einsum("nkd,kdc->nc", paint.features[rows], w) + b)
 
 
-def _leave_out(paint: Paint, spread: Spread, outputs: int) -> list[LeftOut]:
+def _leave_out(paint: Paint, spread: Spread, outputs: int, patients_known: bool) -> list[LeftOut]:
     """Heads taught without a part of what was painted, and what they say of it: blocks, slides, patients; those that can be told by."""
     blocks = np.unique(
         np.concatenate([paint.slide[:, None], paint.place // BLOCK, paint.allowed], 1), axis=0, return_inverse=True
     )[1]
     ways = {"blocks": blocks.ravel(), "slides": paint.slide, "patients": paint.patient}
-    if len(np.unique(paint.patient)) == len(np.unique(paint.slide)):
+    if not patients_known:
+        del ways["patients"]
+    elif len(np.unique(paint.patient)) == len(np.unique(paint.slide)):
         del ways["slides"]  # leaving out patients is the same
     found = [_leave_out_groups(paint, spread, outputs, by, groups) for by, groups in ways.items()]
     return [one for one in found if one.told.mean() > 0.5 and (paint.allowed[one.told & paint.sure].sum(0) >= LEAST_TILES).all()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,8 @@ def test_flips_are_counted_among_slides_that_had_an_answer() -> None:
     assert found["lost"] == pytest.approx(1 / 3, abs=1e-4)
     assert found["change"] == pytest.approx(0.12)
     assert (summary([])["answers"], summary([])["flipped"]) == (0, None)
+    risks = summary([replace(moved("1.2", "1.3", change=0.1), is_number=True, flipped=False)])
+    assert (risks["answers"], risks["flipped"], risks["change"]) == (0, None, 0.1)
     maps = summary([moved("map", "map", change=0.1)])  # of a taught model: nothing that could flip
     assert (maps["answers"], maps["flipped"], maps["change"]) == (0, None, 0.1)
 

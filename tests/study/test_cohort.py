@@ -10,11 +10,11 @@ from made import made_features
 from made_cohort import ONCE, study, table, write_slide, write_table
 
 from pathovit.errors import SettingsError
-from pathovit.manifest import read_manifest
-from pathovit.model.targets import read_target
+from pathovit.manifest import ManifestRow, read_manifest
+from pathovit.model.targets import Target, read_target
 from pathovit.outputs.fingerprints import path_key
 from pathovit.outputs.folder import OutFolder
-from pathovit.study.cohort import Cohort, find_features, load_cohort, make_bag
+from pathovit.study.cohort import Cohort, cohort_digest, find_features, load_cohort, make_bag
 from pathovit.study.parts import assign_folds, fewest, possible_folds, split_patients
 
 
@@ -304,3 +304,38 @@ def test_few_patients_are_split_and_folded_with_what_they_have(
             place = assign_folds(few.bags, few.target, folds, seed=0)
             rest = replace(few, bags=tuple(bag for bag, at in zip(few.bags, place, strict=True) if at != fold))
             assert fewest(split_patients(rest, 0.2, 0.0, seed=0)["train"], few.target) >= 1
+
+
+def _asked(path: Path) -> tuple[list[ManifestRow], Target]:
+    rows = read_manifest(path)
+    return rows, read_target(rows, ["label"], None, None)
+
+
+def test_a_site_in_two_spellings_is_one(cohort: Path, tmp_path: Path) -> None:
+    sites = ["Berlin", "berlin ", "1", "1.0"]
+    rows = [{**row, "site": sites[at % 4]} for at, row in enumerate(table(cohort))]
+    said: list[str] = []
+    found = load_cohort(*_asked(write_table(tmp_path / "l.csv", rows)), cohort / "features", "site", said.append)
+    assert len({bag.group for bag in found.bags}) == 2
+    assert any("is taken for" in line and "column site" in line for line in said)
+    rows[3]["site"] = "NA"
+    with pytest.raises(SettingsError, match="has no 'site' for it"):
+        load_cohort(*_asked(write_table(tmp_path / "n.csv", rows)), cohort / "features", "site")
+
+
+def test_rows_without_a_label_are_counted(cohort: Path, tmp_path: Path) -> None:
+    rows = table(cohort)
+    rows[0] |= {"patient": rows[1]["patient"], "label": ""}
+    rows[2]["label"] = ""
+    said: list[str] = []
+    load_cohort(*_asked(write_table(tmp_path / "l.csv", rows)), cohort / "features", None, said.append)
+    (line,) = [line for line in said if "without a label" in line]
+    assert line.startswith("2 rows without a label are left out; 1 of them are of patients who have one on another row")
+
+
+def test_what_was_learned_from_is_known_by_its_features(cohort: Path, tmp_path: Path) -> None:
+    found = load_cohort(*_asked(cohort / "labels.csv"), cohort / "features")
+    bag = found.bags[0]
+    assert len(set(bag.stored)) == len(bag.slides) == len(bag.stored)
+    other = replace(bag, stored=("made anew",) * len(bag.slides))
+    assert cohort_digest([bag]) != cohort_digest([other])

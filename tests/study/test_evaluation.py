@@ -6,7 +6,7 @@ from PIL import Image
 
 from pathovit.errors import SettingsError
 from pathovit.model.judged import Metric
-from pathovit.model.metrics import calibration_error
+from pathovit.model.metrics import calibration_error, comparable
 from pathovit.model.targets import Target
 from pathovit.study.evaluation import Answers, answers_csv, compare, evaluate, read_answers
 from pathovit.study.figures import evaluation_picture
@@ -134,3 +134,23 @@ def test_every_target_has_a_picture(tmp_path: Path, task: str) -> None:
     with Image.open(tmp_path / "e.png") as picture:
         assert picture.size[0] > 300
         assert np.asarray(picture.convert("L")).std() > 5
+
+
+def test_risks_of_several_models_are_compared_within_each() -> None:
+    """Each model has a scale of its own: a ranker without a fault in every fold is without one over all."""
+    pytest.importorskip("lifelines", reason="survival comes from lifelines")
+    months = np.arange(1, 31, dtype=np.float32)
+    truth = np.stack([months, np.ones(30, np.float32)], -1)
+    fold = np.arange(30) % 3
+    risk = -months + 100.0 * fold  # of one model all are higher than of another
+    names = tuple(map(str, range(30)))
+    assert evaluate(Answers(SURVIVAL, names, truth, risk[:, None]))["c_index"].value < 0.8
+    found = evaluate(Answers(SURVIVAL, names, truth, risk[:, None], fold=fold))["c_index"]
+    assert (found.value, found.low) == (1.0, 1.0)
+    nobody = np.stack([months, np.zeros(30, np.float32)], -1)
+    assert evaluate(Answers(SURVIVAL, names, nobody, risk[:, None], fold=fold))["c_index"].value is None
+
+
+def test_pairs_are_those_that_harrell_counts() -> None:
+    truth = np.array([[1, 1], [2, 1], [2, 0], [2, 1], [3, 0]], np.float32)
+    assert comparable(truth) == 4 + 2 + 2

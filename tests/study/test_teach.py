@@ -17,8 +17,9 @@ from pathovit.errors import SettingsError
 from pathovit.model.card_text import describe_taught
 from pathovit.model.slide_model import load_model, save_model
 from pathovit.outputs.features import SlideFeatures
+from pathovit.study.lessons import lessons_of
 from pathovit.study.suggest import _make_room
-from pathovit.study.teach import fit_regression
+from pathovit.study.teach import fit_regression, learn
 
 SIDE, DIM = 40, 12  # tiles on the side of a slide
 RECIPE = {
@@ -91,7 +92,15 @@ def test_what_it_is_worth_is_told_by_what_was_left_out_and_not_where_nothing_can
     assert "cannot be told" in describe_taught(save_model_card(once))
     other, there = tissue(1, "s-2")
     both = pathovit.teach([slide, other], {"s-1": paint(what, "stroma", "tumour"), "s-2": paint(there, "stroma", "tumour")})
-    assert [figures["by"] for figures in both.card.values["taught"]["left_out"]] == ["blocks", "patients"]
+    assert [figures["by"] for figures in both.card.values["taught"]["left_out"]] == ["blocks", "slides"], (
+        "nobody said whose they are"
+    )
+    assert both.card.values["taught"]["patients"] is None
+    assert "2 slides, of patients that are not known" in describe_taught(save_model_card(both))
+    labels = {"s-1": paint(what, "stroma", "tumour"), "s-2": paint(there, "stroma", "tumour")}
+    known = learn(lessons_of([slide, other], labels, None, {"s-1": "P1", "s-2": "P2"})).card.values["taught"]
+    assert [figures["by"] for figures in known["left_out"]] == ["blocks", "patients"]
+    assert known["patients"] == 2
 
 
 def save_model_card(model: pathovit.SlideModel) -> Any:

@@ -9,6 +9,7 @@ import pytest
 from test_teach import RECIPE, SIDE, tissue
 
 from pathovit.errors import SettingsError
+from pathovit.study.kind_names import read_names
 from pathovit.study.kinds import NONE, TissueKinds
 
 
@@ -94,3 +95,26 @@ def test_features_of_another_recipe_are_refused() -> None:
         TissueKinds.fit([slide, other])
     with pytest.raises(SettingsError, match="made otherwise"):
         TissueKinds.fit([slide]).tell(other)
+    kinds = TissueKinds.fit([slide])
+    other.features[: SIDE * SIDE // 2, 5] += 30
+    grown = kinds.grown([other])
+    assert np.array_equal(grown.centres, kinds.centres), "they have no place among them"
+    assert "s-2" in grown.slides
+
+
+@pytest.mark.parametrize(
+    ("text", "coding", "said"),
+    [
+        ("kind;name\nA;Dr\u00fcse\n", "cp1252", "not a CSV file in UTF-8"),
+        ("kind;name\nA;Dr\u00fcse\n", "utf-8-sig", ""),
+        ("kind,name\nA\n", "utf-8", ""),
+        ("a,b\nA,x\n", "utf-8", "no columns kind and name"),
+    ],
+)
+def test_names_of_a_spreadsheet_are_read_or_refused(text: str, coding: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "names.csv").write_bytes(text.encode(coding))
+    if said:
+        with pytest.raises(SettingsError, match=said):
+            read_names(tmp_path)
+    else:
+        assert read_names(tmp_path) == ({"A": "Dr\u00fcse"} if ";" in text else {})

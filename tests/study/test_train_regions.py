@@ -10,6 +10,7 @@ import pytest
 import torch
 from command import pathovit
 from made_cohort import FAST, SIDE, table, write_table
+from shapely import box
 
 from pathovit.errors import SettingsError
 from pathovit.manifest import read_manifest
@@ -21,7 +22,9 @@ from pathovit.study.cohort import Cohort, load_cohort
 from pathovit.study.evaluate import evaluate_model
 from pathovit.study.localisation import MapOf, compare_maps, localisation, maps_csv, read_maps
 from pathovit.study.losses import Loss
+from pathovit.study.marks import _one_by_one
 from pathovit.study.parts import split_patients
+from pathovit.study.regions import Meaning, Region
 from pathovit.study.study import train_model
 
 NAN = float("nan")
@@ -206,3 +209,16 @@ def test_the_commands_take_regions(cohort: Path, tmp_path: Path) -> None:
     done = pathovit("compare", tmp_path / "a", tmp_path / "b")
     assert done.returncode == 0, done.stderr
     assert "map, AUROC per tile" in done.stdout
+
+
+def test_a_region_of_one_label_says_nothing_of_another() -> None:
+    meaning = Meaning.for_target(
+        {"s": [Region(name, box(0, 0, 1, 1), "s", 1) for name in ("tumour", "necrosis", "not tumour", "stroma")]},
+        ("tumour", "necrosis"), None, lambda text: None,
+    )  # fmt: skip
+    tumour, necrosis = _one_by_one(meaning)
+    assert tumour.allowed["tumour"] == (False, True)
+    assert necrosis.allowed["tumour"] == (True, True), "nobody said that it is absent"
+    assert tumour.allowed["not tumour"] == (True, False)
+    assert necrosis.allowed["not tumour"] == (True, True)
+    assert tumour.allowed["stroma"] == necrosis.allowed["stroma"] == (True, False)

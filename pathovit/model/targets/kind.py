@@ -207,6 +207,10 @@ class Kind(ABC):
         found: Metric = getattr(self, self.metrics[name])
         return found
 
+    def over_folds(self, name: str, truth: Truth, values: Floats, fold: NDArray[np.int64]) -> float:
+        """A metric of patients who were answered by several models, each those of its fold (n,)."""
+        return self.metric(name)(truth, values)
+
 
 def numbers_of(columns: Options, cells: Cells) -> None:
     """Refuse columns of numbers whose commas may be separators of thousands."""

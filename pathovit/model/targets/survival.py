@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pathovit.errors import SettingsError
 from pathovit.model.calibration import Calibration, Floats
-from pathovit.model.metrics import concordance
+from pathovit.model.metrics import comparable, concordance
 from pathovit.model.targets.kind import Cells, Chances, Interval, Kind, Options, Truth, numbers_of, require_flags
 
 if TYPE_CHECKING:
@@ -79,6 +79,13 @@ class Survival(Kind):
         import torch
 
         return cox_loss(logits[:, 0], torch.from_numpy(truth)).item()
+
+    def over_folds(self, name: str, truth: Truth, values: Floats, fold: NDArray[np.int64]) -> float:
+        """Risks have no unit, and each model its own scale: only patients of one fold are compared, and folds count by their pairs."""
+        parts = [fold == one for one in np.unique(fold)]
+        pairs = np.array([comparable(truth[part]) for part in parts])
+        found = [self.metric(name)(truth[part], values[part]) for part, count in zip(parts, pairs, strict=True) if count]
+        return float(np.average(found, weights=pairs[pairs > 0])) if found else float("nan")
 
     def c_index(self, truth: Truth, values: Floats) -> float:
         return concordance(truth, values[:, 0])

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from pathovit.errors import SettingsError, SlideError
-from pathovit.files import csv_table, write_atomically
+from pathovit.files import csv_table, read_bytes, write_atomically
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.runs import files_at_hand
 from pathovit.show.export.dicom import cannot_be_dicom, write_dicom
@@ -136,7 +136,7 @@ def _refuse_other_tables(path: Path) -> None:
 
 def _text(path: Path) -> str:
     """As we wrote it, or a spreadsheet saved it."""
-    return path.read_bytes().decode("utf-8-sig", "replace")
+    return read_bytes(path).decode("utf-8-sig", "replace")
 
 
 def _remarks(format: Format, slide: ExportedSlide) -> list[str]:
