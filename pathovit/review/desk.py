@@ -85,6 +85,14 @@ class Case:
         return answer is not None and (answer.unsure or _is_strange(answer))
 
     @property
+    def blind_rank(self) -> tuple[float, str]:
+        """The same where the answer is not to be told by the order: whatever it is, what the model is least sure of comes first."""
+        answer = self.answer
+        if answer is None or self.group == Group.STRANGE:
+            return self.rank
+        return max(answer.probabilities, default=0.0), self.key
+
+    @property
     def rank(self) -> tuple[float, str]:
         """By risk within a group; strange ones by novelty."""
         answer = self.answer

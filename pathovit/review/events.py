@@ -126,6 +126,7 @@ class Seen(Strict):
     drawn: Annotated[str, Field(max_length=200)] | None = None  # digest of the map; None: not said
     tiles: Annotated[str, Field(max_length=64)] | None = None  # digest of where tiles lie
     last: Count | None = None  # the newest event of the reader's that the page knew
+    reader: Annotated[str, Field(max_length=200)] | None = None  # whom the page named; None: not said
 
 
 class Given(Strict):

@@ -46,6 +46,12 @@ class Heat:
     tile_l0: tuple[float, float]
 
     @property
+    def tile_origin(self) -> tuple[float, float]:
+        """Where the lattice lies for tiles: each is a cell around its own centre. Where they overlap, that is not where scores are drawn."""
+        x, y = (at + (tile - cell) / 2 for at, tile, cell in zip(self.origin, self.tile_l0, self.cell_l0, strict=True))
+        return x, y
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
         rows, columns = self.layers[0].cells.shape

@@ -37,6 +37,11 @@ class Opinion:
     def decided(self) -> bool:
         return self.label is not None
 
+    @property
+    def decided_before(self) -> bool:
+        """Whether there ever was a decision: one that is taken back was one."""
+        return any(event.kind == "decision" for event in self.events)
+
 
 def opinions(events: Sequence[Event], tiles_sha256: str = "") -> dict[str, Opinion]:
     """By reader. What was undone does not count; an event of another kind than these says nothing here.

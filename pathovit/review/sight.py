@@ -11,7 +11,7 @@ from pathovit.review.desk import Case
 from pathovit.review.events import Given
 from pathovit.review.opinion import Opinion
 
-PRESENT = ("drawn", "tiles", "last")  # what `require_seen` looks at; the record has it in other words
+PRESENT = ("drawn", "tiles", "last", "reader")  # what `require_seen` looks at; the record has it in other words
 OF_TILES = ("painted", "region")
 OF_THE_ANSWER = ("first_impression", "shown", "decision", "region", "signed", "settled")
 UNDOABLE = ("decision", "region", "painted", "imported", "signed", "settled")
@@ -50,6 +50,8 @@ def require_seen(given: Given, record: SlideRecord, opinion: Opinion) -> None:
     NotNow : these are others now
     """
     said, seen = given.said.event, given.seen
+    if seen.reader is not None and seen.reader != opinion.reader:
+        raise NotNow(f"{opinion.reader} reads in this browser now, and not {seen.reader}: nothing was kept. Load the page anew.")
     other_tiles = seen.tiles is not None and seen.tiles != tiles_sha256(record)
     other_map = seen.drawn is not None and seen.drawn != record.products.get("heatmap.ome.tiff", "")
     if (said in OF_TILES and other_tiles) or (said in OF_THE_ANSWER and (other_map or other_tiles)):
@@ -80,12 +82,20 @@ def checked(
         case "shown":
             if not seen.first_done and opinion.first is None:
                 raise NotNow("Say first what you see.")
-        case "decision" if opinion.decided and not said.reason.strip():
+        case "decision" if opinion.decided_before and not said.reason.strip():
             raise NotNow("This changes a decision: say why.")
-        case "decision" if not seen.first_done:
+        case "decision" | "signed" if not seen.first_done:
             raise NotNow("Say first what you see.")
+        case "decision" if contradicts(said.judgement, said.label, case):
+            raise NotNow(
+                f"The model says {case.answer.answer if case.answer else 'nothing'}: to agree is to say the same, to disagree another class."
+            )
         case "signed" if not opinion.decided:
             raise NotNow("Decide first, then sign.")
+        case "signed" if opinion.signed:
+            raise NotNow("It is signed already.")
+        case "signed" if said.meaning != "reviewed" and opinion.judged != case.model_sha256:
+            raise NotNow("You judged another model than this one: look at its answer, decide anew, and sign then.")
         case "settled" if not may_settle:
             raise NotNow("Only an adjudicator settles disagreements.")
         case "undo" if said.of not in {event.number for event in opinion.events if event.kind in UNDOABLE}:
@@ -95,3 +105,11 @@ def checked(
             if any(row >= rows or column + length > columns for row, column, length in said.runs):
                 raise NotNow("These tiles are not on the slide.")
     return said.model_dump(mode="json")
+
+
+def contradicts(judgement: str, label: str | None, case: Case) -> bool:
+    """Whether a class that is said is not what was said of the model's one: agreement is of the same class, disagreement of another."""
+    word = case.answer.answer if case.answer else ""
+    if label is None or case.answer is None or word not in case.answer.classes:
+        return False
+    return (judgement == "agree") != (label == word) if judgement in ("agree", "disagree") else False

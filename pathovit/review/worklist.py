@@ -22,10 +22,15 @@ NO_FILE = {
     Whereabouts.CHANGED: "The file is not the one that was read: its content has changed. Run pathovit on it again.",
 }
 
+LEAST_SURE_FIRST = "The model has an answer; those that it is least sure of come first, whatever they are."
+
 
 def worklist(desk: Desk, reader: Reader, blind: bool) -> dict[str, object]:
     """All slides of the folder, with what the reader has done on each."""
-    cases, readers = desk.cases(), desk.readers()
+    cases, readers, groups = desk.cases(), desk.readers(), list(Group)
+    if blind:
+        cases = sorted(cases, key=lambda case: (groups.index(case.group), case.blind_rank))
+    causes = CAUSES | ({Group.ANSWERED: LEAST_SURE_FIRST} if blind else {})
     rows = []
     for case in cases:
         answer, damaged = case.answer, ""
@@ -55,7 +60,7 @@ def worklist(desk: Desk, reader: Reader, blind: bool) -> dict[str, object]:
         "research_use": RESEARCH_USE,
         "folder": desk.out.path.resolve().name,
         "rows": rows,
-        "groups": [{"name": group.value, "count": found[group], "cause": CAUSES[group]} for group in Group if found[group]],
+        "groups": [{"name": group.value, "count": found[group], "cause": causes[group]} for group in Group if found[group]],
         "reader": {"name": reader.name, "role": reader.role, "may_settle": reader.may_settle},
         "readers": len(readers.people),
         "blind": blind,
@@ -135,7 +140,10 @@ def slide_page(desk: Desk, case: Case, reader: Reader, blind: bool, heat: Heat |
         }
     if heat is not None:
         rows, columns = heat.shape
-        found["grid"] = {"rows": rows, "columns": columns, "origin": heat.origin, "cell": heat.cell_l0, "tile": heat.tile_l0}
+        found["grid"] = {
+            "rows": rows, "columns": columns, "origin": heat.origin, "tile_origin": heat.tile_origin, "cell": heat.cell_l0,
+            "tile": heat.tile_l0,
+        }  # fmt: skip
         found["layers"] = [
             {"name": layer.name, "kind": layer.kind, "low": layer.low, "high": layer.high} for layer in heat.layers
         ] if seen else []  # fmt: skip
@@ -164,7 +172,9 @@ def opinion_page(opinion: Opinion) -> dict[str, object]:
         "judged": opinion.judged,
         "elsewhere": opinion.elsewhere,
         "last": opinion.events[-1].number if opinion.events else 0,
-        "can_undo": undoable(opinion),
+        "can_undo": (of := undoable(opinion)),
+        "undoes": next((event.kind for event in opinion.events if event.number == of), ""),
+        "decided_before": opinion.decided_before,
     }
 
 

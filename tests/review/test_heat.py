@@ -10,7 +10,7 @@ from made import made_features
 
 from pathovit.outputs.folder import SlideFolder
 from pathovit.review.corrections import cell_index
-from pathovit.review.heat import read_heat
+from pathovit.review.heat import Heat, Layer, read_heat
 from pathovit.show.heatmap import Heatmap
 from pathovit.show.ome_tiff import write_ome_tiff
 
@@ -67,3 +67,9 @@ def test_without_an_answer_there_is_a_lattice_of_the_same_size(tmp_path: Path, d
 def test_tiles_lie_row_by_row_as_the_page_counts_them(tmp_path: Path) -> None:
     stored = made_features(PLACES * 96)
     assert list(cell_index(stored)) == sorted(cell_index(stored))
+
+
+def test_a_cell_of_a_tile_lies_around_its_centre() -> None:
+    layers = (Layer("unread", "unread", 0, 1, np.zeros((2, 2), np.uint8)),)
+    assert Heat(layers, (100.0, 50.0), (96.0, 96.0), (96.0, 96.0)).tile_origin == (100.0, 50.0)
+    assert Heat(layers, (100.0, 50.0), (48.0, 48.0), (96.0, 96.0)).tile_origin == (124.0, 74.0), "as its square in QuPath"

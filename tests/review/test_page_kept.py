@@ -100,6 +100,13 @@ def test_a_key_answers_the_tile_that_is_in_view_and_no_other(browser: Browser, o
         until(page, "pathovit.reading.askedAt.value === 0")
         page.evaluate("void Promise.all([pathovit.reading.answerAsked('normal'), pathovit.reading.answerAsked('tumour')])")
         until(page, "pathovit.reading.saving.value === 0 && pathovit.reading.askedHere.value.length === 1")
+        page.evaluate("pathovit.viewer.fit(true)")
+        page.evaluate("pathovit.viewer.goTo(-9000, -9000, 0.5, true)")
+        page.keyboard.press("2")
+        until(page, "pathovit.reading.mode.value === 'paint'")
+        assert painted(page) == {"normal": 1}, "a key is meant for what is in view"
+        page.keyboard.press("Escape")
+        page.keyboard.press("q")
         assert painted(page) == {"normal": 1}, "the second key was no answer for a tile that nobody had seen"
         assert page.evaluate("pathovit.reading.askedTile.value.index") == 9
         page.evaluate(
@@ -121,3 +128,80 @@ def test_what_was_said_of_another_tiling_is_refused_and_the_page_looks_again(bro
         page.wait_for_selector("text=This slide was drawn anew meanwhile: nothing was kept")
         until(page, "pathovit.reading.page.value.about.tiles_sha256.length === 64")
         assert painted(page) == {}
+
+
+def test_nothing_is_kept_under_another_readers_name(browser: Browser, out: Path) -> None:
+    with at_slide(browser, out) as (page, _):
+        page.evaluate(
+            """() => {
+              const page = pathovit.reading.page;
+              page.value = {...page.value, opinion: {...page.value.opinion, reader: "Dr. Z"}};
+            }"""
+        )
+        page.evaluate(f"void pathovit.reading.paint({FIRST}.slice(0, 3), 'tumour')")
+        page.wait_for_selector("text=reads in this browser now, and not Dr. Z: nothing was kept")
+        assert painted(page) == {}
+
+
+def test_regions_are_judged_one_after_the_other_and_taken_back_by_name(browser: Browser, out: Path) -> None:
+    with at_slide(browser, out) as (page, _):
+        page.evaluate(
+            f"""() => {{
+              const cells = {FIRST}, map = new Uint8Array(pathovit.reading.cells.value.length);
+              map[cells[0]] = map[cells.at(-1)] = 255;
+              pathovit.reading.cells.value = map;
+            }}"""
+        )
+        until(page, "pathovit.reading.regions.value.length === 2")
+        for expected in (0, 1):
+            page.keyboard.press("n")
+            until(page, f"pathovit.reading.region.value === {expected}")
+            page.keyboard.press("a")
+            until(page, "pathovit.reading.saving.value === 0")
+            assert page.evaluate("pathovit.reading.region.value") == expected, "what was said leaves the choice as it is"
+        runs = page.evaluate("pathovit.reading.page.value.opinion.regions.map((one) => JSON.stringify(one.runs))")
+        assert len(set(runs)) == len(runs) == 2
+        page.keyboard.press("z")
+        page.wait_for_selector("text=Taken back: what you said of a region.")
+
+
+def test_a_decision_that_is_not_kept_is_not_left_without_a_word(browser: Browser, out: Path) -> None:
+    with at_slide(browser, out) as (page, _):
+        assert page.locator("[data-judgement]").count() == 3
+        page.keyboard.press("a")
+        until(page, "pathovit.reading.drafting.value")
+        page.keyboard.press("s")
+        page.wait_for_selector("text=Your decision is not kept yet: Enter keeps it, and then s signs.")
+        page.keyboard.press("j")
+        page.wait_for_selector("text=The same key again leaves without it.")
+        assert page.evaluate("pathovit.reading.page.value.file") == "one.svs"
+        page.keyboard.press("Enter")
+        until(page, "pathovit.reading.page.value.opinion.judgement === 'agree' && !pathovit.reading.drafting.value")
+        page.keyboard.press("s")
+        until(page, "pathovit.reading.page.value.opinion.signed === 'agreed'")
+
+
+def test_keys_before_the_login_do_nothing_and_what_was_said_elsewhere_comes(browser: Browser, out: Path) -> None:
+    with at_slide(browser, out) as (page, token):
+        page.context.clear_cookies()
+        page.evaluate(f"void pathovit.reading.paint({FIRST}.slice(0, 1), 'tumour')")
+        page.wait_for_selector(".entering")
+        assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Token", "what is typed goes there"
+        page.evaluate("document.activeElement.blur()")
+        page.keyboard.press("b")
+        assert page.evaluate("pathovit.reading.mode.value") == "look"
+        page.get_by_label("Token").fill(token)
+        page.get_by_role("button", name="Enter").click()
+        until(page, "pathovit.reading.saving.value === 0")
+        other = page.context.new_page()
+        other.goto(page.url)
+        other.wait_for_selector("[data-judgement]")
+        until(other, "!!pathovit.reading.tissue.value && pathovit.reading.saving.value === 0")
+        other.keyboard.press("a")
+        other.keyboard.press("Enter")
+        until(other, "pathovit.reading.page.value.opinion.judgement === 'agree'")
+        page.keyboard.press("u")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("text=This changes a decision: say why.")
+        until(page, "pathovit.reading.page.value.opinion.judgement === 'agree'")
+        assert page.locator("text=This changes a decision: say why.").count() == 1, "it stays"

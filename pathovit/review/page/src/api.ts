@@ -65,12 +65,15 @@ export interface Opinion {
   elsewhere: number; // tiles painted on another lattice
   last: number;
   can_undo: number | null;
+  undoes: string; // what that is
+  decided_before: boolean; // also where it was taken back
 }
 
 export interface Grid {
   rows: number;
   columns: number;
-  origin: [number, number];
+  origin: [number, number]; // of the cells of the map
+  tile_origin: [number, number]; // of the cells of tiles, each around its tile's centre: another one where tiles overlap
   cell: [number, number];
   tile: [number, number];
 }
@@ -154,6 +157,7 @@ export interface Seen {
   drawn: string; // what the page had when it was said: another map, other tiles, and it is not kept
   tiles: string | null;
   last: number;
+  reader: string | null; // whom the page names
 }
 
 export type Said =

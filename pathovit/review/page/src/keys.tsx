@@ -6,7 +6,7 @@ const KEYS: [title: string, keys: [key: string, does: string][]][] = [
   ["Worklist", [["↑ ↓", "choose a slide"], ["Enter", "open it"], ["/", "find a slide or patient"]]],
   ["Reading", [
     ["1 … 9, 0", "first impression: class, unsure"], ["a d u", "agree, disagree, unsure (of the region that is chosen, else of the slide)"], ["x", "show an answer that is in doubt"],
-    ["s", "sign"], ["z", "take back"], ["j k", "next slide, previous slide"], ["Esc", "back"],
+    ["Enter", "keep the decision"], ["s", "sign"], ["z", "take back"], ["j k", "next slide, previous slide"], ["Esc", "back"],
   ]],
   ["Map", [["n p", "next region, previous region"], ["h", "map on or off"], ["Space", "map off while held"], ["o", "outlines"], ["l", "next layer"], ["[ ]", "threshold"]]],
   ["Slide", [["arrows", "move"], ["+ -", "closer, further"], ["f", "whole slide"], ["r", "turn"], ["m", "measure: drag, or Enter where it begins and where it ends"], ["Enter", "what is known of the tile in the middle"]]],

@@ -1,5 +1,6 @@
 // The reading itself: a first impression, then the answer, then a decision, then a signature.
 import { useSignal } from "@preact/signals";
+import { useLayoutEffect } from "preact/hooks";
 import type { Judgement } from "./api";
 import { Key, number } from "./parts";
 import type { Reading } from "./reading";
@@ -99,10 +100,18 @@ function Decision({ reading }: { reading: Reading }) {
   const label = useSignal(""), note = useSignal(""), reason = useSignal("");
   const decided = opinion.label !== null;
   const changing = useSignal(false);
+  const open = !decided || changing.value;
+  const drafting = open && (nothingSaid ? !!(label.value || note.value) : !!chosen.value);
+  useLayoutEffect(() => {
+    reading.drafting.value = drafting;
+    return () => void (reading.drafting.value = false);
+  }, [reading, drafting]);
 
   const choose = (wanted: Judgement) => {
     chosen.value = wanted;
-    label.value = wanted === "agree" ? (modelSays ?? label.value) : wanted === "disagree" && page.classes!.length === 2 && modelSays ? page.classes!.find((name) => name !== modelSays)! : label.value;
+    if (wanted === "agree") label.value = modelSays ?? label.value;
+    else if (wanted === "disagree" && label.value === modelSays) label.value = "";
+    if (wanted === "disagree" && page.classes!.length === 2 && modelSays) label.value = page.classes!.find((name) => name !== modelSays)!;
   };
   const save = async () => {
     const kept = await reading.decide(judgement!, judgement === "unsure" ? null : label.value || null, note.value, reason.value);
@@ -158,6 +167,7 @@ function Decision({ reading }: { reading: Reading }) {
       )}
       {judgement && (
         <form
+          id="decision"
           onSubmit={(event) => {
             event.preventDefault();
             void save();
@@ -170,7 +180,7 @@ function Decision({ reading }: { reading: Reading }) {
               ))}
             </div>
           )}
-          {judgement !== "unsure" && (
+          {judgement !== "unsure" && judgement !== "agree" && (
             <label class="field">
               The slide is
               <input list="classes" value={label.value} required={judgement !== "none"} placeholder={judgement === "none" ? "unsure" : ""} maxLength={80} onInput={(event) => (label.value = event.currentTarget.value)} />
@@ -181,13 +191,13 @@ function Decision({ reading }: { reading: Reading }) {
             Note
             <textarea rows={2} maxLength={4000} value={note.value} onInput={(event) => (note.value = event.currentTarget.value)} />
           </label>
-          {decided && (
+          {opinion.decided_before && (
             <label class="field">
               Why it changes
               <input required maxLength={4000} value={reason.value} onInput={(event) => (reason.value = event.currentTarget.value)} />
             </label>
           )}
-          <button type="submit" class="primary">Keep</button>
+          <button type="submit" class="primary">Keep <Key>Enter</Key></button>
         </form>
       )}
       {decided && <button type="button" class="plain" onClick={() => (changing.value = false)}>Leave it as it was</button>}

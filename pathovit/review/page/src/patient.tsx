@@ -69,7 +69,7 @@ export function PatientPage({ slideKey }: { slideKey: string }) {
 
 function Half({ slideKey, onViewer, onMove }: { slideKey: string; onViewer: (viewer: SlideViewer | null) => void; onMove: () => void }) {
   const box = useRef<HTMLDivElement>(null);
-  const missing = useSignal("");
+  const missing = useSignal(""), warning = useSignal(""), degraded = useSignal("");
   useEffect(() => {
     let viewer: SlideViewer | null = null;
     let gone = false;
@@ -82,9 +82,16 @@ function Half({ slideKey, onViewer, onMove }: { slideKey: string; onViewer: (vie
       }
       viewer = new SlideViewer(box.current!, page);
       viewer.onView = onMove;
+      viewer.onUnseen = (why) => (warning.value = why);
       onViewer(viewer);
+      const { overlay } = viewer;
+      overlay.desaturated = page.doubtful;
+      if (page.verdict === "degraded") degraded.value = `${page.tiles!.unread.toLocaleString("en")} tiles could not be read: hatched on the slide.`;
+      if (page.grid) overlay.unread = await bytes(ofSlide(slideKey, "/grid"));
+      if (gone) return;
+      viewer.draw();
       if (page.may_see && page.layers?.[0]?.kind === "score") {
-        const { overlay } = viewer, cells = await bytes(ofSlide(slideKey, "/heat/0"));
+        const cells = await bytes(ofSlide(slideKey, "/heat/0"));
         overlay.lowest = toByte(page.layers[0], 0.5);
         overlay.hot = cells;
         overlay.map = document.createElement("canvas");
@@ -98,5 +105,11 @@ function Half({ slideKey, onViewer, onMove }: { slideKey: string; onViewer: (vie
       viewer?.destroy();
     };
   }, [slideKey]);
-  return <div class="osd" ref={box} tabIndex={0} role="application" aria-label="Slide">{missing.value && <p class="empty">{missing.value}</p>}</div>;
+  return (
+    <>
+      <div class="osd" ref={box} tabIndex={0} role="application" aria-label="Slide">{missing.value && <p class="empty">{missing.value}</p>}</div>
+      {degraded.value && <p class="warning">{degraded.value}</p>}
+      {warning.value && <p class="unseen" role="alert">{warning.value}</p>}
+    </>
+  );
 }

@@ -6,7 +6,7 @@ import {
 } from "./api";
 import { atRandom, cellsOf, findRegions, paintCells, quantile, type Region, runsOf, strongest, table, toByte, toValue } from "./heat";
 import { paintKinds } from "./kinds";
-import { entered, go, message, needsToken, refresh, spoken, trying, worklist } from "./state";
+import { entered, go, leaving, message, needsToken, refresh, spoken, told, trying, worklist } from "./state";
 import type { At, SlideViewer } from "./viewer";
 
 export type Mode = "look" | "paint" | "measure";
@@ -14,6 +14,10 @@ export const UM_AT_20X = 0.5;
 const STRIP = 12, CONTROLS = 4;
 const LISTED_REGIONS = 200;
 const STILL_MS = 120; // the map follows the threshold at once, the list of regions when it stands still
+
+const UNDONE: Record<string, string> = {
+  decision: "your decision", region: "what you said of a region", painted: "a stroke", imported: "a file of regions", signed: "your signature", settled: "the settlement",
+};
 
 const answered = new Set<string>(); // tiles of all slides that were asked for
 const named: string[] = []; // classes of all slides, in the order in which they came up: keys and colours stay
@@ -47,6 +51,9 @@ export class Reading {
   readonly withKinds = signal(false);
   readonly extraClasses = signal<string[]>([]);
   readonly regionNote = signal(""); // on the region that is selected
+  readonly drafting = signal(false); // a decision that is not kept yet
+  readonly takenBack = signal(""); // what was, by the last key
+  readonly unseen = signal(""); // why part of the slide is not shown
   viewer: SlideViewer | null = null;
   private readonly drawnLayers = new Map<number, Uint8Array>();
   private readonly canvas = document.createElement("canvas");
@@ -55,7 +62,9 @@ export class Reading {
   private queue: Promise<unknown> = Promise.resolve();
 
   readonly info = computed<LayerInfo | null>(() => this.page.value?.layers?.[this.layer.value] ?? null);
-  readonly columns = computed(() => this.page.value?.grid?.columns ?? 1);
+  readonly grid = computed(() => this.page.value?.grid ?? null); // the same, whatever is said of the slide
+  readonly mpp = computed(() => this.page.value?.mpp ?? null);
+  readonly columns = computed(() => this.grid.value?.columns ?? 1);
   readonly classes = computed(() => {
     const page = this.page.value;
     // Those of the model in order of the alphabet, then those that were added; none ever changes its place.
@@ -68,10 +77,10 @@ export class Reading {
   readonly searched = signal(256); // the lowest byte of the regions that are listed
   readonly searching = computed(() => this.searched.value !== this.lowest.value);
   readonly regions = computed<Region[]>(() => {
-    const { value: page } = this.page, info = this.info.value, cells = this.cells.value;
-    if (!page?.grid || !cells || info?.kind !== "score") return [];
-    const mm2 = (page.grid.cell[0] * page.mpp![0] * page.grid.cell[1] * page.mpp![1]) / 1e6;
-    return findRegions(page.grid, cells, info, this.searched.value, mm2);
+    const grid = this.grid.value, mpp = this.mpp.value, info = this.info.value, cells = this.cells.value;
+    if (!grid || !mpp || !cells || info?.kind !== "score") return [];
+    const mm2 = (grid.cell[0] * mpp[0] * grid.cell[1] * mpp[1]) / 1e6;
+    return findRegions(grid, cells, info, this.searched.value, mm2);
   });
   readonly listed = computed(() => this.regions.value.slice(0, LISTED_REGIONS));
   readonly strip = computed(() => (this.cells.value && this.info.value?.kind === "score" ? strongest(this.cells.value, STRIP) : []));
@@ -88,11 +97,11 @@ export class Reading {
       return () => clearTimeout(later);
     }));
     this.stops.push(effect(() => void (this.region.value, (this.regionNote.value = ""))));
-    const leaving = (event: BeforeUnloadEvent) => {
-      if (this.saving.value) event.preventDefault(); // something is not kept yet
+    const unload = (event: BeforeUnloadEvent) => {
+      if ((this.saving.value || this.drafting.value) && !leaving.value) event.preventDefault(); // something is not kept yet
     };
-    addEventListener("beforeunload", leaving);
-    this.stops.push(() => removeEventListener("beforeunload", leaving));
+    addEventListener("beforeunload", unload);
+    this.stops.push(() => removeEventListener("beforeunload", unload));
   }
 
   // The rest of what the page shows, and the record that it was opened.
@@ -114,7 +123,7 @@ export class Reading {
       this.took(page.opinion);
       if (this.brushLabel.value === null) this.brushLabel.value = this.classes.value.at(-1) ?? "";
     });
-    if (page.may_see && page.layers?.length) void trying(() => this.showLayer(Math.min(this.layer.value, page.layers!.length - 1)));
+    if (page.may_see && page.layers?.length) void this.showLayer(Math.min(this.layer.value, page.layers!.length - 1)).catch(told); // what was said stays
   }
 
   async loadAsked(afresh = false): Promise<void> {
@@ -124,6 +133,7 @@ export class Reading {
 
   attach(viewer: SlideViewer): void {
     this.viewer = viewer;
+    viewer.onUnseen = (why) => (this.unseen.value = why);
     viewer.onView = () => {
       this.umPerPixel.value = viewer.umPerPixel;
       this.measured.value = viewer.measured();
@@ -193,12 +203,14 @@ export class Reading {
       drawn: this.page.value?.drawn ?? "",
       tiles: this.page.value?.about.tiles_sha256 ?? null,
       last: this.page.value?.opinion.last ?? 0,
+      reader: this.page.value?.opinion.reader ?? null,
     };
   }
 
   // One after the other, in the order in which it was done.
   say(said: Said | (() => Said | null)): Promise<void> {
     this.saving.value++;
+    this.takenBack.value = "";
     const seen = this.seen(); // as it is said, not when its turn comes
     const done = this.queue.then(async () => {
       const now = typeof said === "function" ? said() : said;
@@ -288,7 +300,7 @@ export class Reading {
     const at = this.region.value, region = this.regions.value[at], info = this.info.value, note = this.regionNote.value;
     if (!region || !info) return Promise.resolve();
     return trying(async () => {
-      await this.say({ event: "region", runs: runsOf(this.columns.value, region.cells), judgement, label: info.name, note });
+      await this.say({ event: "region", runs: runsOf(this.columns.value, this.viewer?.tilesUnder(region.cells) ?? region.cells), judgement, label: info.name, note });
       if (this.region.value === at && this.regionNote.value === note) this.regionNote.value = "";
       spoken.value = `Region: ${judgement}.`;
     });
@@ -296,11 +308,13 @@ export class Reading {
 
   undo(): Promise<void> {
     return trying(async () => {
+      let what = "";
       await this.say(() => {
-        const of = this.page.value?.opinion.can_undo; // when its turn has come
+        const opinion = this.page.value?.opinion, of = opinion?.can_undo; // when its turn has come
+        what = UNDONE[opinion?.undoes ?? ""] ?? "";
         return of === null || of === undefined ? null : { event: "undo", of };
       });
-      spoken.value = "Taken back.";
+      this.takenBack.value = spoken.value = what ? `Taken back: ${what}.` : "There is nothing of yours to take back.";
       void refresh();
     });
   }
@@ -366,6 +380,12 @@ export class Reading {
   private answering = false;
   private lookedAt = -1;
 
+  // Whether the tile that waits for an answer is on the screen: a key is meant for what one sees.
+  get asking(): boolean {
+    const tile = this.askedHere.value[this.askedAt.value];
+    return !!tile && tile.key === this.key && !!this.viewer?.inSight(...this.viewer.centreOf(this.cellOf(tile)));
+  }
+
   private cellOf(tile: Asked): number {
     return tile.row * this.columns.value + tile.column;
   }
@@ -401,8 +421,13 @@ export class Reading {
 
   // Its map, if another one was drawn meanwhile.
   async loadAnew(): Promise<void> {
-    const page = await get<SlidePage>(ofSlide(this.key)), tiles = this.page.value?.about.tiles_sha256;
-    if (page.drawn === this.page.value?.drawn && page.about.tiles_sha256 === tiles) return;
+    const page = await get<SlidePage>(ofSlide(this.key)), now = this.page.value, tiles = now?.about.tiles_sha256;
+    if (page.opinion.reader !== now?.opinion.reader) return; // another one reads in this browser: what is on the screen stays as it was
+    if (page.drawn === now.drawn && page.about.tiles_sha256 === tiles) {
+      this.took(page.opinion); // said in another window
+      if (page.first_done !== now.first_done || page.may_see !== now.may_see) await this.load();
+      return;
+    }
     this.drawnLayers.clear();
     this.cells.value = null;
     this.askedTile.value = null;

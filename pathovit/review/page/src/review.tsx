@@ -1,7 +1,7 @@
 // The review page. It asks nothing of any other machine.
 import { useSignal } from "@preact/signals";
 import { render } from "preact";
-import { useEffect } from "preact/hooks";
+import { useEffect, useRef } from "preact/hooks";
 import { post } from "./api";
 import { Keys } from "./keys";
 import { PatientPage } from "./patient";
@@ -69,6 +69,8 @@ function Top() {
 
 function Login() {
   const token = useSignal("");
+  const field = useRef<HTMLInputElement>(null);
+  useEffect(() => field.current?.focus(), []);
   return (
     <main class="login">
       <form
@@ -80,7 +82,7 @@ function Login() {
         <h1>Your token</h1>
         {worklist.value && <p>Your session is over. What you were doing is still there, and goes on when you have entered.</p>}
         <p class="quiet">`pathovit review` prints an address with a token in it; `pathovit review users` gives one to each reader.</p>
-        <input type="password" autocomplete="off" aria-label="Token" required maxLength={200} value={token.value} onInput={(event) => (token.value = event.currentTarget.value)} />
+        <input ref={field} type="password" autocomplete="off" aria-label="Token" required maxLength={200} value={token.value} onInput={(event) => (token.value = event.currentTarget.value)} />
         <button type="submit" class="primary">Enter</button>
       </form>
     </main>

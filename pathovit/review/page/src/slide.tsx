@@ -9,7 +9,7 @@ import { signedAs, Steps } from "./panel";
 import { length, magnification, number, scarce } from "./parts";
 import { Reading } from "./reading";
 import { Regions } from "./regions";
-import { go, message, showKeys, trying, typing } from "./state";
+import { go, message, needsToken, showKeys, trying, typing } from "./state";
 import { Teach } from "./teach";
 import { type At, SlideViewer } from "./viewer";
 import { order } from "./worklist";
@@ -67,6 +67,7 @@ function Title({ reading }: { reading: Reading }) {
         {page.overview_ready === false && " · its overview is being made, once"}
         {page.opinion.elsewhere > 0 && ` · ${page.opinion.elsewhere} tiles were painted on another tiling and do not count`}
         {reading.saving.value > 0 && " · keeping…"}
+        {reading.takenBack.value && ` · ${reading.takenBack.value}`}
       </p>
     </header>
   );
@@ -118,6 +119,7 @@ function Stage({ reading }: { reading: Reading }) {
         class="osd" ref={box} tabIndex={0} role="application"
         aria-label={`Slide ${page.file}. Arrow keys move, plus and minus zoom; the list of regions is the text form of the map.`}
       />
+      {reading.unseen.value && <p class="unseen" role="alert">{reading.unseen.value}</p>}
       <ScaleBar reading={reading} />
       <TileCard reading={reading} />
       <Tools reading={reading} />
@@ -259,9 +261,19 @@ function TileCard({ reading }: { reading: Reading }) {
 
 // The slide before or after: where this one has left the list meanwhile, as they were when it was opened.
 function neighbour(reading: Reading, step: number): void {
+  if (!mayLeave(reading)) return;
   const now = order.value.includes(reading.key) ? order.value : reading.siblings;
   const next = now[now.indexOf(reading.key) + step];
   if (next) go({ name: "slide", key: next });
+}
+
+let warned: Reading | null = null; // of a decision that is not kept: the next time one may go
+
+function mayLeave(reading: Reading): boolean {
+  if (!reading.drafting.value || warned === reading) return true;
+  warned = reading;
+  message.value = "Your decision is not kept yet: Enter keeps it. The same key again leaves without it.";
+  return false;
 }
 
 function press(selector: string): void {
@@ -272,7 +284,7 @@ function press(selector: string): void {
 function Keyboard({ reading }: { reading: Reading }) {
   useEffect(() => {
     const down = (event: KeyboardEvent) => {
-      if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+      if (event.ctrlKey || event.metaKey || event.altKey || needsToken.value || document.querySelector("dialog[open]")) return;
       if (typing(event)) {
         if (event.key === "Escape") (event.target as HTMLElement).blur();
         return;
@@ -315,14 +327,16 @@ function act(reading: Reading, event: KeyboardEvent): boolean {
   if (/^[0-9]$/.test(key)) {
     const label = key === "0" ? "ignore" : classes[Number(key) - 1];
     if (label === undefined) return false;
-    if (reading.askedAt.value >= 0) void reading.answerAsked(label);
+    if (reading.asking) void reading.answerAsked(label);
     else if (!page.first_done) void reading.firstImpression(key === "0" ? null : label);
     else {
+      reading.askedTile.value = null;
       reading.brushLabel.value = label;
       reading.mode.value = "paint";
     }
     return true;
   }
+  if (!/^(j|k|Escape)$/.test(key)) warned = null;
   switch (key) {
     case "Escape":
       if (reading.tile.value) reading.tile.value = null;
@@ -332,10 +346,11 @@ function act(reading: Reading, event: KeyboardEvent): boolean {
         reading.mode.value = "look";
         if (viewer) viewer.measure = [];
         viewer?.drawNow();
-      } else go({ name: "worklist" });
+      } else if (mayLeave(reading)) go({ name: "worklist" });
       return true;
     case "Enter":
-      if (reading.mode.value === "paint" && reading.cursor.value !== null) {
+      if (reading.drafting.value && reading.mode.value === "look") (document.querySelector("#decision") as HTMLFormElement | null)?.requestSubmit();
+      else if (reading.mode.value === "paint" && reading.cursor.value !== null) {
         reading.beginStroke();
         reading.strokeTo(reading.cursor.value);
         void reading.endStroke();
@@ -377,7 +392,11 @@ function act(reading: Reading, event: KeyboardEvent): boolean {
       if (reading.region.value >= 0) void reading.judgeRegion(key === "a" ? "agree" : key === "d" ? "disagree" : "unsure");
       else press(`[data-judgement=${key === "a" ? "agree" : key === "d" ? "disagree" : "unsure"}]`);
       return true;
-    case "s": if (page.opinion.label !== null && !page.opinion.signed) void reading.sign(signedAs(page.opinion)); return true;
+    case "s":
+      if (reading.drafting.value) message.value = "Your decision is not kept yet: Enter keeps it, and then s signs.";
+      else if (page.opinion.label === null) message.value = "Decide first, then sign.";
+      else if (!page.opinion.signed) void reading.sign(signedAs(page.opinion));
+      return true;
     case "?": showKeys.value = true; return true;
     default: return false;
   }

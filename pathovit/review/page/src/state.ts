@@ -40,9 +40,17 @@ export function setTheme(to: string): void {
   document.documentElement.dataset.theme = to;
 }
 
+export const leaving = signal(false); // on purpose: nothing is asked
+
 export async function refresh(): Promise<void> {
   try {
-    worklist.value = await get<Worklist>("/api/worklist");
+    const found = await get<Worklist>("/api/worklist");
+    if (worklist.value && worklist.value.reader.name !== found.reader.name) {
+      leaving.value = true; // what is on the screen, and what waits to be kept, is another reader's
+      location.reload();
+      return;
+    }
+    worklist.value = found;
     needsToken.value = false;
   } catch (error) {
     told(error);

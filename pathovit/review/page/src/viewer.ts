@@ -85,12 +85,23 @@ export class SlideViewer {
     for (const event of ["canvas-press", "canvas-scroll"] as const) this.osd.addHandler(event, () => (this.touched = performance.now()));
     for (const event of ["update-viewport", "resize", "rotate", "open"] as const) this.osd.addHandler(event, () => this.draw());
     this.osd.addHandler("open", () => this.fit(true));
+    this.osd.addHandler("tile-load-failed", (event) => void this.ask(event.tile.getUrl()));
     this.osd.open(tileSource(page) as never);
   }
 
   destroy(): void {
     cancelAnimationFrame(this.frame);
     this.osd.destroy();
+  }
+
+  onUnseen: (why: string) => void = () => {};
+
+  // Why a tile did not come: coarser pixels that are stretched over its place look like tissue.
+  private async ask(url: string): Promise<void> {
+    const answer = await fetch(url).catch(() => null);
+    if (answer?.ok || answer?.status === 429) return; // it comes, or is waited for
+    const why = answer ? ((await answer.json().catch(() => ({}))) as { error?: string }).error : "The server does not answer.";
+    this.onUnseen(`Part of this slide cannot be shown: what you see there is a coarser picture. ${why ?? ""}`);
   }
 
   private get image(): OpenSeadragon.TiledImage | undefined {
@@ -121,17 +132,26 @@ export class SlideViewer {
 
   cellAt(x: number, y: number): number | null {
     if (!this.grid) return null;
-    const column = Math.floor((x - this.grid.origin[0]) / this.grid.cell[0]);
-    const row = Math.floor((y - this.grid.origin[1]) / this.grid.cell[1]);
+    const column = Math.floor((x - this.grid.tile_origin[0]) / this.grid.cell[0]);
+    const row = Math.floor((y - this.grid.tile_origin[1]) / this.grid.cell[1]);
     const inside = column >= 0 && row >= 0 && column < this.grid.columns && row < this.grid.rows;
     return inside ? row * this.grid.columns + column : null;
   }
 
-  centreOf(cell: number): [number, number] {
+  centreOf(cell: number, origin = this.grid!.tile_origin): [number, number] {
     const grid = this.grid!;
     const row = Math.floor(cell / grid.columns);
     const column = cell - row * grid.columns;
-    return [grid.origin[0] + (column + 0.5) * grid.cell[0], grid.origin[1] + (row + 0.5) * grid.cell[1]];
+    return [origin[0] + (column + 0.5) * grid.cell[0], origin[1] + (row + 0.5) * grid.cell[1]];
+  }
+
+  // Cells of the tiles that lie under cells of the map.
+  tilesUnder(cells: Int32Array): Int32Array {
+    const grid = this.grid!;
+    if (grid.origin.every((at, axis) => at === grid.tile_origin[axis])) return cells;
+    const found = new Set<number>();
+    for (const cell of cells) found.add(this.cellAt(...this.centreOf(cell, grid.origin)) ?? cell);
+    return Int32Array.from(found);
   }
 
   screenOf(x: number, y: number): [number, number] | null {
@@ -187,9 +207,13 @@ export class SlideViewer {
     this.osd.viewport.panTo(point, immediately);
   }
 
-  keepInSight(x: number, y: number): void {
+  inSight(x: number, y: number, margin = 0): boolean {
     const at = this.screenOf(x, y), box = this.osd.viewport.getContainerSize();
-    if (at && (at[0] < 40 || at[1] < 40 || at[0] > box.x - 40 || at[1] > box.y - 40)) this.osd.viewport.panTo(this.image!.imageToViewportCoordinates(x, y));
+    return !!at && at[0] >= margin && at[1] >= margin && at[0] <= box.x - margin && at[1] <= box.y - margin;
+  }
+
+  keepInSight(x: number, y: number): void {
+    if (!this.inSight(x, y, 40)) this.osd.viewport.panTo(this.image!.imageToViewportCoordinates(x, y));
   }
 
   zoomBy(factor: number): void {
@@ -242,12 +266,17 @@ export class SlideViewer {
 
   private drawGrid(context: CanvasRenderingContext2D, grid: Grid, affine: Affine, ratio: number): void {
     const { overlay } = this;
-    context.translate(...grid.origin);
-    context.scale(...grid.cell);
+    const from = (origin: [number, number]) => {
+      context.setTransform(...(affine.map((value) => value * ratio) as Affine));
+      context.translate(...origin);
+      context.scale(...grid.cell);
+    };
+    from(grid.tile_origin);
     context.imageSmoothingEnabled = false;
     const perCell = Math.hypot(affine[0], affine[1]) * grid.cell[0] * ratio; // device pixels
     const shown = this.visible(grid);
     if (overlay.unread) this.hatch(context, grid, overlay.unread, shown, perCell);
+    from(grid.origin);
     if (overlay.map) {
       const hot = overlay.hot;
       if (!hot || !(overlay.outlines || this.umPerPixel <= UM_AT_10X)) {
@@ -260,11 +289,12 @@ export class SlideViewer {
         stroke(context, path, perCell, ratio, overlay.desaturated ? "#555" : "#00707a");
       }
     }
-    if (overlay.painted.size) this.drawPaint(context, grid, shown, perCell, ratio);
     if (overlay.selected) {
       const inside = new Set(overlay.selected);
       stroke(context, outline(grid, shown, (cell) => inside.has(cell)), perCell, ratio, "#111", 2.5);
     }
+    from(grid.tile_origin);
+    if (overlay.painted.size) this.drawPaint(context, grid, shown, perCell, ratio);
     if (overlay.cursor !== null) {
       const row = Math.floor(overlay.cursor / grid.columns), column = overlay.cursor - row * grid.columns, r = overlay.brush;
       const path = new Path2D();
@@ -310,9 +340,9 @@ export class SlideViewer {
     const columns = corners.map((corner) => (corner.x - grid.origin[0]) / grid.cell[0]);
     const rows = corners.map((corner) => (corner.y - grid.origin[1]) / grid.cell[1]);
     return {
-      left: Math.max(0, Math.floor(Math.min(...columns))),
+      left: Math.max(0, Math.floor(Math.min(...columns)) - 2), // tiles that overlap begin before their cells
       right: Math.min(grid.columns, Math.ceil(Math.max(...columns)) + 1),
-      top: Math.max(0, Math.floor(Math.min(...rows))),
+      top: Math.max(0, Math.floor(Math.min(...rows)) - 2),
       bottom: Math.min(grid.rows, Math.ceil(Math.max(...rows)) + 1),
     };
   }
