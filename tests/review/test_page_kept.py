@@ -171,7 +171,7 @@ def test_a_decision_that_is_not_kept_is_not_left_without_a_word(browser: Browser
         page.keyboard.press("a")
         until(page, "pathovit.reading.drafting.value")
         page.keyboard.press("s")
-        page.wait_for_selector("text=Your decision is not kept yet: Enter keeps it, and then s signs.")
+        page.wait_for_selector("text=Your decision is not kept yet: Enter keeps it. Then s signs.")
         page.keyboard.press("j")
         page.wait_for_selector("text=The same key again leaves without it.")
         assert page.evaluate("pathovit.reading.page.value.file") == "one.svs"

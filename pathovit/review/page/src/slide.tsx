@@ -272,8 +272,13 @@ let warned: Reading | null = null; // of a decision that is not kept: the next t
 function mayLeave(reading: Reading): boolean {
   if (!reading.drafting.value || warned === reading) return true;
   warned = reading;
-  message.value = "Your decision is not kept yet: Enter keeps it. The same key again leaves without it.";
+  notKept(reading, "The same key again leaves without it.");
   return false;
+}
+
+function notKept(reading: Reading, more: string): void {
+  reading.mode.value = "look"; // Enter is for the decision now
+  message.value = `Your decision is not kept yet: Enter keeps it. ${more}`;
 }
 
 function press(selector: string): void {
@@ -393,7 +398,7 @@ function act(reading: Reading, event: KeyboardEvent): boolean {
       else press(`[data-judgement=${key === "a" ? "agree" : key === "d" ? "disagree" : "unsure"}]`);
       return true;
     case "s":
-      if (reading.drafting.value) message.value = "Your decision is not kept yet: Enter keeps it, and then s signs.";
+      if (reading.drafting.value) notKept(reading, "Then s signs.");
       else if (page.opinion.label === null) message.value = "Decide first, then sign.";
       else if (!page.opinion.signed) void reading.sign(signedAs(page.opinion));
       return true;
