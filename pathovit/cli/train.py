@@ -240,7 +240,7 @@ def compare(
             options.note(
                 f"{card['model']} learned from {counted(count, 'patient')} of those that it is compared on: it may only know them by heart"
             )
-    if all(card["localisation"] for card in cards):
+    if all(card.get("localisation") for card in cards):
         found |= compare_maps(read_maps(a / "localisation.csv"), read_maps(b / "localisation.csv"))
     if as_json:
         shown: dict[str, object] = {name: asdict(line) for name, line in found.items()}
