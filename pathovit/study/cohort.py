@@ -47,8 +47,8 @@ class Bag:
     pitch_um: float
     truth: Truth  # not a number where the table has no label
     group: str  # site, or whatever must not be in two parts; the patient, if nothing was named
-    stored: tuple[str, ...] = ()  # digest of the features of each slide, as they lie on disk
     marks: Tensor | None = None  # (N, C) of tiles in regions: 1 of the class, 0 not, not a number where nobody says
+    stored: tuple[str, ...] = ()  # digest of the features of each slide, as they lie on disk
 
     @property
     def is_labelled(self) -> bool:
@@ -102,26 +102,16 @@ def load_cohort(
     truth = read_truth(rows, target)
     drawn = Drawn.read(regions, out, target, say) if regions else None
     folders = find_features(rows if drawn else [row for row in rows if row.line in truth], out, say, truth)
-    given, rows = (
-        rows,
-        [row for row in rows if row.line in truth or (drawn and row.line in folders and folders[row.line].name in drawn.regions)],
-    )
+    used = [
+        row for row in rows if row.line in truth or (drawn and row.line in folders and folders[row.line].name in drawn.regions)
+    ]
+    _say_left_out(rows, used, say)
+    rows = used
     if drawn:
         drawn.require_listed([folders[row.line].name for row in rows], say)
     if not any(row.patient for row in rows):
         columns = ", ".join(["slide", *(name for name, _ in rows[0].labels)])
         say(f"no column of patients (found: {columns}): every slide counts as a patient of its own")
-    if left := [row for row in given if row.line not in {one.line for one in rows}]:
-        known_of = {row.patient for row in rows if row.patient}
-        theirs = sum(row.patient in known_of for row in left)
-        say(
-            f"{counted(len(left), 'row')} without a label are left out"
-            + (
-                f"; {theirs} of them are of patients who have one on another row: give it to all rows that it holds for"
-                if theirs
-                else ""
-            )
-        )
     by_patient: dict[str, list[ManifestRow]] = {}
     for row, patient in zip(rows, _patient_names(rows, folders), strict=True):
         by_patient.setdefault(patient, []).append(row)
@@ -185,6 +175,16 @@ def _patient_names(rows: Sequence[ManifestRow], folders: dict[int, Path]) -> lis
     taken.update({row.patient for row in rows if row.patient})
     stems = [slide_stem(row.slide.name) for row in rows]
     return [row.patient or (stem if taken[stem] == 1 else folders[row.line].name) for row, stem in zip(rows, stems, strict=True)]
+
+
+def _say_left_out(rows: Sequence[ManifestRow], used: Sequence[ManifestRow], say: Say) -> None:
+    """Of rows without a label, and of those among them whose patients have one: these slides are missing in their bags."""
+    lines, patients = {row.line for row in used}, {row.patient for row in used if row.patient}
+    left = [row for row in rows if row.line not in lines]
+    theirs = sum(row.patient in patients for row in left)
+    of_these = f"; {theirs} of them are of patients who have one on another row: give it to all rows that it holds for"
+    if left:
+        say(f"{counted(len(left), 'row')} without a label are left out{of_these if theirs else ''}")
 
 
 def _digest_of(slide: SlideFolder) -> str:
