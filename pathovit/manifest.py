@@ -60,10 +60,12 @@ def read_manifest(path: Path, say: Say = lambda text: None, asked: Collection[st
     return rows
 
 
-def rival_splits(rows: Sequence[ManifestRow]) -> list[str]:
-    """Columns that each say which part a row is in, where none of them was taken for the split."""
-    names = dict.fromkeys(name for row in rows for name, _ in row.labels)
-    return [] if "split" in names else [name for name in names if are_split([row.label(name) or "" for row in rows])]
+def rival_splits(rows: Sequence[ManifestRow], asked: Collection[str] = ()) -> list[str]:
+    """Columns that each say which part a row is in, where none of them was taken for the split; of those `asked` for by name nothing is said."""
+    others = {plain_name(name) for name in asked}
+    names = [name for name in dict.fromkeys(name for row in rows for name, _ in row.labels) if plain_name(name) not in others]
+    found = [name for name in names if are_split([row.label(name) or "" for row in rows])]
+    return found if len(found) > 1 and "split" not in names else []
 
 
 def _row(table: Table, line: int, cells: dict[str, str], patient: str | None) -> ManifestRow:

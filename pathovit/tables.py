@@ -40,10 +40,13 @@ KNOWN = {
     "split": ("split", "part", "partition", "subset"),
 }  # fmt: skip
 LIKE_MPP = re.compile(r"^mpp|mpp$|microns?per|micromet(er|re)s?per|^pixelsize|^pixelspacing|^um(per|px)")
-NUMBERS_LIKE_MPP = re.compile(r"^(image|slide)?spacing|^resolution|^physicalsize|^pixel(width|height)")  # where cells are numbers
+NUMBERS_LIKE_MPP = re.compile(
+    r"^(image|slide|wsi|level\d*|x)?spacing|^resolution|^physicalsize|^pixel(width|height)"
+)  # where cells are numbers
 LIKE_PATIENT = re.compile(  # in words, as `word_by_word` has them
     r"\b(patients?|participant|donor|subject|person)\b.*\b(id|uuid|barcode|code|key|no|nr|number)$"
 )
+ONE_WORD = re.compile(r"(patients?|participant|donor|subject|person)(id|uuid|barcode|code|key|no|nr|number)")
 PARTS = {  # of a cohort, in the spellings of the field
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid", "dev", "tune"),
@@ -229,7 +232,8 @@ def _cells(rows: Sequence[tuple[int, list[str]]], place: int) -> list[str]:
 
 
 def _are_parts(cells: Collection[str]) -> bool:
-    return all(part_named(cell) or not cell or cell.casefold() in NO_VALUE for cell in cells)
+    nothing = {"", *map(plain_name, NO_VALUE)}  # `-` and `n.a.` are none either: what reads the column names the line
+    return all(part_named(cell) or plain_name(cell) in nothing for cell in cells)
 
 
 def are_split(cells: Collection[str]) -> bool:
@@ -261,7 +265,7 @@ def _refuse_lookalike(path: Path, name: str, roles: dict[str, str], cells: Seque
         near = [known for known in near if known[0] == found[:1] and abs(len(known) - len(found)) <= MOST_SLIPS]
         like = {
             "mpp": LIKE_MPP.search(found) or (numbers and NUMBERS_LIKE_MPP.search(found)),
-            "patient": LIKE_PATIENT.search(word_by_word(name)),
+            "patient": LIKE_PATIENT.search(word_by_word(name)) or ONE_WORD.fullmatch(found),
         }
         if near or like.get(role):
             raise SettingsError(f"{path}: column {name!r} looks like `{role}`, and is not. Name it `{role}`, or otherwise.")

@@ -292,10 +292,16 @@ def test_words_that_hold_others_are_no_known_columns(column: str, tmp_path: Path
     assert (row.patient, row.mpp, row.label(column)) == (None, None, "0.25")
 
 
-@pytest.mark.parametrize("column", ["PatientUUID", "patient.number", "Subject no"])
+@pytest.mark.parametrize("column", ["PatientUUID", "patient.number", "Subject no", "patientkey", "subjectcode"])
 def test_words_are_known_however_they_are_joined(column: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="looks like `patient`"):
         read_manifest(write(tmp_path / "l.csv", f"slide,{column}\na.svs,1\n"))
+
+
+@pytest.mark.parametrize("cell", ["-", "n.a.", "."])
+def test_what_stands_for_no_part_hides_no_split(cell: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="line 4: split is"):
+        read_manifest(write(tmp_path / "l.csv", f"slide,label,phase\na,1,train\nb,0,test\nc,1,{cell}\n"))
 
 
 def test_of_several_columns_of_parts_none_is_taken(tmp_path: Path) -> None:
@@ -303,4 +309,5 @@ def test_of_several_columns_of_parts_none_is_taken(tmp_path: Path) -> None:
     rows = read_manifest(write(tmp_path / "l.csv", text))
     assert [row.label("split") for row in rows] == [None, None]
     assert rival_splits(rows) == ["fold_0", "fold_1"]
+    assert rival_splits(rows, ["Fold 0"]) == [], "one that is asked for as something else is no rival"
     assert rival_splits(read_manifest(write(tmp_path / "s.csv", text.replace("qc", "split").replace("valid", "train")))) == []

@@ -21,14 +21,17 @@ Out = Annotated[Path, typer.Argument(help="Folder that was reviewed.")]
 
 @audit.command()
 def verify(
-    out: Out, head: Annotated[str, typer.Option("--head", help="A digest that was noted before: it must be in the record.")] = ""
+    out: Out,
+    head: Annotated[str | None, typer.Option("--head", help="A digest that was noted before: it must be in the record.")] = None,
 ) -> None:
     """Find every line that was changed, swapped or taken out. Exit code 3 if there is one."""
     from pathovit.outputs.folder import OutFolder
     from pathovit.review.audit import verify as check
     from pathovit.review.record import Record
 
-    found = check(Record(OutFolder(_there(out))), head)
+    if head is not None and not head.strip():
+        raise SettingsError("--head is empty: give the digest that was noted, or leave it out.")
+    found = check(Record(OutFolder(_there(out))), head or "")
     for remark in found.remarks:
         sys.stderr.write(f"  {remark}\n")
     for broken in found.broken:

@@ -88,6 +88,11 @@ def fetch(
         origin = origin_in(where, record.base)
         assert origin
         come = f"{origin.hub} ({origin.file}, revision {origin.revision[:12]})"
+        if record.revision and origin.revision != record.revision:
+            options.note(
+                f"{record.base}: these are of revision {origin.revision[:12]}, and {record.revision[:12]} is the one that is known; "
+                "with a network, take them out of the hub's cache and of ours, and fetch again"
+            )
         typer.echo(f"{where / f'{record.base}.safetensors'}  sha256 {origin.sha256}\n  from {come}, licence {origin.licence}")
     if to is not None:
         carry([record.base for record in records], where, to, lambda name: typer.echo(f"{to / f'{name}.safetensors'}"))

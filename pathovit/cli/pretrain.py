@@ -68,6 +68,7 @@ def pretrain(
     from pathovit.encoders.adapt import load_strictly
     from pathovit.encoders.build import for_side
     from pathovit.encoders.cache import require_unchanged
+    from pathovit.encoders.names import with_weights
     from pathovit.encoders.pretrain.fit import LEARNING_RATES, PretrainSettings, claim_device, forget
     from pathovit.encoders.pretrain.fit import pretrain as fit
     from pathovit.encoders.pretrain.teacher import LOOK_TILES, TOLD_TILES
@@ -79,6 +80,10 @@ def pretrain(
     from pathovit.study.figures import pretraining_picture
 
     sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
+    if method == "distil" and not teacher:
+        raise SettingsError("--method distil learns from another encoder: name it with --teacher.")
+    if method != "distil" and teacher is not None:
+        raise SettingsError(f"--teacher goes with --method distil: {method} learns from no other encoder.")
     settings = asked.settings()
     how = PretrainSettings(
         method,
@@ -96,10 +101,8 @@ def pretrain(
     if weights is not None:
         require_unchanged(record, weights, file_sha256(weights))
     claim_device()
-    name, _, file = (teacher or "").partition("=")
-    taught_by = load_encoder(name, file or None, how.device, how.precision, side) if method == "distil" and teacher else None
-    if method == "distil" and teacher is None:
-        raise SettingsError("--method distil learns from another encoder: name it with --teacher.")
+    name, file = with_weights(teacher or "")
+    taught_by = load_encoder(name, file, how.device, how.precision, side) if teacher else None
     made = replace(
         for_side(record, side), name=_name_of(out), mpp=mpps[0], mpps=tuple(mpps) if len(mpps) > 1 else (), hub="", files=(), revision="", sha256=None,
         gated=False, note=f"pretrained by {method}", licence=_licence(record, weights is not None, taught_by.record if taught_by else None),

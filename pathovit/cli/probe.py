@@ -15,7 +15,9 @@ from rich.table import Table
 from pathovit import RESEARCH_USE
 from pathovit.cli import options
 from pathovit.cli.app import app
+from pathovit.errors import SettingsError
 from pathovit.run.progress import Steps
+from pathovit.settings import EmbedSettings
 
 if TYPE_CHECKING:
     from pathovit.study.probe import Probed
@@ -39,7 +41,7 @@ def probe(
     ] = None,
     mpp: options.Mpp = None,
     manifest: options.ManifestFile = None,
-    label: Annotated[str, typer.Option("--label", help="Column with the class.")] = "label",
+    label: Annotated[str | None, typer.Option("--label", help="Column with the class.  \\[default: label]")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the table and the picture.")] = Path("probe"),
     device: options.Device = None,
     precision: options.Precision = None,
@@ -51,7 +53,7 @@ def probe(
     pathovit probe regions/ --slides slides/ --encoders reference uni virchow2
     """
     from pathovit.encoders import load_encoder
-    from pathovit.encoders.names import known_record
+    from pathovit.encoders.names import known_record, with_weights
     from pathovit.encoders.own import OF_PACKAGE, is_folder
     from pathovit.encoders.weights import find_weights
     from pathovit.files import csv_table, storage_errors, to_json, write_atomically
@@ -62,8 +64,13 @@ def probe(
     from pathovit.text import counted
 
     sys.stderr.write(f"pathovit: {RESEARCH_USE}\n")
+    if mpp is not None and not (slides or manifest):
+        raise SettingsError("--mpp goes with --slides: pictures of tiles are taken as they are.")
+    if label is not None and (slides or manifest):
+        raise SettingsError("--label names a column of tiles: regions on slides have their classes.")
+    EmbedSettings(precision=precision or "auto")
     asked = [*(encoders or ()), *(more or ())] or ["reference"]
-    pairs = [(name, weights or None) for name, _, weights in (one.partition("=") for one in asked)]
+    pairs = [with_weights(one) for one in asked]
     records = [known_record(name) for name, _ in pairs]
     for record, (_, weights) in zip(records, pairs, strict=True):
         if weights is None and record.arch != OF_PACKAGE:
@@ -72,11 +79,13 @@ def probe(
         asked_slides = options.Asked({}, None, slides, mpp, manifest)
         found = find_drawn(asked_slides.jobs(), [tiles], records, asked_slides.settings(), options.note)
     else:
-        found = find_tiles(tiles, label, options.note)
+        found = find_tiles(tiles, label or "label", options.note)
     if left := len(found) - sum(len(judge) for _, judge in folds_of(found, 0)):
         options.note(
             f"{counted(left, 'tile')} are not judged: without their {found.unit}s a class would be missing from what is learned"
         )
+    with storage_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
     steps, rows = Steps(), []
     for name, weights in pairs:
         encoder = load_encoder(name, weights, device or "auto", precision or "auto")
@@ -85,8 +94,6 @@ def probe(
         whose = said or ("one's own" if is_folder(name) else "bundled" if name == "reference" else "published")
         rows.append(probe(encoder, whose, found, pixels, steps))
         del encoder, pixels
-    with storage_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
     units = None if found.unit == "tile" else len(set(found.groups.tolist()))
     said_of_all = {
         "research_use": RESEARCH_USE, "tiles": len(found), "classes": list(found.classes), "patients": units if found.unit == "patient" else None,

@@ -223,6 +223,10 @@ def users(
     from pathovit.review.desk import Desk
     from pathovit.review.readers import at_this_computer
 
+    if not out.is_dir():
+        raise SettingsError(f"{out}: there is no such folder. Give one that `pathovit run` wrote.")
+    if role is not None and not add:
+        raise SettingsError("--role goes with --add NAME.")
     desk = Desk(OutFolder(out))
     readers, who = desk.readers(), at_this_computer()
     shown: dict[str, str] = {}

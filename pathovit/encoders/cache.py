@@ -56,6 +56,8 @@ def origin_in(folder: Path, name: str) -> Origin | None:
     about = folder / f"{name}.json"
     try:
         found = Origin(**json.loads(read_bytes(about))) if weights_in(folder, name).is_file() else None
+        if found is not None and not all(isinstance(value, str) for value in asdict(found).values()):
+            raise ValueError("not all of it is text")
         if found is not None and found.name != name:
             raise ValueError(f"it is of {str(found.name)[:40]!r}")
         return found
@@ -117,12 +119,12 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.safetensors") if (folder / f"{path.stem}.json").is_file())
 
 
-def in_hub_cache(record: EncoderRecord) -> Path | None:
-    """A file of a record's that another program has fetched, of the commit that is pinned if it is there; no network is used."""
+def in_hub_cache(record: EncoderRecord, any_commit: bool = False) -> Path | None:
+    """A file of a record's that another program has fetched, of the commit that is pinned (or any other, if that is not there); no network is used."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    for revision in dict.fromkeys((record.revision or None, None)):
+    for revision in dict.fromkeys((record.revision or None, *([None] if any_commit else []))):
         for file in record.files:
             try:
                 return Path(hf_hub_download(record.hub, file, revision=revision, local_files_only=True))

@@ -15,7 +15,7 @@ IN_STAMP = {
     "virchow": "virchow-full", "virchow:cls": "virchow", "virchow2": "virchow2-full", "virchow2:cls": "virchow2", "conch_v15": "conch1_5",
 }  # fmt: skip
 IN_LAZYSLIDE = {
-    "uni2_h": "uni2", "prov_gigapath": "gigapath", "h_optimus_0": "h-optimus-0", "h_optimus_1": "h-optimus-1", "h0_mini": "h0-mini",
+    "uni2_h": "uni2", "prov_gigapath": "gigapath", "h_optimus_0": "h-optimus-0", "h_optimus_1": "h-optimus-1", "h0_mini:cls_mean": "h0-mini",
     "conch_v15": "conch_v1.5", "hibou_base": "hibou-b", "hibou_large": "hibou-l", "phikon_v2": "phikonv2", "open_midnight": "open-midnight",
     "pathorchestra": "path_orchestra", "lunit_small": "lunit-dino-s16", "lunit_small_patch8": "lunit-dino-s8",
     "lunit_resnet50_bt": "lunit-bt", "lunit_resnet50_mocov2": "lunit-mocov2", "lunit_resnet50_swav": "lunit-swav",

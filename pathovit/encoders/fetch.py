@@ -39,8 +39,16 @@ def fetch_weights(record: EncoderRecord) -> Path:
     if here is not None and not damaged:
         return weights_in(folder, name)
     if not record.hub:
-        raise WeightsError(f"Encoder {name!r} is not on the hub. Give its weights with --weights FILE.safetensors.")
+        raise WeightsError(
+            f"Encoder {name!r} is on no hub: there is nothing to fetch. It comes with a package, or from a file: --weights."
+        )
     source = _download(record, damaged)
+    try:
+        _look_at(source)
+    except WeightsError:
+        if damaged:
+            raise
+        source = _download(record, True)  # what another program left there is not whole
     digest = file_sha256(source)
     if record.sha256 and digest != record.sha256:
         raise WeightsError(
@@ -51,13 +59,19 @@ def fetch_weights(record: EncoderRecord) -> Path:
         with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-", ignore_cleanup_errors=True) as work:
             made = Path(work) / "weights.safetensors"
             if source.suffix == ".safetensors":
-                read_safetensors(source)  # refuses what is damaged
+                _look_at(source)
                 _share(source.resolve(), made)
             else:
                 convert_weights(source, made)
             revision = source.parent.name  # of the hub's cache: snapshots/COMMIT/FILE
             origin = Origin(name, record.hub, source.name, revision, digest, file_sha256(made), record.licence)
             return keep(folder, made, origin)
+
+
+def _look_at(source: Path) -> None:
+    """Raises WeightsError for safetensors that are damaged; of other files that is found when they are converted."""
+    if source.suffix == ".safetensors":
+        read_safetensors(source)
 
 
 def _share(source: Path, target: Path) -> None:
@@ -76,7 +90,12 @@ def _download(record: EncoderRecord, afresh: bool) -> Path:
     revision = record.revision or None
     if not afresh and (here := in_hub_cache(record)) is not None:
         return here
-    _require_hub(record)
+    try:
+        _require_hub(record)
+    except WeightsError:
+        if not afresh and (here := in_hub_cache(record, any_commit=True)) is not None:
+            return here  # of another commit, which is written down beside it
+        raise
     for file in record.files:
         try:
             return Path(hf_hub_download(record.hub, file, revision=revision, endpoint=_endpoint(), force_download=afresh))

@@ -12,8 +12,10 @@ from pathovit.encoders.names import known_record
 from pathovit.encoders.own import OF_PACKAGE, brought
 from pathovit.encoders.spec import sides
 from pathovit.encoders.weights import find_weights, read_safetensors
+from pathovit.errors import SettingsError
 from pathovit.files import file_sha256
 from pathovit.machine import allowed_cores, pick_device, pick_precision
+from pathovit.settings import EmbedSettings
 
 RANDOM = "random"  # as weights: seeded noise, for benchmarks and tests
 
@@ -49,6 +51,9 @@ def load_encoder(
     """
     import torch
 
+    EmbedSettings(precision=precision, engine=engine)  # refuses what there is not
+    if engine == "openvino" and device not in ("auto", "cpu"):
+        raise SettingsError(f"--engine openvino computes on the CPU, and --device is {device}. Leave out one of the two.")
     record = known_record(name)
     side, model_px = sides(record, tile_px)
     of_package = brought(record.base) if weights is None and record.arch == OF_PACKAGE else None

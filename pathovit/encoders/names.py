@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pathovit.encoders.own import brought, folder_record, is_folder, names_brought
+from pathovit.encoders.own import ABOUT, brought, folder_record, is_folder, names_brought
 from pathovit.encoders.record import EncoderRecord, parted
 from pathovit.encoders.records import RECORDS, timm_architectures, unknown_encoder
 
@@ -47,3 +47,13 @@ def can_be_known(name: str) -> bool:
     base, _ = parted(name)
     architectures = timm_architectures()
     return base in RECORDS or base in names_brought() or not architectures or base.split(".")[0] in architectures
+
+
+def with_weights(text: str) -> tuple[str, str | None]:
+    """An encoder and its weights, as in `uni=FILE.safetensors`; None where none are named. Names of folders may have such signs, too."""
+    signs = [place for place, sign in enumerate(text) if sign == "="]
+    for place in (*signs, len(text)):
+        if "=" in text[:place] and (Path(parted(text[:place])[0]) / ABOUT).is_file():
+            return text[:place], text[place + 1 :] or None
+    name, _, weights = text.partition("=")
+    return name, weights or None

@@ -59,6 +59,8 @@ def export_onnx(encoder: Encoder, out: Path, precision: str, tiles: RGB | None) 
     SettingsError : ONNX is not installed, or cannot hold this encoder so, or the graph makes other features
     StorageError : the file cannot be written
     """
+    if out.suffix != ".onnx":
+        raise SettingsError(f"--out {out}: a graph is called .onnx; what is said of it lies beside it as .json.")
     onnx, about = _require(encoder, precision, tiles), out.with_suffix(".json")
     if about.is_file() and b'"opset"' not in read_bytes(about):
         raise SettingsError(

@@ -105,7 +105,7 @@ def folder_record(folder: Path) -> EncoderRecord:
             raise ValueError(f"{record.name!r} is no name")
         return record
     except (FileNotFoundError, NotADirectoryError):
-        raise WeightsError(f"{folder}: there is no {ABOUT} in it. Make such a folder with pathovit.own.write_encoder.") from None
+        raise WeightsError(f"{folder}: there is no {ABOUT} in it. Make such a folder with pathovit.write_encoder.") from None
     except (OSError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError, WeightsError) as error:
         raise WeightsError(f"{about}: it is no record of an encoder ({first_line(error)}).") from error
 

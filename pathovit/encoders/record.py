@@ -100,8 +100,11 @@ class EncoderRecord:
         ------
         WeightsError : there is no such way, or its architecture does not have it
         """
-        found = replace(self, name=f"{self.name}:{words}")
-        for word in words.split(":"):
+        asked = sorted(words.split(":"), key=lambda word: word in INPUTS)  # one way of use has one name
+        if sum(word in INPUTS for word in asked) > 1 or sum(word in POOLS_OF_TOKENS for word in asked) > 1:
+            raise WeightsError(f"Encoder {self.name!r}: {words!r} says two things of one kind. Leave one out.")
+        found = replace(self, name=":".join([self.name, *asked]))
+        for word in asked:
             if word in POOLS_OF_TOKENS:
                 if not self.has_tokens:
                     raise WeightsError(f"Encoder {self.name!r}: {self.arch} has no CLS token and patch tokens to choose from.")

@@ -139,7 +139,7 @@ _ALL = [
     _timm("dinov2_large", "vit_large_patch14_dinov2", 1024, 303.2, "lvd142m", args=_AT_224, multiple_px=14),
     _timm("dinov2_giant", "vit_giant_patch14_dinov2", 1536, 1134.8, "lvd142m", args=_AT_224, multiple_px=14),
     *(
-        _timm(f"dinov3_{size}", f"vit_{size}_patch16_dinov3", dim, millions, "lvd1689m", "DINOv3 License", tile_px=256)
+        _timm(f"dinov3_{size}", f"vit_{size}_patch16_dinov3", dim, millions, "lvd1689m", "DINOv3 License", tile_px=256, pool="cls")  # timm's own is the mean
         for size, dim, millions in (
             ("small", 384, 21.6), ("small_plus", 384, 28.7), ("base", 768, 85.6), ("large", 1024, 303.1), ("huge_plus", 1280, 840.5), ("7b", 4096, 6716),
         )

@@ -32,7 +32,7 @@ class EncoderSpec:
     def recipe(self) -> dict[str, Any]:
         """What determines the bits of a feature, besides the tile; and the device, for the record."""
         own = (
-            {"input": self.record.input, "args": self.record.args} if self.record.folder else {}
+            {"input": self.record.input, "arch": self.record.arch, "args": self.record.args} if self.record.folder else {}
         )  # of those of our table they are known
         return own | {
             "encoder": self.record.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from pathovit.encoders.cache import cache_folder, in_hub_cache, origin_in, weigh
 from pathovit.encoders.own import WEIGHTS, write_safetensors
 from pathovit.encoders.record import EncoderRecord
 from pathovit.errors import WeightsError
+from pathovit.files import open_patiently
 from pathovit.text import first_line
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ def require_safetensors(path: Path) -> None:
     if path.suffix != ".safetensors":
         raise WeightsError(
             f"{path.name}: only .safetensors weights are loaded, because other formats can run code. "
-            f"Convert it with: pathovit encoders convert {path.name} {path.stem}.safetensors"
+            f"Convert it with: pathovit encoders convert {shlex.quote(str(path))} {shlex.quote(str(path.with_suffix('.safetensors')))}"
         )
 
 
@@ -87,11 +89,21 @@ def convert_weights(source: Path, target: Path) -> int:
 
     if not source.is_file():
         raise WeightsError(f"{source}: there is no such file. Check the path.")
+    if target.suffix != ".safetensors":
+        raise WeightsError(
+            f"{target}: what is written is safetensors, and has to be called so. Use {target.with_suffix('.safetensors').name}."
+        )
     try:
         content: Any = torch.load(source, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        with open_patiently(source) as file:
+            head = file.read(2)
+        if head != b"PK" and head[:1] != b"\x80":
+            raise WeightsError(
+                f"{source.name}: it is no file of tensors (it begins with {head!r}): a page or a pointer to it, perhaps. Download it again."
+            ) from error
         raise WeightsError(
-            f"{source.name}: it holds more than tensors and is refused, because loading it could run its code ({first_line(error)})."
+            f"{source.name}: it holds more than tensors and is refused, because loading it could run its code."
         ) from error
     except MemoryError as error:
         raise WeightsError(f"{source.name}: there is not enough memory to read it. Convert it on a larger machine.") from error
@@ -99,7 +111,7 @@ def convert_weights(source: Path, target: Path) -> int:
         raise WeightsError(
             f"{source.name}: it cannot be read as tensors ({first_line(error)}): damaged, or of another kind. Download it again."
         ) from error
-    tensors = _strip(_find_tensors(content))
+    tensors = _strip(_of_backbone(_find_tensors(content)))
     if not tensors:
         raise WeightsError(f"{source.name}: no tensors found in it.")
     write_safetensors(target, tensors)
@@ -116,6 +128,12 @@ def _find_tensors(content: Any) -> dict[str, torch.Tensor]:
         if isinstance(content.get(nest), dict):
             return _find_tensors(content[nest])
     return {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
+
+
+def _of_backbone(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without what was trained beside it: heads of DINO, the decoder of MAE."""
+    own = {name: tensor for name, tensor in tensors.items() if name.removeprefix("module.").startswith("backbone.")}
+    return own or {name: tensor for name, tensor in tensors.items() if not name.removeprefix("module.").startswith("decoder_")}
 
 
 def _strip(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

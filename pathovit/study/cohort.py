@@ -154,7 +154,7 @@ def load_cohort(
     if trial:
         say(f"these features are a trial: at most {trial} tiles of each slide (--max-tiles); so is a model of them")
     labelled, unlabelled = (tuple(bag for bag in bags if bag.is_labelled == wanted) for wanted in (True, False))
-    fixed, rivals = _fixed_parts(by_patient), tuple(rival_splits(rows))
+    fixed, rivals = _fixed_parts(by_patient), tuple(rival_splits(rows, [*target.columns, *([group] if group else [])]))
     return Cohort(labelled, target, {**shape, "max_tiles": trial}, fixed, unlabelled, rivals, key_of(features))
 
 

@@ -267,7 +267,7 @@ def _leave_out(paint: Paint, spread: Spread, outputs: int, patients_known: bool)
     )[1]
     ways = {"blocks": blocks.ravel(), "slides": paint.slide, "patients": paint.patient}
     if not patients_known:
-        del ways["patients"]
+        ways["slides"] = ways.pop("patients")  # those of one patient together, as far as it is known
     elif len(np.unique(paint.patient)) == len(np.unique(paint.slide)):
         del ways["slides"]  # leaving out patients is the same
     found = [_leave_out_groups(paint, spread, outputs, by, groups) for by, groups in ways.items()]

@@ -207,7 +207,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
 
 def test_pickled_weights_are_refused_unopened(tmp_path: Path) -> None:
     torch.save({}, tmp_path / "w.pt")
-    with pytest.raises(WeightsError, match=r"pathovit encoders convert w.pt w.safetensors"):
+    with pytest.raises(WeightsError, match=r"pathovit encoders convert .*w.pt .*w.safetensors"):
         load_encoder("vit_small", str(tmp_path / "w.pt"))
 
 
@@ -238,6 +238,23 @@ def test_convert_strips_nests_and_prefixes(tmp_path: Path) -> None:
     )
     assert convert_weights(tmp_path / "w.pth", tmp_path / "w.safetensors") == 2
     assert sorted(load_file(tmp_path / "w.safetensors")) == ["a.weight", "b"]
+
+
+def test_convert_leaves_what_was_trained_beside_the_backbone(tmp_path: Path) -> None:
+    named = {name: torch.ones(1) for name in ("backbone.a", "backbone.b", "head.c")}
+    torch.save({"teacher": named}, tmp_path / "dino.pth")
+    torch.save({"model": {name: torch.ones(1) for name in ("a", "b", "decoder_c")}}, tmp_path / "mae.pth")
+    for name in ("dino", "mae"):
+        assert convert_weights(tmp_path / f"{name}.pth", tmp_path / "w.safetensors") == 2
+        assert set(load_file(tmp_path / "w.safetensors")) == {"a", "b"}
+
+
+def test_convert_tells_a_page_from_a_pickle_and_keeps_its_source(tmp_path: Path) -> None:
+    (tmp_path / "w.pt").write_text("<html>Log in</html>")
+    with pytest.raises(WeightsError, match="it is no file of tensors"):
+        convert_weights(tmp_path / "w.pt", tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match="has to be called so. Use w.safetensors"):
+        convert_weights(tmp_path / "w.pt", tmp_path / "w.pt")
 
 
 def test_convert_refuses_a_file_that_would_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,7 +127,7 @@ def failing(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, weights: 
         "torn": (replace(TINY, hub="me/torn"), "not a valid safetensors file"),
         "nan": (replace(TINY, hub="me/nan"), "NaN or infinite"),
         "pinned": (replace(TINY, sha256="0" * 64), "pinned is 000000000000"),
-        "no hub": (replace(TINY, hub=""), "is not on the hub"),
+        "no hub": (replace(TINY, hub=""), "is on no hub: there is nothing to fetch"),
     }
 
 
@@ -222,8 +222,8 @@ def encoders(*given: object, cache: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*PATHOVIT, "encoders", *map(str, given)], capture_output=True, text=True, env=environment, timeout=120)
 
 
-def test_another_commit_that_is_here_already_serves_where_the_pinned_one_is_not(
-    hub: Hub, weights: dict[str, torch.Tensor]
+def test_another_commit_that_is_here_already_serves_where_the_pinned_one_cannot_be_had(
+    hub: Hub, weights: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import hf_hub_download
 
@@ -231,9 +231,15 @@ def test_another_commit_that_is_here_already_serves_where_the_pinned_one_is_not(
     hf_hub_download("me/tiny", "pytorch_model.bin", endpoint=hub.url)
     asked = len(hub.asked)
     pinned = replace(TINY, revision="d" * 40)
-    found = in_hub_cache(pinned)
+    assert in_hub_cache(pinned) is None, "it is never taken for the pinned one"
+    found = in_hub_cache(pinned, any_commit=True)
     assert found is not None
     assert found.parent.name == COMMIT
+    with pytest.raises(WeightsError):
+        fetch_weights(pinned)
+    assert len(hub.asked) > asked, "with a network the pinned one is asked for"
+    asked = len(hub.asked)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     fetch_weights(pinned)
     assert len(hub.asked) == asked
     origin = origin_in(cache_folder(), "tiny")

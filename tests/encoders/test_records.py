@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ from safetensors.torch import save_file
 from pathovit.encoders import RECORDS, EncoderRecord, known_record, load_encoder, make_model, pool_tokens
 from pathovit.encoders.adapt import load_strictly
 from pathovit.encoders.build import _resolve
+from pathovit.encoders.names import with_weights
+from pathovit.encoders.pool import pooled
 from pathovit.encoders.records import _COMMITS
-from pathovit.errors import WeightsError
+from pathovit.errors import SettingsError, WeightsError
 
 OF_TIMM = [name for name, record in RECORDS.items() if not record.arch.startswith("pathovit-")]
 OF_SIZE = ("img_size", "global_pool", "fc_norm")  # arguments that are ours; others say what was published
@@ -210,3 +213,39 @@ def test_commits_that_are_pinned_are_commits_of_repositories_of_the_table() -> N
     assert all(re.fullmatch("[0-9a-f]{40}", commit) for commit in _COMMITS.values())
     assert RECORDS["uni2_h"].revision == _COMMITS["MahmoodLab/UNI2-h"]
     assert len(_COMMITS) == len(set(_COMMITS.values()))
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDS if name.startswith("dinov3_small")])
+def test_dinov3_says_its_cls_token(name: str) -> None:
+    """timm's own way is the mean of all tokens."""
+    record = RECORDS[name]
+    model = make_model(record, 64).eval()
+    with torch.inference_mode():
+        tokens = model.forward_features(torch.rand(1, 3, 64, 64))
+        assert torch.equal(pooled(model, tokens, record.pool), tokens[:, 0])
+
+
+def test_a_variant_says_one_thing_of_each_kind_and_has_one_name() -> None:
+    uni = RECORDS["uni"]
+    assert uni.variant("crop:cls_mean").name == uni.variant("cls_mean:crop").name == "uni:cls_mean:crop"
+    for words in ("mean:cls", "crop:native"):
+        with pytest.raises(WeightsError, match="says two things of one kind"):
+            uni.variant(words)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"precision": "int8"}, {"precision": "fp16"}, {"engine": "onnx"}, {"engine": "openvino", "device": "cuda"}]
+)
+def test_what_cannot_be_had_is_refused(asked: dict[str, str]) -> None:
+    with pytest.raises(SettingsError):
+        load_encoder("reference", **asked)
+
+
+def test_an_encoder_and_its_weights_are_told_apart_in_folders_with_signs(tmp_path: Path) -> None:
+    assert with_weights("uni") == ("uni", None)
+    assert with_weights("uni=/a=b/w.safetensors") == ("uni", "/a=b/w.safetensors")
+    folder = tmp_path / "lr=0.1" / "enc"
+    folder.mkdir(parents=True)
+    (folder / "encoder.json").touch()
+    assert with_weights(str(folder)) == (str(folder), None)
+    assert with_weights(f"{folder}=random") == (str(folder), "random")

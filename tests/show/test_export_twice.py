@@ -29,6 +29,9 @@ def test_a_second_export_into_a_folder_keeps_what_the_table_says_of_the_first(fi
     (folder / "slides.csv").write_bytes(b"\xef\xbb\xbf" + saved)  # by Excel
     export(OutFolder(finished), "csv", folder)
     assert sorted((folder / "slides.csv").read_bytes().splitlines()) == sorted(saved.splitlines())
+    (folder / "slides.csv").write_bytes(saved + "M\u00fcller".encode("cp1252"))
+    with pytest.raises(SettingsError, match="not a CSV file in UTF-8"):
+        export(OutFolder(finished), "csv", folder)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "slides.csv").write_text("slide,label\na,b\n")
     with pytest.raises(SettingsError, match="it is not of an export"):

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from pathovit.errors import SettingsError, SlideError
-from pathovit.files import csv_table, read_bytes, write_atomically
+from pathovit.files import csv_table, write_atomically
 from pathovit.outputs.folder import OutFolder
 from pathovit.outputs.runs import files_at_hand
 from pathovit.show.export.dicom import cannot_be_dicom, write_dicom
@@ -21,6 +21,7 @@ from pathovit.show.export.slides import ExportedSlide, lacks_map, named
 from pathovit.show.export.spatialdata import write_spatialdata
 from pathovit.show.export.tiles import write_anndata, write_csv, write_parquet
 from pathovit.show.export.wsinfer import write_wsinfer
+from pathovit.tables import table_text
 from pathovit.text import counted
 
 MAPPING = "slides.csv"
@@ -123,20 +124,15 @@ def _earlier(path: Path, columns: Sequence[str], names: Collection[str]) -> list
     """Rows of an export that was made into the same folder before, of files that were not written again."""
     if not path.is_file():
         return []
-    table = csv.DictReader(io.StringIO(_text(path), newline=""))
+    table = csv.DictReader(io.StringIO(table_text(path), newline=""))
     rows = [{name: row.get(name) or "" for name in columns} for row in table]
     return [row for row in rows if row["name"] not in names and row["name"].removeprefix("'") not in names]
 
 
 def _refuse_other_tables(path: Path) -> None:
     """Before anything is written: a table of somebody else would be overwritten."""
-    if path.is_file() and not _text(path).startswith("name,slide_id,"):
+    if path.is_file() and not table_text(path).startswith("name,slide_id,"):
         raise SettingsError(f"{path}: it is not of an export. Choose another --folder.")
-
-
-def _text(path: Path) -> str:
-    """As we wrote it, or a spreadsheet saved it."""
-    return read_bytes(path).decode("utf-8-sig", "replace")
 
 
 def _remarks(format: Format, slide: ExportedSlide) -> list[str]:

@@ -106,6 +106,7 @@ function Decision({ reading }: { reading: Reading }) {
     reading.drafting.value = drafting;
     return () => void (reading.drafting.value = false);
   }, [reading, drafting]);
+  useLayoutEffect(() => reading.changed(), [reading, chosen.value, label.value, note.value, reason.value]); // of what is new one is warned again
 
   const choose = (wanted: Judgement) => {
     chosen.value = wanted;
@@ -147,7 +148,7 @@ function Decision({ reading }: { reading: Reading }) {
             ))}
           </div>
         )}
-        <button type="button" class="plain" onClick={() => ((changing.value = true), (note.value = opinion.note), (label.value = opinion.label ?? ""))}>Change…</button>
+        <button type="button" class="plain" onClick={() => ((changing.value = true), (chosen.value = null), (note.value = opinion.note), (label.value = opinion.label ?? ""))}>Change…</button>
       </section>
     );
   return (
@@ -200,7 +201,7 @@ function Decision({ reading }: { reading: Reading }) {
           <button type="submit" class="primary">Keep <Key>Enter</Key></button>
         </form>
       )}
-      {decided && <button type="button" class="plain" onClick={() => (changing.value = false)}>Leave it as it was</button>}
+      {decided && <button type="button" class="plain" onClick={() => ((changing.value = false), (chosen.value = null))}>Leave it as it was</button>}
     </section>
   );
 }

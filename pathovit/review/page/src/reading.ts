@@ -306,6 +306,23 @@ export class Reading {
     });
   }
 
+  private warned = false; // the next time one may go
+  changed(): void {
+    this.warned = false;
+  }
+
+  mayLeave(): boolean {
+    if (!this.drafting.value || this.warned) return true;
+    this.warned = true;
+    this.notKept("The same key again leaves without it.");
+    return false;
+  }
+
+  notKept(more: string): void {
+    this.mode.value = "look"; // Enter is for the decision now
+    message.value = `Your decision is not kept yet: Enter keeps it. ${more}`;
+  }
+
   undo(): Promise<void> {
     return trying(async () => {
       let what = "";
@@ -402,7 +419,7 @@ export class Reading {
     const here = this.askedHere.value.findIndex((tile) => tile.key === this.key);
     const other = this.askedHere.value[0];
     if (here >= 0 || !other) this.ask(here);
-    else go({ name: "slide", key: other.key });
+    else if (this.mayLeave()) go({ name: "slide", key: other.key });
   }
 
   async answerAsked(label: string): Promise<void> {
@@ -458,7 +475,7 @@ export class Reading {
     }
     this.region.value = (this.region.value + step + count) % count;
     const region = this.regions.value[this.region.value]!;
-    this.goToCell(region.peakCell);
+    this.goToCell(region.peakCell, this.grid.value!.origin);
     spoken.value = `Region ${this.region.value + 1} of ${count}: ${region.mm2.toFixed(2)} square millimetres, peak ${region.peak.toFixed(2)}`;
   }
 
@@ -478,9 +495,10 @@ export class Reading {
     for (const [cell, tile] of this.order.value) if (tile === index) this.goToCell(cell);
   }
 
-  goToCell(cell: number): void {
+  // A cell of a tile; of the map, if its origin is given.
+  goToCell(cell: number, origin?: [number, number]): void {
     const viewer = this.viewer;
-    if (viewer) viewer.goTo(...viewer.centreOf(cell), Math.max(UM_AT_20X, viewer.mpp[0]));
+    if (viewer) viewer.goTo(...viewer.centreOf(cell, origin), Math.max(UM_AT_20X, viewer.mpp[0]));
   }
 
   async look(at: At): Promise<void> {

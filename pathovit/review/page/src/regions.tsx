@@ -33,7 +33,7 @@ export function Regions({ reading }: { reading: Reading }) {
             <li key={region.peakCell}>
               <button
                 type="button" class="region" aria-current={i === selected} disabled={reading.searching.value}
-                onClick={() => ((reading.region.value = i), reading.goToCell(region.peakCell))}
+                onClick={() => ((reading.region.value = i), reading.goToCell(region.peakCell, reading.grid.value!.origin))}
               >
                 <b>{i + 1}</b>
                 <span>{number(region.mm2)} mm²</span>

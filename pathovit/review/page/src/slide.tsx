@@ -261,24 +261,10 @@ function TileCard({ reading }: { reading: Reading }) {
 
 // The slide before or after: where this one has left the list meanwhile, as they were when it was opened.
 function neighbour(reading: Reading, step: number): void {
-  if (!mayLeave(reading)) return;
+  if (!reading.mayLeave()) return;
   const now = order.value.includes(reading.key) ? order.value : reading.siblings;
   const next = now[now.indexOf(reading.key) + step];
   if (next) go({ name: "slide", key: next });
-}
-
-let warned: Reading | null = null; // of a decision that is not kept: the next time one may go
-
-function mayLeave(reading: Reading): boolean {
-  if (!reading.drafting.value || warned === reading) return true;
-  warned = reading;
-  notKept(reading, "The same key again leaves without it.");
-  return false;
-}
-
-function notKept(reading: Reading, more: string): void {
-  reading.mode.value = "look"; // Enter is for the decision now
-  message.value = `Your decision is not kept yet: Enter keeps it. ${more}`;
 }
 
 function press(selector: string): void {
@@ -323,6 +309,7 @@ const ARROWS: Record<string, [number, number]> = { ArrowLeft: [-1, 0], ArrowRigh
 function act(reading: Reading, event: KeyboardEvent): boolean {
   const page = reading.page.value!, viewer = reading.viewer, key = event.key;
   const classes = reading.classes.value;
+  if (!/^(j|k|q|Escape)$/.test(key)) reading.changed();
   const arrow = ARROWS[key];
   if (arrow) {
     if (reading.mode.value === "paint") reading.moveCursor(...arrow);
@@ -341,7 +328,6 @@ function act(reading: Reading, event: KeyboardEvent): boolean {
     }
     return true;
   }
-  if (!/^(j|k|Escape)$/.test(key)) warned = null;
   switch (key) {
     case "Escape":
       if (reading.tile.value) reading.tile.value = null;
@@ -351,7 +337,7 @@ function act(reading: Reading, event: KeyboardEvent): boolean {
         reading.mode.value = "look";
         if (viewer) viewer.measure = [];
         viewer?.drawNow();
-      } else if (mayLeave(reading)) go({ name: "worklist" });
+      } else if (reading.mayLeave()) go({ name: "worklist" });
       return true;
     case "Enter":
       if (reading.drafting.value && reading.mode.value === "look") (document.querySelector("#decision") as HTMLFormElement | null)?.requestSubmit();
@@ -398,7 +384,7 @@ function act(reading: Reading, event: KeyboardEvent): boolean {
       else press(`[data-judgement=${key === "a" ? "agree" : key === "d" ? "disagree" : "unsure"}]`);
       return true;
     case "s":
-      if (reading.drafting.value) notKept(reading, "Then s signs.");
+      if (reading.drafting.value) reading.notKept("Then s signs.");
       else if (page.opinion.label === null) message.value = "Decide first, then sign.";
       else if (!page.opinion.signed) void reading.sign(signedAs(page.opinion));
       return true;

@@ -3,6 +3,7 @@ import OpenSeadragon from "openseadragon";
 import type { Grid, SlidePage } from "./api";
 import { ofSlide } from "./api";
 import { classColour, css } from "./heat";
+import { needsToken } from "./state";
 
 export interface Overlay {
   map: HTMLCanvasElement | null; // a pixel for each cell, coloured
@@ -86,6 +87,9 @@ export class SlideViewer {
     for (const event of ["update-viewport", "resize", "rotate", "open"] as const) this.osd.addHandler(event, () => this.draw());
     this.osd.addHandler("open", () => this.fit(true));
     this.osd.addHandler("tile-load-failed", (event) => void this.ask(event.tile.getUrl()));
+    this.osd.addHandler("tile-loaded", (event) => {
+      if (this.unseen.delete(event.tile.getUrl()) && !this.unseen.size) this.onUnseen("");
+    });
     this.osd.open(tileSource(page) as never);
   }
 
@@ -95,11 +99,16 @@ export class SlideViewer {
   }
 
   onUnseen: (why: string) => void = () => {};
+  private readonly unseen = new Set<string>(); // tiles that did not come
 
   // Why a tile did not come: coarser pixels that are stretched over its place look like tissue.
   private async ask(url: string): Promise<void> {
+    if (this.unseen.has(url)) return; // it is tried again and again
+    this.unseen.add(url);
     const answer = await fetch(url).catch(() => null);
-    if (answer?.ok || answer?.status === 429) return; // it comes, or is waited for
+    if (answer?.ok || answer?.status === 429 || answer?.status === 401) this.unseen.delete(url); // it comes, or is waited for
+    if (answer?.status === 401) needsToken.value = true;
+    if (!this.unseen.has(url)) return;
     const why = answer ? ((await answer.json().catch(() => ({}))) as { error?: string }).error : "The server does not answer.";
     this.onUnseen(`Part of this slide cannot be shown: what you see there is a coarser picture. ${why ?? ""}`);
   }
@@ -149,8 +158,12 @@ export class SlideViewer {
   tilesUnder(cells: Int32Array): Int32Array {
     const grid = this.grid!;
     if (grid.origin.every((at, axis) => at === grid.tile_origin[axis])) return cells;
-    const found = new Set<number>();
-    for (const cell of cells) found.add(this.cellAt(...this.centreOf(cell, grid.origin)) ?? cell);
+    const [right, down] = grid.cell.map((side, axis) => Math.floor((Math.max(1, Math.round(grid.tile[axis]! / side)) - 1) / 2));
+    const found = new Set<number>(); // of the tiles over a cell the one whose centre is nearest
+    for (const cell of cells) {
+      const row = Math.floor(cell / grid.columns), column = cell - row * grid.columns;
+      found.add(Math.max(0, row - down!) * grid.columns + Math.max(0, column - right!));
+    }
     return Int32Array.from(found);
   }
 
