@@ -41,12 +41,13 @@ KNOWN = {
 }  # fmt: skip
 LIKE_MPP = re.compile(r"^mpp|mpp$|microns?per|micromet(er|re)s?per|^pixelsize|^pixelspacing|^um(per|px)")
 NUMBERS_LIKE_MPP = re.compile(
-    r"^(image|slide|wsi|level\d*|x)?spacing|^resolution|^physicalsize|^pixel(width|height)"
+    r"^(image|slide|wsi|base|level\d*|x)?spacing|^resolution|^physicalsize|^pixel(width|height)"
 )  # where cells are numbers
 LIKE_PATIENT = re.compile(  # in words, as `word_by_word` has them
     r"\b(patients?|participant|donor|subject|person)\b.*\b(id|uuid|barcode|code|key|no|nr|number)$"
 )
-ONE_WORD = re.compile(r"(patients?|participant|donor|subject|person)(id|uuid|barcode|code|key|no|nr|number)")
+OF_PATIENT = re.compile(r"(patients?|participant|donor|subject|person) ")
+ONE_WORD = re.compile(r"(patients?|participant|donor|subject|person)(id|uuid|barcode|code|key|no|nr|number)$")
 PARTS = {  # of a cohort, in the spellings of the field
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid", "dev", "tune"),
@@ -263,9 +264,11 @@ def _refuse_lookalike(path: Path, name: str, roles: dict[str, str], cells: Seque
         near = difflib.get_close_matches(found, [known for known in KNOWN[role] if len(known) >= 5], n=1, cutoff=LIKENESS)
         # An inpatient is no patient, and covid of a patient is no id.
         near = [known for known in near if known[0] == found[:1] and abs(len(known) - len(found)) <= MOST_SLIPS]
+        if OF_PATIENT.match(word_by_word(name)):
+            near = []  # its words are told by LIKE_PATIENT
         like = {
             "mpp": LIKE_MPP.search(found) or (numbers and NUMBERS_LIKE_MPP.search(found)),
-            "patient": LIKE_PATIENT.search(word_by_word(name)) or ONE_WORD.fullmatch(found),
+            "patient": LIKE_PATIENT.search(word_by_word(name)) or ONE_WORD.search(found),
         }
         if near or like.get(role):
             raise SettingsError(f"{path}: column {name!r} looks like `{role}`, and is not. Name it `{role}`, or otherwise.")

@@ -292,7 +292,7 @@ def test_words_that_hold_others_are_no_known_columns(column: str, tmp_path: Path
     assert (row.patient, row.mpp, row.label(column)) == (None, None, "0.25")
 
 
-@pytest.mark.parametrize("column", ["PatientUUID", "patient.number", "Subject no", "patientkey", "subjectcode"])
+@pytest.mark.parametrize("column", ["PatientUUID", "patient.local.number", "Subject no", "patientkey", "TCGAPatientID"])
 def test_words_are_known_however_they_are_joined(column: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="looks like `patient`"):
         read_manifest(write(tmp_path / "l.csv", f"slide,{column}\na.svs,1\n"))

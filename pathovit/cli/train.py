@@ -236,15 +236,19 @@ def compare(
     for card, count in zip(cards, learned, strict=True):
         for remark in card.get("remarks", ()):
             options.note(f"{card['model']}: {remark}")
-        if count:
+        alike = int(card.get("patients_named_alike", 0))
+        if count or alike:
+            what = f"learned from {count}" + (f", and from {alike} more if it is names that tell them" if alike else "")
             options.note(
-                f"{card['model']} learned from {counted(count, 'patient')} of those that it is compared on: it may only know them by heart"
+                f"{card['model']} {what} of the {counted(card['patients'], 'patient')} of its evaluation: it may know them by heart"
             )
     if all(card.get("localisation") for card in cards):
         found |= compare_maps(read_maps(a / "localisation.csv"), read_maps(b / "localisation.csv"))
     if as_json:
         shown: dict[str, object] = {name: asdict(line) for name, line in found.items()}
-        typer.echo(json.dumps(shown | {"patients_learned_from": dict(zip("ab", learned, strict=True))}, indent=1))
+        named = {side: int(card.get("patients_named_alike", 0)) for side, card in zip("ab", cards, strict=True)}
+        more = {"patients_learned_from": dict(zip("ab", learned, strict=True)), "patients_named_alike": named}
+        typer.echo(json.dumps(shown | more, indent=1))
         return
     typer.echo(f"{next(iter(found.values())).patients} patients; a = {cards[0]['model']}, b = {cards[1]['model']}")
     for name, line in found.items():

@@ -128,7 +128,7 @@ def _robustness(found: Values | None) -> str:
         )
     said = (
         f"{stain['flipped']:.1%} of {stain['answers']} answers flip"
-        if stain["answers"]
+        if stain["flipped"] is not None
         else "there was no answer that could flip"
     )
     return (

@@ -90,7 +90,10 @@ class Case:
         answer = self.answer
         if answer is None or self.group == Group.STRANGE:
             return self.rank
-        return max(answer.probabilities, default=0.0), self.key
+        chances = answer.probabilities
+        if abs(sum(chances) - 1) > 0.01:  # of labels that do not exclude each other: the one that is least sure
+            return min((max(chance, 1 - chance) for chance in chances), default=0.0), self.key
+        return max(chances), self.key
 
     @property
     def rank(self) -> tuple[float, str]:

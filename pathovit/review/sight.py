@@ -10,6 +10,7 @@ from pathovit.review.about import tiles_sha256
 from pathovit.review.desk import Case
 from pathovit.review.events import Given
 from pathovit.review.opinion import Opinion
+from pathovit.tables import spelling
 
 PRESENT = ("drawn", "tiles", "last", "reader")  # what `require_seen` looks at; the record has it in other words
 OF_TILES = ("painted", "region")
@@ -112,4 +113,4 @@ def contradicts(judgement: str, label: str | None, case: Case) -> bool:
     word = case.answer.answer if case.answer else ""
     if label is None or case.answer is None or word not in case.answer.classes:
         return False
-    return (judgement == "agree") != (label == word) if judgement in ("agree", "disagree") else False
+    return (judgement == "agree") != (spelling(label) == spelling(word)) if judgement in ("agree", "disagree") else False

@@ -106,10 +106,10 @@ class Robustness:
 
 def summary(moved: Sequence[Moved]) -> dict[str, float | int | None]:
     """Shares of answers that flipped and were lost, of those that there were (None without any); means of how far maps moved."""
-    answered = [one for one in moved if one.answer_as_it_is not in NO_ANSWER and not one.is_number]
+    answered = [one for one in moved if one.answer_as_it_is not in NO_ANSWER]
     return {
         "answers": len(answered),
-        "flipped": _mean([one.flipped for one in answered]),
+        "flipped": _mean([one.flipped for one in answered if not one.is_number]),
         "lost": _mean([one.lost for one in answered]),
         "change": _mean([abs(one.change) for one in moved]),
         "map_correlation": _mean([one.map_correlation for one in moved if one.map_correlation is not None]),

@@ -120,8 +120,9 @@ def _where_it_lies(model: SlideModel, asked: str) -> str:
     """What leads to a loaded model again, for who draws the heatmap anew; a name of nothing, where it is only at hand here."""
     for known in (asked, model.name):
         try:
-            if known and model_digest(read_card(known)[1]) == model.sha256:
-                return known
+            folder, card = read_card(known) if known else (None, None)
+            if card is not None and model_digest(card) == model.sha256:
+                return known if known == REFERENCE else str(folder)
         except WeightsError:  # no folder, or another one now
             continue
     return FROM_PYTHON

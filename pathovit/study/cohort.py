@@ -20,6 +20,7 @@ from pathovit.files import slide_stem
 from pathovit.manifest import SHOWN, ManifestRow, Names, one_spelling, rival_splits, some
 from pathovit.model.aggregator import WINDOW
 from pathovit.model.targets import Target, Truth, read_truth
+from pathovit.model.targets.multilabel import Multilabel
 from pathovit.outputs.features import SlideFeatures
 from pathovit.outputs.folder import OutFolder, SlideFolder
 from pathovit.outputs.names import key_of
@@ -166,6 +167,9 @@ def _marked(bag: Bag, of_slides: Sequence[Marks | None], drawn: Drawn) -> Bag:
     marks = np.concatenate(
         [np.repeat(nothing, tiles, 0) if found is None else found for found, tiles in zip(of_slides, bag.tiles, strict=True)]
     )
+    if isinstance(drawn.target.kind, Multilabel):  # who has not the label has it nowhere
+        drawn_on = np.isfinite(marks).any(1)[:, None]
+        marks = np.where(drawn_on & np.isnan(marks) & (bag.truth == 0), np.float32(0), marks)
     return replace(bag, marks=torch.from_numpy(marks), truth=drawn.implied(bag.patient, bag.truth, marks))
 
 
@@ -175,6 +179,10 @@ def _patient_names(rows: Sequence[ManifestRow], folders: dict[int, Path]) -> lis
     taken.update({row.patient for row in rows if row.patient})
     stems = [slide_stem(row.slide.name) for row in rows]
     return [row.patient or (stem if taken[stem] == 1 else folders[row.line].name) for row, stem in zip(rows, stems, strict=True)]
+
+
+def said_of_rivals(columns: Sequence[str]) -> str:
+    return f"The columns {' and '.join(columns)} each say which part a slide is in. Name the one that counts `split`."
 
 
 def _say_left_out(rows: Sequence[ManifestRow], used: Sequence[ManifestRow], say: Say) -> None:

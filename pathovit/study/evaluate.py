@@ -18,7 +18,7 @@ from pathovit.model.targets import Target
 from pathovit.outputs.names import PATIENT_ID, Names, key_of
 from pathovit.outputs.provenance import versions
 from pathovit.outputs.recipe import EmbedRecipe
-from pathovit.study.cohort import Cohort
+from pathovit.study.cohort import Cohort, said_of_rivals
 from pathovit.study.evaluation import answers_csv, evaluate
 from pathovit.study.figures import evaluation_picture, maps_picture
 from pathovit.study.fit import OnStep
@@ -88,6 +88,8 @@ def evaluate_model(
         [bag for bag in part if split is None or cohort.fixed.get(bag.patient) == wanted]
         for part in (cohort.bags, cohort.unlabelled)
     )
+    if split and cohort.rival_splits:
+        raise SettingsError(said_of_rivals(cohort.rival_splits))
     if not bags:
         raise SettingsError(f"No patient of the table is in split {split!r}. Correct --split or the column.")
     on_step("answering patients", 0, len(bags))

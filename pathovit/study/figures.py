@@ -282,7 +282,9 @@ def _line(answers: Answers) -> dict[str, str]:
 def _kaplan_meier(axes: Any, answers: Answers, found: Metrics) -> None:
     """Patients above and below the median risk."""
     fitter = lifelines("fitters.kaplan_meier_fitter").KaplanMeierFitter
-    high = answers.values[:, 0] > np.median(answers.values[:, 0])
+    risks = answers.values[:, 0]
+    fold = answers.fold if len(answers.fold) else np.zeros(len(risks), int)  # each has a model, and a scale, of its own
+    high = risks > np.array([np.median(risks[fold == one]) for one in fold])
     for name, chosen, colour in (("lower risk", ~high, MODEL), ("higher risk", high, SECOND)):
         if chosen.any():
             curve = fitter().fit(answers.truth[chosen, 0], answers.truth[chosen, 1], label=f"{name}, {chosen.sum()} patients")

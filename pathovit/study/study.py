@@ -33,7 +33,7 @@ from pathovit.model.slide_model import SlideModel, load_model, save_model
 from pathovit.outputs.names import Names
 from pathovit.outputs.provenance import versions
 from pathovit.settings import TrainSettings
-from pathovit.study.cohort import Cohort, cohort_digest
+from pathovit.study.cohort import Cohort, cohort_digest, said_of_rivals
 from pathovit.study.evaluation import Answers, Tell, against_pooling, answers_csv, evaluate, glance
 from pathovit.study.figures import evaluation_picture, training_curves
 from pathovit.study.fit import Fitted, OnEpoch, OnStep, Parts, fit, fit_key
@@ -66,10 +66,7 @@ def train_model(
     SettingsError : too few patients for the parts
     """
     if cohort.rival_splits and not folds:
-        raise SettingsError(
-            f"The columns {' and '.join(cohort.rival_splits)} each say which part a slide is in. Name the one that counts `split`, "
-            "or have --folds make others."
-        )
+        raise SettingsError(f"{said_of_rivals(cohort.rival_splits)} Or have --folds make others.")
     if folds is None:
         folds = USUAL_FOLDS if len(cohort.bags) < FEW_PATIENTS and not cohort.fixed else 0
         if folds:

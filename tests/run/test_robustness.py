@@ -34,8 +34,9 @@ def test_flips_are_counted_among_slides_that_had_an_answer() -> None:
     assert found["lost"] == pytest.approx(1 / 3, abs=1e-4)
     assert found["change"] == pytest.approx(0.12)
     assert (summary([])["answers"], summary([])["flipped"]) == (0, None)
-    risks = summary([replace(moved("1.2", "1.3", change=0.1), is_number=True, flipped=False)])
-    assert (risks["answers"], risks["flipped"], risks["change"]) == (0, None, 0.1)
+    number = replace(moved("1.2", "1.3", change=0.1), is_number=True, flipped=False)
+    risks = summary([number, replace(number, answer="outside", lost=True)])
+    assert (risks["answers"], risks["flipped"], risks["lost"], risks["change"]) == (2, None, 0.5, 0.1)
     maps = summary([moved("map", "map", change=0.1)])  # of a taught model: nothing that could flip
     assert (maps["answers"], maps["flipped"], maps["change"]) == (0, None, 0.1)
 

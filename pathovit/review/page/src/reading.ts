@@ -6,7 +6,7 @@ import {
 } from "./api";
 import { atRandom, cellsOf, findRegions, paintCells, quantile, type Region, runsOf, strongest, table, toByte, toValue } from "./heat";
 import { paintKinds } from "./kinds";
-import { entered, go, leaving, message, needsToken, refresh, spoken, told, trying, worklist } from "./state";
+import { entered, go, guard, leaving, message, needsToken, refresh, spoken, told, trying, worklist } from "./state";
 import type { At, SlideViewer } from "./viewer";
 
 export type Mode = "look" | "paint" | "measure";
@@ -101,6 +101,11 @@ export class Reading {
       if ((this.saving.value || this.drafting.value) && !leaving.value) event.preventDefault(); // something is not kept yet
     };
     addEventListener("beforeunload", unload);
+    const mine = () => this.mayLeave();
+    guard.mayLeave = mine;
+    this.stops.push(() => {
+      if (guard.mayLeave === mine) guard.mayLeave = () => true; // the next slide may be there already
+    });
     this.stops.push(() => removeEventListener("beforeunload", unload));
   }
 

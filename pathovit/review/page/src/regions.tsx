@@ -28,7 +28,9 @@ export function Regions({ reading }: { reading: Reading }) {
       <ol ref={list} aria-busy={reading.searching.value}>
         {listed.map((region, i) => {
           const columns = reading.columns.value;
-          const verdict = judged.get(`${info.name} ${Math.floor(region.first / columns)} ${region.first % columns} ${region.cells.length}`);
+          const tiles = reading.viewer?.tilesUnder(region.cells) ?? region.cells;
+          const first = tiles === region.cells ? region.first : tiles.reduce((least, cell) => Math.min(least, cell), Infinity);
+          const verdict = judged.get(`${info.name} ${Math.floor(first / columns)} ${first % columns} ${tiles.length}`);
           return (
             <li key={region.peakCell}>
               <button

@@ -28,7 +28,14 @@ function whereabouts(): Place {
   return (name === "slide" || name === "patient") && /^[0-9a-f]{16}$/.test(key ?? "") ? { name, key: key! } : { name: "worklist" };
 }
 
-addEventListener("hashchange", () => (place.value = whereabouts()));
+export const guard = { mayLeave: () => true }; // what is on the screen may have something that is not kept
+
+addEventListener("hashchange", () => {
+  const to = whereabouts(), now = place.value;
+  if (JSON.stringify(to) === JSON.stringify(now)) return;
+  if (guard.mayLeave()) place.value = to;
+  else go(now);
+});
 
 export function go(to: Place): void {
   location.hash = to.name === "worklist" ? "/" : `/${to.name}/${to.key}`;

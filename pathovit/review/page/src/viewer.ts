@@ -106,7 +106,7 @@ export class SlideViewer {
     if (this.unseen.has(url)) return; // it is tried again and again
     this.unseen.add(url);
     const answer = await fetch(url).catch(() => null);
-    if (answer?.ok || answer?.status === 429 || answer?.status === 401) this.unseen.delete(url); // it comes, or is waited for
+    if (answer?.ok || answer?.status === 429 || answer?.status === 503 || answer?.status === 401) this.unseen.delete(url); // it comes, or is waited for
     if (answer?.status === 401) needsToken.value = true;
     if (!this.unseen.has(url)) return;
     const why = answer ? ((await answer.json().catch(() => ({}))) as { error?: string }).error : "The server does not answer.";
