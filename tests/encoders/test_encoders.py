@@ -188,8 +188,9 @@ def test_weights_fetched_once_are_found_in_the_hubs_cache(monkeypatch: pytest.Mo
     encoder = load_encoder("vit_small", "random", precision="fp32")
     repository = tmp_path / "models--timm--vit_small_patch16_224.augreg_in21k_ft_in1k"
     (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("0" * 40)
-    snapshot = repository / "snapshots" / ("0" * 40)
+    commit = encoder.record.revision  # the one that is known: another one is never taken for it
+    (repository / "refs" / "main").write_text(commit)
+    snapshot = repository / "snapshots" / commit
     snapshot.mkdir(parents=True)
     head = {"head.weight": torch.zeros(1000, 384), "head.bias": torch.zeros(1000)}  # a classifier, to be left out
     save_file({**encoder.model.state_dict(), **head}, snapshot / "model.safetensors")
