@@ -49,6 +49,7 @@ def fetch_weights(record: EncoderRecord) -> Path:
         if damaged:
             raise
         source = _download(record, True)  # what another program left there is not whole
+        _look_at(source)
     digest = file_sha256(source)
     if record.sha256 and digest != record.sha256:
         raise WeightsError(
@@ -59,7 +60,6 @@ def fetch_weights(record: EncoderRecord) -> Path:
         with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-", ignore_cleanup_errors=True) as work:
             made = Path(work) / "weights.safetensors"
             if source.suffix == ".safetensors":
-                _look_at(source)
                 _share(source.resolve(), made)
             else:
                 convert_weights(source, made)
